@@ -1,0 +1,18 @@
+"""`python -m parallel_topology`, and the console script."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; without its extra, say what to install."""
+    try:
+        from parallel_topology.cli import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("rich", "typer"):
+            raise
+        sys.exit(f"the command line needs {error.name}: pip install 'parallel-topology[cli]'")
+    app()
+
+
+if __name__ == "__main__":
+    main()

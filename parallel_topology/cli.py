@@ -1,0 +1,117 @@
+"""The command line: `parallel-topology demo`. Torch is imported by the commands that need it, not here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from parallel_topology.errors import ParallelTopologyError, TopologyError
+from parallel_topology.render.text import grid
+from parallel_topology.topology import ParallelTopology
+
+app = typer.Typer(name="parallel-topology", no_args_is_help=True, pretty_exceptions_enable=False)
+
+MOST_TEXT = 16 * 1024
+"""Bytes of a file that the demo reads: enough to see it work, few enough to end within a minute on two cores."""
+
+
+@app.callback()
+def _root() -> None:  # pyright: ignore[reportUnusedFunction] (typer: keeps `demo` a subcommand)
+    """Layouts and process groups for models spread over many devices."""
+
+
+@app.command()
+def demo(
+    text: Annotated[Path | None, typer.Option(help="A file to run through the engines; its bytes are tokens.")] = None,
+    engines: Annotated[str, typer.Option(help="Topologies of equal world size, joined by commas.")] = "tp2-pp2,tp4",
+) -> None:
+    """Run engines of different topologies side by side in the same processes, over real process groups.
+
+    Example: parallel-topology demo --text README.md --engines tp2-pp2,tp4,pp4
+    """
+    console = Console()
+    # torch works without NumPy and warns that it is not there, here and in every worker.
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Failed to initialize NumPy")
+    with _one_line_errors():
+        topologies = _engine_topologies(engines)
+        content = _content(text)
+        two_engines: Any = import_module("parallel_topology.examples.two_engines")
+        two_engines.check(topologies)
+        for number, topology in enumerate(topologies):
+            console.print(f"[bold]engine {number}: {topology}[/bold]")
+            console.print("\n".join(grid(topology)) + "\n", highlight=False)
+        console.print(f"{topologies[0].world_size} processes, {len(content):,} bytes of text\n", highlight=False)
+        with console.status("starting", spinner="line") as status:
+
+            def on_phase(name: str) -> None:
+                status.update(name)
+                if not console.is_terminal:
+                    console.print(f"... {name}", highlight=False)
+
+            outcome = two_engines.run(topologies, content, on_phase)
+    _show_outcome(console, topologies, outcome, two_engines.TOLERANCE)
+    if not outcome.agrees:
+        sys.exit(1)
+
+
+def _engine_topologies(text: str) -> list[ParallelTopology]:
+    """The demo's topologies; its model asks each for a `tp` and a `pp` axis."""
+    topologies: list[ParallelTopology] = []
+    for part in text.split(","):
+        given = ParallelTopology.parse(part)
+        if unused := [axis for axis in given.axes if axis not in ("tp", "pp")]:
+            raise TopologyError(f"--engines {part!r}: the demo's model uses tp and pp only, not {', '.join(unused)}")
+        order = given.order if len(given.axes) == 2 else "tp-pp"
+        topologies.append(given.model_copy(update={"tp": 1, "pp": 1, **given.sizes, "order": order}))
+    sizes = {topology.world_size for topology in topologies}
+    if len(sizes) > 1 or len(topologies) < 2:
+        listed = ", ".join(f"{topology} has {topology.world_size}" for topology in topologies)
+        raise TopologyError(f"--engines {text!r}: expected two or more of the same number of ranks; {listed}")
+    return topologies
+
+
+def _content(path: Path | None) -> bytes:
+    """The text to run: this file, unless another is given."""
+    try:
+        content = (path or Path(__file__)).read_bytes()[:MOST_TEXT]
+    except OSError as error:
+        _fail(f"cannot read {path}: {error.strerror}")
+    return content or _fail(f"{path} is empty: expected some text")
+
+
+def _show_outcome(console: Console, topologies: list[ParallelTopology], outcome: Any, tolerance: float) -> None:
+    table = Table("engine", "ranks that compared", "largest difference", "after engine 0 closed", box=None)
+    for number, topology in enumerate(topologies):
+        after = f"{outcome.after_close[number - 1]:.1e}" if number else "closed"
+        row = (f"{number}: {topology}", str(outcome.checked[number]), f"{outcome.differences[number]:.1e}", after)
+        table.add_row(*row)
+    console.print(table)
+    console.print()
+    for phase, seconds in outcome.seconds.items():
+        console.print(f"{seconds:6.2f} s  {phase}", highlight=False)
+    verdict = "all engines agree with the reference" if outcome.agrees else "an engine differs from the reference"
+    console.print(f"\n{verdict}: {outcome.tokens:,} tokens, tolerance {tolerance:g}", highlight=False, style="bold")
+
+
+@contextmanager
+def _one_line_errors() -> Generator[None]:
+    try:
+        yield
+    except ParallelTopologyError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"parallel-topology: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)

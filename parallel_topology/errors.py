@@ -1,0 +1,75 @@
+"""Every error this package raises, in one tree.
+
+The second base says who is to blame: `ValueError` the caller, `RuntimeError` the environment, `TimeoutError` time.
+
+ParallelTopologyError
+├── TopologyError (ValueError)             sizes, order or text that make no topology
+│   └── UnknownAxisError (AttributeError)  an axis, or a combination, that is not there
+├── RankError (ValueError)                 a rank or coordinate outside the world
+├── GroupArgumentError (ValueError)        a collective called with arguments that cannot work
+├── MissingExtraError (ImportError)        an optional dependency is not installed
+├── LaunchError (RuntimeError)             the environment does not say which rank this is
+├── BackendError (RuntimeError)            a backend or device that cannot be used here
+├── ClosedError (RuntimeError)             use of a manager or group after `close()`
+├── RendezvousError (RuntimeError)         the store cannot be reached, hosted or trusted
+├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
+├── CreationError (RuntimeError)           a process group could not be created
+├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
+└── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
+"""
+
+
+class ParallelTopologyError(Exception):
+    """Base of all errors of this package."""
+
+
+class TopologyError(ParallelTopologyError, ValueError):
+    """Sizes, an order or a text that make no topology."""
+
+
+class UnknownAxisError(TopologyError, AttributeError):
+    """An axis or combination of axes that was not declared; the message names those that were."""
+
+
+class RankError(ParallelTopologyError, ValueError):
+    """A rank or coordinate outside the world."""
+
+
+class GroupArgumentError(ParallelTopologyError, ValueError):
+    """A collective was called with arguments that cannot work."""
+
+
+class MissingExtraError(ParallelTopologyError, ImportError):
+    """An optional dependency is not installed; the message says what to install."""
+
+
+class LaunchError(ParallelTopologyError, RuntimeError):
+    """The environment does not say, or contradicts itself about, which rank this process is."""
+
+
+class BackendError(ParallelTopologyError, RuntimeError):
+    """A backend or device that cannot be used here."""
+
+
+class ClosedError(ParallelTopologyError, RuntimeError):
+    """A manager or group was used after `close()`."""
+
+
+class RendezvousError(ParallelTopologyError, RuntimeError):
+    """The rendezvous store cannot be reached or hosted."""
+
+
+class DisagreementError(ParallelTopologyError, RuntimeError):
+    """The ranks do not hold the same plan; the message says which ranks hold which."""
+
+
+class CreationError(ParallelTopologyError, RuntimeError):
+    """A process group could not be created, or is not what the plan says."""
+
+
+class CollectiveError(ParallelTopologyError, RuntimeError):
+    """A collective failed, most often because a peer is gone."""
+
+
+class GroupTimeoutError(ParallelTopologyError, TimeoutError):
+    """Ranks did not arrive before the deadline; the message names them where they can be known."""

@@ -1,0 +1,1 @@
+"""The bound half: real process groups for one rank of a topology."""

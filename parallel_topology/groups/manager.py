@@ -1,0 +1,422 @@
+"""GroupManager: one engine's topology bound to real process groups, for one rank."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any, NoReturn, Self
+
+import torch
+import torch.distributed as dist
+
+from parallel_topology.errors import (
+    BackendError,
+    ClosedError,
+    RankError,
+    RendezvousError,
+    TopologyError,
+    UnknownAxisError,
+)
+from parallel_topology.groups import torch_private
+from parallel_topology.groups.agreement import STORE_ERRORS, Agreed, Card, Meeting, first_line
+from parallel_topology.groups.creation import (
+    BACKENDS,
+    Creator,
+    Links,
+    WorldCreator,
+    choose_backend,
+    choose_device,
+)
+from parallel_topology.groups.group import ParallelGroup
+from parallel_topology.groups.options import (
+    DEFAULT_TIMEOUT,
+    Options,
+    caller,
+    end_at_exit,
+    find_local_rank,
+    host_identity,
+    require_seconds,
+    token_from,
+)
+from parallel_topology.groups.rendezvous import launched_store, open_store
+from parallel_topology.groups.witness import Witness
+from parallel_topology.launch import LaunchInfo
+from parallel_topology.plan import Family
+from parallel_topology.rank_view import RankView
+from parallel_topology.topology import ParallelTopology
+
+_log = logging.getLogger("parallel_topology")
+_VERSION = version("parallel-topology")  # searched for on the whole import path: once, not for each manager
+
+
+class GroupManager(RankView):
+    """A `RankView` whose groups can communicate: `groups.tp.all_reduce(x)`. One per engine instance.
+
+    It reads no global state and leaves none behind: any number of managers live side by side in a process, of the
+    same or of different topologies. Creating one is collective: every rank of the topology does it, with equal
+    arguments, and the ranks compare these before any group is created.
+
+    >>> with GroupManager(ParallelTopology(tp=1), rank=0) as groups:  # a world of one needs no store
+    ...     groups.tp.size
+    1
+
+    Args:
+        topology: which ranks there are and how they are divided.
+        rank: this process's global rank.
+        store: where the ranks meet; it stays the caller's. A world of one rank needs none.
+        groups: combinations of axes to create groups for besides the single axes, as in `[("tp", "pp")]`.
+        isolated: name -> axes of groups that must not share a communicator with others of the same ranks, as in
+            `{"eplb": ("ep",)}`: what runs beside another stream of collectives needs one of its own.
+        backend: `"nccl"` or `"gloo"`; without it NCCL where CUDA is available, else gloo.
+        device: where tensors are; without it `cuda:local_rank` for NCCL, else the CPU.
+        local_rank: among the ranks of this topology on this host; without it the ranks find out.
+        name: shown in errors and by torch's profiler, as in `actor/tp[1]`; the ranks of one manager share it.
+        timeout: seconds to wait for peers, in creation and in every operation.
+        operation_timeout: seconds to wait in operations, if not `timeout`; `set_timeout` changes it later.
+        token: a secret that all ranks hold; a rank without it is refused. See docs/reliability.md for what it protects.
+        verify: check members and their order with a small all-gather on each group, all at once: one round trip more.
+
+    Raises:
+        RankError: `rank` is not in the topology.
+        UnknownAxisError: a combination names an axis that is not there.
+        BackendError: the backend or device cannot be used here.
+        RendezvousError: no store, or it failed.
+        DisagreementError: the ranks' arguments differ; raised on every rank.
+        GroupTimeoutError: ranks did not come in time.
+        CreationError: a process group could not be created.
+    """
+
+    world: ParallelGroup  # pyright: ignore[reportIncompatibleVariableOverride] (it is set once and never replaced)
+
+    def __init__(
+        self,
+        topology: ParallelTopology,
+        *,
+        rank: int,
+        store: dist.Store | None = None,
+        groups: Iterable[tuple[str, ...]] = (),
+        isolated: Mapping[str, tuple[str, ...]] | None = None,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        local_rank: int | None = None,
+        name: str = "engine",
+        timeout: float = DEFAULT_TIMEOUT,
+        operation_timeout: float | None = None,
+        token: str | None = None,
+        verify: bool = True,
+    ) -> None:
+        options = Options(
+            tuple(groups), dict(isolated or {}), backend, device, local_rank, name, timeout, operation_timeout, token,
+            verify,
+        )  # fmt: skip
+        self._build(topology, rank, store, options, Creator)
+
+    def _build(
+        self,
+        topology: ParallelTopology,
+        rank: int,
+        store: dist.Store | None,
+        options: Options,
+        creator: type[Creator],
+    ) -> None:
+        begun = time.perf_counter()
+        self._open = False  # until there is something to close
+        position = topology.position(rank)
+        self.plan = topology.plan(groups=options.groups, isolated=options.isolated)
+        self.topology = topology
+        self.rank = rank
+        self.name = options.name
+        self.backend = choose_backend(options.backend)
+        self._options = options
+        self._store = store
+        self._groups: dict[str, ParallelGroup] = {}
+        self._creator = self._witness = None
+        agreed = self._agree(creator) if topology.world_size > 1 else None
+        agreed_in = time.perf_counter() - begun
+        self.local_rank = find_local_rank(options, agreed, position)
+        self.device = choose_device(options.device, self.backend, self.local_rank)
+        if agreed is not None:
+            self._witness = Witness(dist.PrefixStore("witness", agreed.store), rank)
+            self._creator = creator(
+                agreed.store, self._witness, backend=self.backend, device=self.device, timeout=options.timeout
+            )
+        self._made_at = caller()
+        self._at_exit = end_at_exit(self)
+        self._open = True
+        try:
+            self._create(options.name if agreed is None or agreed.round == 1 else f"{options.name}#{agreed.round}")
+        except BaseException:
+            self.abort()
+            raise
+        self.__dict__.update(self._groups)  # plain attributes: `groups.tp` is read in every forward
+        _log.info(
+            "%s: rank %d of %s, %s on %s: %d groups; agreed in %.3f s, created in %.3f s",
+            self.name, rank, topology, self.backend, self.device, self.plan.created_per_rank, agreed_in,
+            time.perf_counter() - begun - agreed_in,
+        )  # fmt: skip
+
+    def _create(self, prefix: str) -> None:
+        for family in self.plan.families.values():
+            self._groups[family.name] = self._bind(family, prefix)
+        # Either way nobody leaves before all have built all groups: the store, or its host, may go away after this.
+        if self._options.verify and self._creator is not None:
+            self._creator.verify(self.rank)
+        else:
+            self._groups["world"].barrier()
+        if self._options.operation_timeout is not None:
+            self._set_timeouts(self._options.operation_timeout)
+
+    def _set_timeouts(self, seconds: float) -> None:
+        for group in self._groups.values():
+            group.links.set_timeout(timedelta(seconds=seconds))
+
+    @classmethod
+    def connect(cls, url: str, topology: ParallelTopology, *, rank: int, **options: Any) -> Self:
+        """Meet at `tcp://host:port`, where the topology's first rank runs the store, or at `file:///path`.
+
+        Args:
+            options: as for `GroupManager`.
+
+        Raises:
+            RendezvousError: the address cannot be read, hosted or reached.
+        """
+        is_host = topology.position(rank) == 0
+        store = open_store(url, is_host=is_host, timeout=options.get("timeout", DEFAULT_TIMEOUT))
+        return cls(topology, rank=rank, store=store, **options)
+
+    @classmethod
+    def from_env(cls, topology: ParallelTopology, *, env: Mapping[str, str] | None = None, **options: Any) -> Self:
+        """Take rank and meeting place from the launcher's environment variables (torchrun's).
+
+        A token may stand in PARALLEL_TOPOLOGY_TOKEN, or in the file that PARALLEL_TOPOLOGY_TOKEN_FILE names.
+
+        Args:
+            env: instead of `os.environ`.
+            options: as for `GroupManager`.
+
+        Raises:
+            LaunchError: there is no launcher, or its variables contradict each other.
+            RankError: this process's rank is not in the topology.
+        """
+        env = os.environ if env is None else env
+        info = LaunchInfo.from_env(env)
+        if info.rank not in topology.world:
+            raise RankError(
+                f"{info.launcher} started rank {info.rank} of {info.world_size}, but {topology} has {topology.world}; "
+                "give the topology more ranks (an axis dp?), or build managers only on its own ranks"
+            )
+        options.setdefault("local_rank", info.local_rank)
+        options.setdefault("token", token_from(env))
+        if topology.world_size > 1:
+            options["store"] = launched_store(info, options.get("timeout", DEFAULT_TIMEOUT))
+        return cls(topology, rank=info.rank, **options)
+
+    @classmethod
+    def from_world(cls, topology: ParallelTopology, **options: Any) -> Self:
+        """Make the groups out of the default group that `torch.distributed.init_process_group` made.
+
+        They are created by their members only and known to torch's registry of groups, as functional collectives,
+        DTensor and `torch.compile` need it. The default group stays the caller's.
+
+        Args:
+            options: as for `GroupManager`, without `store`; the backend is the default group's unless given.
+
+        Raises:
+            RendezvousError: there is no default group.
+            BackendError: the default group was bound to a device: torch would then split each new group off it, in
+                which all its ranks would have to take part.
+        """
+        if not dist.is_initialized():
+            raise RendezvousError("from_world needs torch.distributed.init_process_group to have been called")
+        if torch_private.default_group_splits():
+            raise BackendError(
+                "the default group was initialised with device_id=, so torch splits every new group off it, with "
+                "all ranks taking part: initialise it without, or use GroupManager(topology, rank=..., store=...)"
+            )
+        default_backend = str(dist.get_backend())
+        options.setdefault("backend", default_backend if default_backend in BACKENDS else None)
+        options["groups"] = tuple(options.get("groups", ()))
+        manager = cls.__new__(cls)
+        store = dist.PrefixStore("parallel_topology", torch_private.default_store())
+        manager._build(topology, dist.get_rank(), store, Options(**options), WorldCreator)
+        return manager
+
+    def rebind(self, topology: ParallelTopology) -> Self:
+        """A manager of another topology over the same ranks, store and options, in two phases.
+
+        The new groups are built while the old ones still serve; then this manager is closed. If the new ones cannot
+        be built, on any rank, this one stays as it is.
+
+        Raises:
+            ClosedError: this manager was closed.
+            TopologyError: `topology` has other ranks.
+            ParallelTopologyError: what building it raises.
+        """
+        if self.closed:
+            raise ClosedError(f"rebind: {self.name} was closed; build a new manager instead")
+        if set(topology.world) != set(self.topology.world):
+            raise TopologyError(f"rebind from {self.topology} to {topology}: expected the same ranks")
+        creator = type(self._creator) if self._creator is not None else Creator
+        successor = type(self).__new__(type(self))
+        successor._build(topology, self.rank, self._store, self._options, creator)
+        self.close()
+        return successor
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return not self._open
+
+    def require(self, topology: ParallelTopology) -> None:
+        """Check that this manager was built for `topology`.
+
+        Raises:
+            TopologyError: it was built for another one; names both.
+        """
+        if topology != self.topology:
+            raise TopologyError(f"{self.name} was built for {self.topology}, but {topology} is required")
+
+    def set_timeout(self, seconds: float) -> None:
+        """Let the operations of all groups wait this long from now on; every rank calls it, and a barrier comes first.
+
+        Raises:
+            GroupArgumentError: `seconds` is not above 0.
+        """
+        require_seconds("seconds", seconds)
+        self._groups["world"].barrier()
+        self._set_timeouts(seconds)
+
+    def diagnose(self, timeout: float = 5.0) -> list[int]:
+        """The ranks of the topology that do not answer within `timeout` seconds; every rank that can calls this.
+
+        It goes over the store, and so works when groups are broken.
+
+        Raises:
+            ClosedError: this manager was closed.
+            RendezvousError: the store is gone.
+        """
+        if self.closed:
+            raise ClosedError(f"diagnose: {self.name} was closed")
+        if self._witness is None:
+            return []
+        try:
+            return self._witness.roll_call(list(self.topology.world), timeout)
+        except STORE_ERRORS as error:
+            raise RendezvousError(f"{self.name}: the store is gone: {first_line(error)}") from error
+
+    def describe(self) -> str:
+        """This rank's groups, their members, backends and state, a line each."""
+        width = max(map(len, self._groups))
+        lines = [
+            f"{name.ljust(width)}  {group.label}: rank {group.rank} of {group.ranks}"
+            + (f", shared with {shares}" if (shares := self.plan.families[name].shares) and group.size > 1 else "")
+            for name, group in self._groups.items()
+        ]
+        return "\n".join([f"{self!r} on {self.device}, local rank {self.local_rank}, made at {self._made_at}", *lines])
+
+    def close(self) -> list[str]:
+        """Take down the groups, the last one made first.
+
+        Local, idempotent, and safe after errors and when others are gone. What was given stays the caller's: a store,
+        a default group.
+
+        Returns:
+            The labels of the process groups that were released; none the second time.
+        """
+        return self._end(abort=False)
+
+    def abort(self) -> list[str]:
+        """Like `close()`, for groups whose operations may never end: what is under way is given up.
+
+        Gloo cannot interrupt an operation that another thread is in; that thread gets its error at the timeout.
+        """
+        return self._end(abort=True)
+
+    def _end(self, *, abort: bool) -> list[str]:
+        if not self._open:
+            return []
+        self._open = False
+        atexit.unregister(self._at_exit)
+        for group in self._groups.values():
+            group.links.closed = True
+        released = self._creator.release(abort=abort) if self._creator is not None else []
+        self._creator = self._witness = self._store = None
+        return released
+
+    def __del__(self) -> None:
+        # Only a word: ending groups may have to happen on all ranks at once, and the collector knows no such time.
+        if not getattr(self, "_open", False):
+            return
+        atexit.unregister(self._at_exit)
+        if self.plan.created_per_rank:
+            warnings.warn(
+                f"{self!r}, made at {self._made_at}, was not closed", ResourceWarning, stacklevel=2, source=self
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getattr__(self, axis: str) -> ParallelGroup:
+        if axis.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {axis!r}")
+        return self[axis]
+
+    def __getitem__(self, axes: str | tuple[str, ...]) -> ParallelGroup:
+        names = (axes,) if isinstance(axes, str) else axes
+        name = axes if isinstance(axes, str) and axes in self._groups else self.topology.group_name(*names)
+        if name not in self._groups:
+            raise UnknownAxisError(
+                f"{self.name} has no group {name!r}; it has {', '.join(self._groups)}. "
+                f"Declare combinations of axes at creation: GroupManager(..., groups=[{names!r}])"
+            )
+        return self._groups[name]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a GroupManager holds connections and cannot be pickled; send its topology instead")
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else self.backend
+        return f"<GroupManager {self.name} of {self.topology} at rank {self.rank} ({state})>"
+
+    def _agree(self, creator: type[Creator]) -> Agreed:
+        if self._store is None:
+            raise RendezvousError(
+                f"{self.topology} has {self.topology.world_size} ranks, which need a place to meet: give store=, or "
+                "use GroupManager.from_env or GroupManager.connect"
+            )
+        families = [f"{family.name}({'-'.join(family.axes)})" for family in self.plan.families.values()]
+        card = Card(
+            topology=str(self.topology),
+            groups=tuple(families),
+            backend=self.backend,
+            library=_VERSION,
+            torch=torch.__version__,
+            earlier_groups=torch_private.registered_groups() if creator is WorldCreator else 0,
+        )
+        meeting = Meeting(
+            self._store, self.name, self.topology.world, self.rank, host_identity(), self._options.timeout,
+            self._options.token,
+        )  # fmt: skip
+        return meeting.agree(card)
+
+    def _bind(self, family: Family, prefix: str) -> ParallelGroup:
+        ranks = self.topology.group(*family.axes, rank=self.rank)
+        number = self.topology.groups(*family.axes).index(ranks)
+        label = f"{prefix}/{family.name}" if family.name == "world" else f"{prefix}/{family.name}[{number}]"
+        rank = ranks.index(self.rank)
+        if family.shares is not None:
+            links = self._groups[family.shares].links
+        elif family.creates and self._creator is not None:
+            links = self._creator.make(ranks, rank, label=label)
+        else:
+            links = Links()
+        return ParallelGroup(family.name, ranks, rank, label=label, device=self.device, links=links)

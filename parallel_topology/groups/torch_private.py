@@ -1,0 +1,113 @@
+"""The only module that uses names torch keeps private or has renamed. Seen in torch 2.8 (source and stubs), 2.13 (run).
+
+`new_process_group` does by hand what `torch.distributed.distributed_c10d._new_process_group_helper` does, without the
+default group and without torch's registry of groups by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+_gloo: Any = getattr(dist, "ProcessGroupGloo", None)
+_nccl: Any = getattr(dist, "ProcessGroupNCCL", None)
+_GroupClass: Any = dist.ProcessGroup
+_c10d: Any = dist
+
+# torch 2.13 renamed `all_gather_into_tensor` and made the old name warn.
+all_gather_single: Any = getattr(
+    dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+)
+
+
+def gloo_device(*, hostname: str = "", interface: str = "") -> Any:
+    """A gloo transport on the address or interface given; on torch's default where neither is."""
+    if interface:
+        return _gloo.create_device(interface=interface)
+    if hostname:
+        return _gloo.create_device(hostname=hostname)
+    return _gloo.create_default_device()
+
+
+def gloo_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, device: Any) -> Any:
+    """Connects to every other member; returns when all are connected."""
+    options = _gloo._Options()
+    options._devices = [device]
+    options._timeout = timeout
+    return _gloo(store, rank, size, options)
+
+
+def nccl_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, device: torch.device) -> Any:
+    """Connects at once rather than at the first collective, so that what fails fails here."""
+    options = _nccl.Options()
+    options._timeout = timeout
+    backend = _nccl(store, rank, size, options)
+    backend.eager_connect_single_device(device)
+    return backend
+
+
+def new_process_group(
+    store: dist.Store,
+    rank: int,
+    size: int,
+    *,
+    description: str,
+    key: str,
+    kind: str,
+    backends: Mapping[str, Any],
+    device: torch.device | None = None,
+) -> dist.ProcessGroup:
+    """A process group of the given backends (device type -> backend) that no registry of torch's knows.
+
+    Args:
+        description: shown by torch's profiler and flight recorder.
+        key: the group's unique name inside torch.
+        kind: `"gloo"` or `"nccl"`, the backend that answers where no tensor says which.
+        device: bound to the group, for NCCL.
+    """
+    group = _GroupClass(store, rank, size)
+    backend_type = getattr(_GroupClass.BackendType, kind.upper())
+    group._set_default_backend(backend_type)
+    if device is not None:
+        group.bound_device_id = device
+    for device_type, backend in backends.items():
+        backend._set_sequence_number_for_group()
+        group._register_backend(torch.device(device_type), backend_type, backend)
+    group._set_group_name(key)
+    group._set_group_desc(description)
+    return cast("dist.ProcessGroup", group)
+
+
+def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
+    """How long the operations of a group wait from now on."""
+    untyped: Any = group
+    for device in untyped._device_types:
+        untyped._get_backend(device)._set_default_timeout(timeout)
+
+
+def new_registered_group(ranks: list[int], *, backend: str, timeout: timedelta, description: str) -> dist.ProcessGroup:
+    """`new_group` called by members only, in the order given where this torch can (2.13 and newer)."""
+    order = {"sort_ranks": False} if "sort_ranks" in inspect.signature(_c10d.new_group).parameters else {}
+    return _c10d.new_group(
+        ranks, backend=backend, timeout=timeout, use_local_synchronization=True, group_desc=description, **order
+    )
+
+
+def default_store() -> dist.Store:
+    """The store over which `init_process_group` made the default group."""
+    return _c10d.distributed_c10d._get_default_store()
+
+
+def default_group_splits() -> bool:
+    """Whether torch would split new groups off the default one's communicator: all its ranks must then take part."""
+    return _c10d.distributed_c10d._get_default_group().bound_device_id is not None
+
+
+def registered_groups() -> int:
+    """How many groups torch's registry holds; it derives the names of new ones from this."""
+    return len(_c10d.distributed_c10d._world.pg_names)

@@ -1,0 +1,225 @@
+"""What the ranks called: one `Call` per collective, and whether the calls of all ranks fit together. Pure values."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from parallel_topology.testing.failures import DeadlockError, MismatchError
+
+P2P = ("send", "recv")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One collective as one rank called it.
+
+    Attributes:
+        rank: the caller's global rank.
+        operation: `"all_reduce"`, `"send"`, ...
+        group: the group's axes, `"tp"`; `"world"` for all ranks.
+        label: the group's full name, `engine/tp[1]`.
+        ranks: the members' global ranks, in group order.
+        shape, dtype, bytes: of this rank's tensor, as it goes in (for `recv`: as it comes out).
+        peer: the global rank of the other side of `send` and `recv`, and of the source of `broadcast`.
+        reduce: the reduction, where there is one: `"SUM"`.
+        channel: groups with one channel share connections, so that their calls must be in one order.
+    """
+
+    rank: int
+    operation: str
+    group: str
+    label: str
+    ranks: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    peer: int | None = None
+    reduce: str | None = None
+    channel: str = ""
+
+    def __str__(self) -> str:
+        towards = {"send": " to", "recv": " from", "broadcast": " from"}.get(self.operation, "")
+        peer = f"{towards} {self.peer}" if self.peer is not None and towards else ""
+        reduce = f" {self.reduce}" if self.reduce not in (None, "SUM") else ""
+        what = f" of {self.dtype}{list(self.shape)}" if self.operation != "barrier" else ""
+        return f"{self.operation}{reduce}{peer}{what} on {self.label} = {list(self.ranks)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Call:
+        fields["ranks"], fields["shape"] = tuple(fields["ranks"]), tuple(fields["shape"])
+        return cls(**fields)
+
+    @property
+    def slot(self) -> tuple[object, ...]:
+        """Calls with equal slots are matched with each other, the first with the first, and so on."""
+        if self.operation == "send":
+            return self.channel, self.ranks, self.rank, self.peer
+        if self.operation == "recv":
+            return self.channel, self.ranks, self.peer, self.rank
+        return self.channel, self.ranks
+
+    @property
+    def needs(self) -> tuple[int, ...]:
+        """The other ranks that must take part."""
+        if self.operation in P2P and self.peer is not None:
+            return (self.peer,)
+        return tuple(rank for rank in self.ranks if rank != self.rank)
+
+
+Calls = Mapping[int, Sequence[Call]]
+"""Global rank -> its calls, in order."""
+
+
+def mismatch(one: Call, other: Call) -> MismatchError | None:
+    """Why two calls in the same slot and place do not fit together, if they do not."""
+    if one.operation in P2P and other.operation in P2P:
+        fields = ["dtype", "shape"]
+    else:
+        fields = ["operation", "reduce", "peer", "dtype", "shape"]
+    for field in fields:
+        if getattr(one, field) != getattr(other, field):
+            return MismatchError(
+                f"rank {one.rank} calls {one}, but rank {other.rank} calls {other}: "
+                f"{field} {_shown(getattr(one, field))} against {_shown(getattr(other, field))}"
+            )
+    return None
+
+
+def find_mismatch(calls: Calls) -> MismatchError | None:
+    """The first two calls that meet and do not fit, over what all ranks have called so far."""
+    meetings: defaultdict[tuple[object, ...], dict[int, Call]] = defaultdict(dict)
+    for rank in calls:
+        for call, number in numbered(calls[rank]):
+            meeting = meetings[*call.slot, number]
+            for other in meeting.values():
+                if error := mismatch(other, call):
+                    return error
+                break  # the others equal the first
+            meeting[rank] = call
+    return None
+
+
+def numbered(calls: Iterable[Call]) -> Iterable[tuple[Call, int]]:
+    """One rank's calls, each with how many calls it made before in the same slot."""
+    counts: defaultdict[tuple[object, ...], int] = defaultdict(int)
+    for call in calls:
+        yield call, counts[call.slot]
+        counts[call.slot] += 1
+
+
+def check_complete(calls: Calls, *, buffered_sends: bool = False) -> None:
+    """Whether ranks that make exactly these calls would all come to the end.
+
+    Args:
+        calls: of every rank that takes part; calls that need other ranks count as a mismatch.
+        buffered_sends: whether `send` returns before the other side receives. Without, a ring in which everybody
+            sends first is a deadlock, which is what it is for large tensors.
+
+    Raises:
+        MismatchError: calls that meet differ in operation, shape, dtype, source or reduction.
+        DeadlockError: ranks that wait for each other, or for a call that another rank never makes.
+    """
+    if error := find_mismatch(calls):
+        raise error
+    place = _replay(calls, buffered_sends)
+    waiting = {rank: calls[rank][at] for rank, at in place.items() if at < len(calls[rank])}
+    if waiting:
+        ends = {rank: "makes no more calls" for rank in calls if rank not in waiting}
+        raise _deadlock(waiting, ends, place)
+
+
+def find_deadlock(calls: Calls, done: Mapping[int, int], ended: set[int]) -> DeadlockError | None:
+    """Ranks that now wait for each other, or for one that has ended, and that nobody still running can free.
+
+    Args:
+        calls: what each rank has called so far; all but the last call have returned.
+        done: how many of each rank's calls have returned.
+        ended: ranks that will call nothing more.
+    """
+    waiting = {rank: calls[rank][-1] for rank in calls if rank not in ended and done[rank] < len(calls[rank])}
+    posted: dict[int, dict[tuple[object, ...], int]] = {}
+    for rank in calls:
+        counts = posted[rank] = dict[tuple[object, ...], int]()
+        for call, number in numbered(calls[rank]):
+            counts[call.slot] = number + 1
+
+    def awaited(call: Call) -> list[int]:
+        number = posted[call.rank][call.slot]
+        return [rank for rank in call.needs if posted.get(rank, {}).get(call.slot, 0) < number]
+
+    lacking = {rank: awaited(call) for rank, call in waiting.items()}
+    free = {rank for rank in calls if rank not in ended and not lacking.get(rank)}
+    while more := {rank for rank in lacking if rank not in free and all(other in free for other in lacking[rank])}:
+        free |= more
+    stuck = {rank: call for rank, call in waiting.items() if rank not in free}
+    if not stuck:
+        return None
+    ends = dict.fromkeys(ended, "has ended")
+    return _deadlock(stuck, ends, {rank: len(calls[rank]) - 1 for rank in stuck})
+
+
+def _replay(calls: Calls, buffered_sends: bool) -> dict[int, int]:
+    """How far each rank comes."""
+    order = {rank: list(numbered(calls[rank])) for rank in calls}
+    place = dict.fromkeys(calls, 0)
+    sent: set[tuple[object, ...]] = set()
+
+    def at(rank: int, key: tuple[object, ...], operation: str | None = None) -> bool:
+        if rank not in order or place[rank] == len(order[rank]):
+            return False
+        call, number = order[rank][place[rank]]
+        return (*call.slot, number) == key and operation in (None, call.operation)
+
+    ready = list(calls)
+    while ready:
+        rank = ready.pop()
+        if place[rank] == len(order[rank]):
+            continue
+        call, number = order[rank][place[rank]]
+        key = (*call.slot, number)
+        if call.operation == "send" and buffered_sends:
+            sent.add(key)
+            place[rank] += 1
+            ready += [rank, *(other for other in call.needs if other in order)]
+        elif call.operation == "recv" and key in sent:
+            place[rank] += 1
+            ready.append(rank)
+        else:
+            partner = {"send": "recv", "recv": "send"}.get(call.operation)
+            if all(at(other, key, partner) for other in call.needs):
+                for other in (rank, *call.needs):
+                    place[other] += 1
+                    ready.append(other)
+    return place
+
+
+def _deadlock(waiting: Mapping[int, Call], ends: Mapping[int, str], place: Mapping[int, int]) -> DeadlockError:
+    shown = sorted(waiting.items())[:16]
+    lines: list[str] = []
+    for rank, call in shown:
+        others = [other for other in call.needs if other not in waiting or waiting[other].slot != call.slot]
+        reasons = [
+            f"rank {other}, which " + (ends.get(other) or _doing(waiting.get(other)))
+            for other in (others or call.needs)[:2]
+        ]
+        lines.append(f"  rank {rank}, in its call {place[rank]}, {call}, waits for {' and for '.join(reasons)}")
+    first, call = shown[0]
+    rest = f"\n  ... and {len(waiting) - len(shown)} more" if len(waiting) > len(shown) else ""
+    return DeadlockError(
+        f"{'ranks' if len(shown) > 1 else 'rank'} {', '.join(str(rank) for rank, _ in shown)} would wait for ever, "
+        f"rank {first} in {call}:\n" + "\n".join(lines) + rest
+    )
+
+
+def _doing(call: Call | None) -> str:
+    return "takes no part" if call is None else f"is in {call.operation} on {call.label}"
+
+
+def _shown(value: object) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)  # pyright: ignore[reportUnknownArgumentType]

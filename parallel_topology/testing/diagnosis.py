@@ -1,0 +1,104 @@
+"""What was heard of the ranks' calls while they ran, and what that says when they do not come to an end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.testing.calls import Call, check_complete, find_deadlock, find_mismatch
+from parallel_topology.testing.failures import MismatchError
+
+if TYPE_CHECKING:
+    from parallel_topology.topology import ParallelTopology
+
+
+class Heard:
+    """What one rank was heard to call.
+
+    Attributes:
+        calls: in order; all but the last have returned.
+        done: how many have returned.
+        failed: whether one raised.
+        tangled: whether calls came from several threads, so that their order is not known.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.done = 0
+        self.failed = False
+        self.tangled = False
+
+    def copy(self) -> Heard:
+        """As it stands now, while the rank goes on."""
+        now = Heard()
+        now.done, now.failed, now.tangled = self.done, self.failed, self.tangled
+        now.calls = self.calls[: now.done + 1]
+        return now
+
+
+class Diagnosis:
+    """Looks at the calls of all ranks of one world from outside.
+
+    Args:
+        hear: by global rank, what was heard so far.
+    """
+
+    def __init__(self, topology: ParallelTopology, hear: Callable[[], dict[int, Heard]]) -> None:
+        self._topology = topology
+        self._hear = hear
+
+    def suspect(self, ended: Iterable[int]) -> ParallelTopologyError | None:
+        """Whether ranks wait in vain now, where those at the positions `ended` have returned.
+
+        A rank may be between two calls: only what is said twice is so.
+        """
+        heard = self._now()
+        calls = {rank: one.calls for rank, one in heard.items()}
+        over = {self._topology.world[position] for position in ended}
+        return find_mismatch(calls) or find_deadlock(calls, {rank: one.done for rank, one in heard.items()}, over)
+
+    def mismatch(self) -> MismatchError | None:
+        """Whether calls made so far do not fit together."""
+        return find_mismatch({rank: one.calls for rank, one in self._now().items()})
+
+    def at_the_end(self) -> ParallelTopologyError | None:
+        """Whether the calls of ranks that all returned fit together; nothing if some failed, and were expected to."""
+        heard = self._now()
+        if any(one.failed for one in heard.values()):
+            return None
+        try:
+            check_complete({rank: one.calls for rank, one in heard.items()}, buffered_sends=True)
+        except MismatchError as error:
+            return error
+        return None
+
+    def last(self, position: int) -> str:
+        """The call in which, or after which, the rank at a position was last heard."""
+        one = self._hear()[self._topology.world[position]].copy()
+        if not one.calls:
+            return ""
+        return f" {'in' if one.done < len(one.calls) else 'after'} {one.calls[-1]}"
+
+    def _now(self) -> dict[int, Heard]:
+        """A copy; empty where one rank's order is not known, as nothing can then be said of any."""
+        heard = {rank: one.copy() for rank, one in self._hear().items()}
+        return {} if any(one.tangled for one in heard.values()) else heard
+
+
+def read_tape(path: Path) -> Heard:
+    """What was written to a `FileTape` so far; nothing if it was not begun."""
+    heard = Heard()
+    if not path.exists():
+        return heard
+    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is being written
+        entry = json.loads(line)
+        if "call" in entry:
+            heard.calls.append(Call.from_json(entry["call"]))
+            heard.tangled |= entry["tangled"]
+        else:
+            heard.done += 1
+            heard.failed |= entry["failed"]
+    return heard

@@ -1,0 +1,77 @@
+"""How a world of ranks reports its failures: one ExceptionGroup, the first failure first, each saying which rank.
+
+ParallelTopologyError
+├── StuckRankError (TimeoutError)     a rank that was still running at the deadline
+├── DeadRankError (RuntimeError)      a rank whose process ended without a word
+├── MismatchError (RuntimeError)      the ranks' collectives do not match: other operation, shape, dtype or order
+│   └── DeadlockError                 ranks that wait for each other, and would for ever
+├── AgreementError (AssertionError)   a value or condition on which the ranks differ
+└── RanksUsageError (ValueError)      a test that asks for a world of ranks which cannot be
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from parallel_topology.errors import ParallelTopologyError
+
+OUTPUT = "captured output of "
+"""How the note begins that holds what a failed rank's process printed."""
+
+
+class StuckRankError(ParallelTopologyError, TimeoutError):
+    """A rank that was still running at the deadline."""
+
+
+class DeadRankError(ParallelTopologyError, RuntimeError):
+    """A rank whose process ended without a word."""
+
+
+class MismatchError(ParallelTopologyError, RuntimeError):
+    """The ranks' collectives do not match."""
+
+
+class DeadlockError(MismatchError):
+    """Ranks wait for each other, and would for ever."""
+
+
+class AgreementError(ParallelTopologyError, AssertionError):
+    """The ranks do not hold the same value, or a condition does not hold on all of them."""
+
+
+class RanksUsageError(ParallelTopologyError, ValueError):
+    """A test asks for a world of ranks which cannot be."""
+
+
+def raise_failures(
+    labels: Sequence[str], failures: Mapping[int, BaseException], cause: ParallelTopologyError | None = None
+) -> None:
+    """Raise the failures, by position in the order in which they happened, as one group; nothing if there are none.
+
+    Args:
+        cause: what is known to be behind them; it comes before them.
+
+    Raises:
+        ExceptionGroup: the failures. Each has notes: first what else is known of it, last `on rank ...`.
+    """
+    if not failures and cause is None:
+        return
+    for position, failure in failures.items():
+        failure.add_note(f"on {labels[position]}")
+    found: list[BaseException] = list(failures.values())
+    message = f"the {len(labels)} ranks' collectives do not match"
+    if failures:
+        first, error = next(iter(failures.items()))
+        message = (
+            f"{len(failures)} of {len(labels)} ranks failed, first {labels[first]} with "
+            f"{type(error).__name__}: {first_line(error)}"
+        )
+    if cause is not None:
+        message += f"; the cause is {type(cause).__name__}: {first_line(cause)}"
+        found.insert(0, cause)
+    raise BaseExceptionGroup(message, found)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what it says."""
+    return next(iter(str(error).splitlines()), "")

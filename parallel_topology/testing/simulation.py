@@ -1,0 +1,218 @@
+"""Simulated views: code that communicates runs for every rank in turn, alone, and what it called is recorded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import Tensor
+
+from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.groups.creation import Links
+from parallel_topology.groups.group import ParallelGroup
+from parallel_topology.layout import Ranks
+from parallel_topology.rank_view import RankView
+from parallel_topology.testing.calls import Call, check_complete
+from parallel_topology.testing.recording import describe
+from parallel_topology.topology import ParallelTopology
+
+
+class SimulatedGroup(ParallelGroup):
+    """A `ParallelGroup` whose collectives check their arguments and record the call, but reach nobody.
+
+    Results have the right shape, dtype and device and, on tensors that hold values, values as if all members had
+    this member's: `all_reduce` and `recv` leave the tensor as it is, `all_gather` repeats it.
+    """
+
+    def __init__(self, name: str, ranks: Ranks, rank: int, *, label: str, calls: list[Call], channel: str) -> None:
+        super().__init__(name, ranks, rank, label=label, device=torch.device("cpu"), links=Links())
+        self._calls = calls
+        self._channel = channel
+
+    def _run(self, operation: str, call: Callable[..., Any], tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+        self._calls.append(describe(self, self._channel, operation, tensor, kwargs))
+        if operation == "all_gather":
+            args[0].copy_(torch.cat([tensor] * self.size))
+
+
+class SimulatedManager(RankView):
+    """Stands in for a `GroupManager` of one rank, with `SimulatedGroup`s. No store, no peers, any world size.
+
+    Attributes:
+        calls: what was called so far on any of its groups, in order.
+    """
+
+    world: SimulatedGroup  # pyright: ignore[reportIncompatibleVariableOverride] (it is set once and never replaced)
+
+    def __init__(
+        self,
+        topology: ParallelTopology,
+        rank: int,
+        *,
+        groups: Iterable[tuple[str, ...]] = (),
+        isolated: Mapping[str, tuple[str, ...]] | None = None,
+        name: str = "engine",
+    ) -> None:
+        topology.position(rank)
+        self.topology = topology
+        self.rank = rank
+        self.name = name
+        self.plan = topology.plan(groups=groups, isolated=isolated)
+        self.backend = "simulated"
+        self.local_rank = 0
+        self.device = torch.device("cpu")
+        self.closed = False
+        self.calls: list[Call] = []
+        self._groups: dict[str, SimulatedGroup] = {}
+        for family in self.plan.families.values():
+            ranks = topology.group(*family.axes, rank=rank)
+            number = topology.groups(*family.axes).index(ranks)
+            label = f"{name}/{family.name}" if family.name == "world" else f"{name}/{family.name}[{number}]"
+            channel = f"{name}/{family.shares or family.name}"
+            self._groups[family.name] = SimulatedGroup(
+                family.name, ranks, ranks.index(rank), label=label, calls=self.calls, channel=channel
+            )
+        self.__dict__.update(self._groups)
+
+    def require(self, topology: ParallelTopology) -> None:
+        """As `GroupManager.require`.
+
+        Raises:
+            TopologyError: this view is of another topology; names both.
+        """
+        if topology != self.topology:
+            raise TopologyError(f"{self.name} was built for {self.topology}, but {topology} is required")
+
+    def close(self) -> None:
+        """From now on every collective raises `ClosedError`."""
+        self.closed = True
+        for group in self._groups.values():
+            group.links.closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getattr__(self, axis: str) -> SimulatedGroup:
+        if axis.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {axis!r}")
+        return self[axis]
+
+    def __getitem__(self, axes: str | tuple[str, ...]) -> SimulatedGroup:
+        names = (axes,) if isinstance(axes, str) else axes
+        name = axes if isinstance(axes, str) and axes in self._groups else self.topology.group_name(*names)
+        if name not in self._groups:
+            raise UnknownAxisError(
+                f"{self.name} has no group {name!r}; it has {', '.join(self._groups)}. "
+                f"Declare combinations of axes: simulate(..., groups=[{names!r}])"
+            )
+        return self._groups[name]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a SimulatedManager records in place and cannot be pickled; send its topology instead")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What every rank returned and called.
+
+    Attributes:
+        topology: whose ranks these are.
+        results: global rank -> what `fn` returned.
+        calls: global rank -> its calls, in order.
+    """
+
+    topology: ParallelTopology
+    results: dict[int, Any]
+    calls: dict[int, list[Call]]
+
+    def on(self, rank: int, *, group: str | None = None, operation: str | None = None) -> list[Call]:
+        """One rank's calls, those on one group or of one operation if named.
+
+        Raises:
+            RankError: `rank` is not in the topology.
+        """
+        self.topology.position(rank)
+        return [
+            call
+            for call in self.calls.get(rank, [])
+            if group in (None, call.group) and operation in (None, call.operation)
+        ]
+
+    def count(self, rank: int) -> Counter[tuple[str, str]]:
+        """How often one rank called each (operation, group).
+
+        Raises:
+            RankError: `rank` is not in the topology.
+        """
+        return Counter((call.operation, call.group) for call in self.on(rank))
+
+    def bytes(self, rank: int, **which: Any) -> int:
+        """Bytes that one rank put into its calls; `which` as for `on`. Not what a ring puts on the wire."""
+        return sum(call.bytes for call in self.on(rank, **which))
+
+    def check(self, *, buffered_sends: bool = False) -> None:
+        """Whether real ranks that make these calls would all come to the end; every `send` needs its `recv`.
+
+        Args:
+            buffered_sends: whether a `send` returns before the other side receives.
+
+        Raises:
+            MismatchError: calls that meet differ in operation, shape, dtype, source or reduction.
+            DeadlockError: ranks that wait for each other, or for a call that another rank never makes.
+            TopologyError: only some of the ranks were simulated, so that nothing can be said of all.
+        """
+        if len(self.calls) != self.topology.world_size:
+            raise TopologyError(
+                f"{len(self.calls)} of the {self.topology.world_size} ranks of {self.topology} were simulated: "
+                "simulate all of them to check their calls against each other"
+            )
+        check_complete(self.calls, buffered_sends=buffered_sends)
+
+
+def simulate(
+    topology: ParallelTopology | str,
+    fn: Callable[..., Any],
+    *args: Any,
+    ranks: Iterable[int] | None = None,
+    check: bool | None = None,
+    **options: Any,
+) -> Simulation:
+    """Call `fn(groups, *args)` for each rank in turn, each with a `SimulatedManager`; nothing communicates.
+
+    Put `torch.device("meta")` or `FakeTensorMode` around it, and no tensor takes memory. What is received is not
+    what would be sent: code that branches on received values takes one branch on every rank.
+
+    Args:
+        topology: or its compact notation.
+        ranks: global ranks, if not all.
+        check: whether the calls are checked against each other before this returns; all ranks' are, unless told not
+            to.
+        options: as for `SimulatedManager`.
+
+    Raises:
+        MismatchError: the ranks' calls do not fit together.
+        DeadlockError: the ranks would wait for each other.
+        RankError: one of `ranks` is not in the topology.
+    """
+    if isinstance(topology, str):
+        topology = ParallelTopology.parse(topology)
+    results: dict[int, Any] = {}
+    calls: dict[int, list[Call]] = {}
+    for rank in topology.world if ranks is None else ranks:
+        groups = SimulatedManager(topology, rank, **options)
+        try:
+            results[rank] = fn(groups, *args)
+        except BaseException as error:
+            error.add_note(f"on simulated rank {rank} of {topology} {topology.coordinate(rank)}")
+            raise
+        calls[rank] = groups.calls
+    simulation = Simulation(topology, results, calls)
+    if check if check is not None else ranks is None:
+        simulation.check()
+    return simulation

@@ -1,0 +1,114 @@
+"""A world of threads: gloo groups over a HashStore connect the threads of one process as they would machines."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.testing.failures import StuckRankError, raise_failures
+from parallel_topology.testing.where import where
+
+if TYPE_CHECKING:
+    from parallel_topology.testing.diagnosis import Diagnosis
+
+GRACE = 2.0
+"""Seconds the others may go on after the first failure: their own error says more than that they were cut off."""
+LOOK = 0.25
+"""Seconds without news after which the ranks are looked at: do they wait for each other?"""
+FAREWELL = 1.0
+"""Seconds that ranks which were cut off may take to end."""
+
+
+class RankInterrupt(BaseException):
+    """Raised inside a rank's thread that outlived its deadline. Not an `Exception`: code under test lets it pass."""
+
+
+def run_threads(
+    labels: Sequence[str],
+    fn: Callable[..., Any],
+    *args: Any,
+    timeout: float,
+    diagnosis: Diagnosis | None = None,
+    interrupt: Callable[[int], None] | None = None,
+) -> list[Any]:
+    """Call `fn(position, *args)` in one thread per label; returns the results by position.
+
+    A thread cannot be killed from outside. One that outlives the deadline is interrupted, which ends what runs in
+    Python and, with `interrupt`, what waits in a collective; what then still hangs is left behind, as a daemon.
+
+    Args:
+        timeout: seconds for the whole.
+        diagnosis: asked now and then whether the ranks wait in vain; twice the same answer ends them before the
+            deadline.
+        interrupt: ends the communication of the rank at a position, so that it stops waiting.
+
+    Raises:
+        ExceptionGroup: of every failure, the first one first; a rank still running at the deadline is a
+            `StuckRankError` with its stack and the group and operation it waits in.
+    """
+    done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+
+    def run(position: int) -> None:
+        try:
+            done.put((position, fn(position, *args), None))
+        except BaseException as error:  # it is raised again, in the caller's thread
+            done.put((position, None, error))
+
+    threads = [
+        threading.Thread(target=run, args=(position,), name=label, daemon=True) for position, label in enumerate(labels)
+    ]
+    for thread in threads:
+        thread.start()
+    results: list[Any] = [None] * len(labels)
+    failures: dict[int, BaseException] = {}
+    running = set(range(len(labels)))
+    cause: ParallelTopologyError | None = None
+    suspected = ""
+    started = time.monotonic()
+    deadline, why = started + timeout, f"{timeout:g} s after the start"
+    try:
+        while running:
+            try:
+                position, result, error = done.get(timeout=max(min(deadline - time.monotonic(), LOOK), 0.001))
+            except Empty:
+                if time.monotonic() >= deadline:
+                    break
+                found = diagnosis.suspect(set(range(len(labels))) - running) if diagnosis and not failures else None
+                if found is not None and str(found) == suspected:
+                    cause, why = found, "the ranks wait for each other"
+                    break
+                suspected = str(found) if found is not None else ""
+                continue
+            running.discard(position)
+            results[position] = result
+            if error is not None:
+                if time.monotonic() + GRACE < deadline:
+                    deadline, why = time.monotonic() + GRACE, f"{GRACE:g} s after {labels[position]} failed"
+                failures[position] = error
+        for position in sorted(running):
+            failures[position] = StuckRankError(f"still running at its end ({why}), {where(threads[position].ident)}")
+    finally:
+        _end([threads[position] for position in running], running, interrupt)
+    for position in set(range(len(labels))) - running:
+        threads[position].join()
+    raise_failures(labels, failures, cause)
+    return results
+
+
+def _end(threads: list[threading.Thread], positions: set[int], interrupt: Callable[[int], None] | None) -> None:
+    """Stop ranks that still run, as far as threads can be stopped."""
+    if not threads:
+        return
+    for position in positions if interrupt else ():
+        if interrupt is not None:
+            interrupt(position)
+    for thread in threads:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(RankInterrupt))
+    deadline = time.monotonic() + FAREWELL
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))

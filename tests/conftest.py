@@ -1,0 +1,13 @@
+"""The worlds that bound tests run in."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `world` and makes its ranks itself runs on threads and on processes."""
+    if "world" in metafunc.fixturenames and metafunc.definition.get_closest_marker("ranks") is None:
+        metafunc.parametrize("world", ["threads", "processes"])

@@ -1,0 +1,57 @@
+"""The command line, as a person runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "parallel_topology", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_the_demo_runs_two_engines_and_finds_them_right(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(range(256)))
+    done = run("demo", "--text", str(text), "--engines", "tp2-pp2,tp4")
+    assert done.returncode == 0, done.stderr
+    assert "engine 0: tp2-pp2\n       tp0  tp1\npp0      0    1\npp1      2    3\n" in done.stdout
+    assert "4 processes, 256 bytes of text" in done.stdout
+    assert "all engines agree with the reference" in done.stdout
+    for phase in ("groups", "weights", "interleaved", "first engine closed"):
+        assert phase in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engines", "tp3,tp4"], "expected two or more of the same number of ranks; tp3-pp1 has 3, tp4-pp1 has 4"),
+        (["--engines", "tp4"], "expected two or more of the same number of ranks; tp4-pp1 has 4"),
+        (["--engines", "tp4,dp4"], "the demo's model uses tp and pp only, not dp"),
+        (["--engines", "tp5,pp5"], "tp5-pp1 does not fit the demo's model: heads 24 is not divisible by tp 5"),
+        (["--engines", "tp4,x"], "cannot read 'x' in 'x'"),
+        (["--text", "/nowhere"], "cannot read /nowhere: No such file or directory"),
+        (["--text", "/dev/null"], "/dev/null is empty: expected some text"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str):
+    done = run("demo", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path):
+    """As in an environment without typer: a package of that name that cannot be found hides the real one."""
+    program = (
+        "import sys; sys.modules['typer'] = None\n"
+        "from parallel_topology.__main__ import main\n"
+        "main()"
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "the command line needs typer: pip install 'parallel-topology[cli]'\n"

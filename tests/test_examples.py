@@ -1,0 +1,69 @@
+"""The example model against its single-process oracle, over every factorization that its sizes allow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from parallel_topology import GroupManager, ParallelTopology
+from parallel_topology.examples import transformer  # pyright: ignore[reportAttributeAccessIssue]
+from parallel_topology.testing import run_ranks
+
+SMALL = transformer.TransformerConfig(hidden=96, heads=24, layers=8, ffn=96, max_seq=16, dtype=torch.float64)
+TOKENS = transformer.encode(b"two engines", b"one process")
+
+FACTORIZATIONS = [
+    (tp, ranks // tp)
+    for ranks in (1, 2, 3, 4, 6, 8)
+    for tp in range(1, ranks + 1)
+    if ranks % tp == 0 and SMALL.heads % tp == 0 and SMALL.layers >= ranks // tp
+]
+
+
+def _logits(groups: GroupManager, config: Any, tokens: torch.Tensor) -> torch.Tensor | None:
+    return transformer.Transformer(config, tp=groups.tp, pp=groups.pp)(tokens)
+
+
+def _check(topology: ParallelTopology, world: Any) -> None:
+    expected = transformer.dense_logits(SMALL, TOKENS)
+    for rank, logits in zip(topology.world, run_ranks(topology, _logits, SMALL, TOKENS, world=world), strict=True):
+        assert (logits is not None) == topology.at(rank).pp.is_last
+        if logits is not None:
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("tp", "pp"), FACTORIZATIONS)
+def test_every_factorization_gives_the_reference_logits(tp: int, pp: int):
+    _check(ParallelTopology(tp=tp, pp=pp), "threads")
+
+
+def test_all_the_factorizations_asked_for_are_there():
+    assert len(FACTORIZATIONS) == 1 + 2 + 2 + 3 + 4 + 4
+
+
+@pytest.mark.parametrize("text", ["tp2-pp2", "pp2-tp2", "tp3-pp1", "tp1-pp3@5", "tp2-pp2@3,1,0,2"])
+def test_other_orders_and_places(text: str):
+    _check(ParallelTopology.parse(text), "threads")
+
+
+@pytest.mark.parametrize("text", ["tp2-pp2", "tp2-pp4"])
+def test_in_processes(text: str):
+    _check(ParallelTopology.parse(text), "processes")
+
+
+def test_the_logits_depend_on_the_text_and_its_order():
+    """The oracle and the model could agree by ignoring their input."""
+    expected = transformer.dense_logits(SMALL, TOKENS)
+    assert not torch.allclose(expected[0, -1], expected[1, -1])
+    assert not torch.allclose(transformer.dense_logits(SMALL, TOKENS.flip(1))[0, -1], expected[0, -1])
+    assert torch.equal(transformer.dense_logits(replace(SMALL), TOKENS), expected)
+
+
+def test_a_model_that_does_not_divide_says_so():
+    with pytest.raises(ValueError, match="heads 24 is not divisible by tp 5"):
+        SMALL.require_divisible(tp=5, pp=1)
+    with pytest.raises(ValueError, match="layers 8 is fewer than pp 9"):
+        SMALL.require_divisible(tp=1, pp=9)

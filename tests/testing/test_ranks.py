@@ -1,0 +1,213 @@
+"""run_ranks, in threads and in processes: results, failures, the dead and the stuck."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from parallel_topology import GroupManager, ParallelTopology
+from parallel_topology.testing import WorkerPool, rank_generator, run_ranks, threads
+from parallel_topology.testing.failures import DeadlockError, DeadRankError, MismatchError, StuckRankError
+from parallel_topology.testing.processes import run_processes
+from parallel_topology.testing.threads import run_threads
+
+
+def _place(groups: GroupManager, offset: int) -> tuple[int, dict[str, int]]:
+    return groups.rank + offset, groups.coordinate
+
+
+def _one_fails(groups: GroupManager) -> None:
+    if groups.rank == 2:
+        raise KeyError("planted")
+    groups.world.all_reduce(torch.ones(1))
+
+
+def _one_is_killed(groups: GroupManager) -> None:
+    if groups.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    groups.world.barrier()
+
+
+def _one_exits(groups: GroupManager) -> None:
+    if groups.rank == 1:
+        os._exit(7)
+    groups.world.barrier()
+
+
+def _one_is_stuck(position: int) -> None:
+    if position == 1:
+        threading.Event().wait()
+
+
+def _unpicklable(position: int) -> None:
+    class LocalError(Exception):
+        pass
+
+    raise LocalError("planted")
+
+
+def _talks(position: int, send: Any, word: str) -> int:
+    send(word * position)
+    return position
+
+
+def test_results_by_position(world: Any):
+    topology = ParallelTopology(tp=2, pp=2, first_rank=4)
+    expected = [(rank + 10, topology.coordinate(rank)) for rank in topology.world]
+    assert run_ranks(topology, _place, 10, world=world) == expected
+    assert run_ranks("tp2-pp2@4", _place, 10, world=world) == expected
+
+
+def test_a_failure_ends_all_and_comes_first(world: Any):
+    with pytest.raises(ExceptionGroup) as caught:
+        run_ranks("tp2-pp2", _one_fails, world=world)
+    group = caught.value
+    message = "4 of 4 ranks failed, first rank 2 of tp2-pp2 {'tp': 0, 'pp': 1} with KeyError: 'planted'"
+    assert group.message == message
+    assert isinstance(group.exceptions[0], KeyError)
+    for error in group.exceptions:
+        assert re.match(r"on rank \d of tp2-pp2 \{'tp': \d, 'pp': \d\}", error.__notes__[-1])
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [(_one_is_killed, "its process died by SIGKILL"), (_one_exits, "its process exited with status 7")],
+)
+def test_a_dead_process_is_named(body: Any, cause: str):
+    with pytest.raises(ExceptionGroup, match=f"first rank 1 of tp3 .* with DeadRankError: {cause}") as caught:
+        run_ranks("tp3", body, world="processes")
+    assert caught.group_contains(DeadRankError, match=cause)
+
+
+def test_a_stuck_thread_is_named_with_its_stack():
+    with pytest.raises(ExceptionGroup, match="1 of 2 ranks failed, first b with StuckRankError") as caught:
+        run_threads(["a", "b"], _one_is_stuck, timeout=0.5)
+    assert caught.group_contains(StuckRankError, match=r"threading\.Event\(\)\.wait\(\)")
+
+
+def test_a_stuck_process_is_killed_and_named_with_its_stack():
+    with pytest.raises(ExceptionGroup, match="1 of 2 ranks failed, first b with StuckRankError") as caught:
+        run_processes(["a", "b"], _one_is_stuck, timeout=1)
+    assert caught.group_contains(StuckRankError, match=r"threading\.Event\(\)\.wait\(\)")
+
+
+def _crossed(groups: GroupManager) -> None:
+    order = [groups.tp, groups.world] if groups.rank == 1 else [groups.world, groups.tp]
+    for group in order:
+        group.all_reduce(torch.ones(1))
+
+
+def _other_shapes(groups: GroupManager) -> None:
+    groups.tp.all_reduce(torch.ones(4 if groups.tp.is_first else 8))
+
+
+def _quietly_wrong(groups: GroupManager) -> None:
+    groups.tp.all_reduce(torch.ones(2, 3) if groups.tp.is_first else torch.ones(3, 2))
+
+
+def test_a_deadlock_is_named_long_before_the_deadline(world: Any):
+    started = time.monotonic()
+    with pytest.raises(ExceptionGroup, match="first rank 0 of tp2-pp2") as caught:
+        run_ranks("tp2-pp2", _crossed, world=world, timeout=60)
+    assert time.monotonic() - started < 30
+    said = (
+        r"rank 1, in its call 0, all_reduce of float32\[1\] on engine/tp\[0\] = \[0, 1\], waits for rank 0, which is in"
+    )
+    assert caught.group_contains(DeadlockError, match=said)
+    assert caught.group_contains(StuckRankError, match=r"waiting in all_reduce on engine/tp\[0\] = \[0, 1\]")
+
+
+@pytest.mark.parametrize("body", [_other_shapes, _quietly_wrong])
+def test_shapes_that_do_not_fit_are_named(world: Any, body: Any):
+    """In threads before they reach gloo, which would end this process on some."""
+    with pytest.raises(ExceptionGroup) as caught:
+        run_ranks("tp2", body, world=world)
+    assert caught.group_contains(MismatchError, match=r"rank [01] calls all_reduce of float32\[.*\] on engine/tp\[0\]")
+
+
+def test_without_check_a_mismatch_is_the_testers_own_business():
+    run_ranks("tp2", _quietly_wrong, check=False)
+
+
+def test_a_crash_is_named_with_the_call_and_what_was_printed():
+    with pytest.raises(ExceptionGroup) as caught:
+        run_ranks("tp3", _crashes, world="processes")
+    error = caught.value.exceptions[0]
+    assert str(error) == "its process died by SIGABRT after all_reduce of float32[1] on engine/tp[0] = [0, 1, 2]"
+    assert any("last words" in note and "Fatal Python error: Aborted" in note for note in error.__notes__)
+
+
+def _crashes(groups: GroupManager) -> None:
+    groups.tp.all_reduce(torch.ones(1))
+    if groups.rank == 1:
+        print("last words", flush=True)  # noqa: T201
+        os.abort()
+    groups.tp.barrier()
+
+
+def test_64_ranks():
+    assert run_ranks("tp8-pp8", lambda groups: groups.world.all_reduce(torch.ones(1)).item(), timeout=60) == [64.0] * 64
+
+
+def _pid(groups: GroupManager) -> int:
+    return os.getpid()
+
+
+def test_workers_are_used_again_and_replaced_when_they_fail():
+    with WorkerPool() as pool:
+        first = set(run_ranks("tp2", _pid, world="processes", pool=pool))
+        assert set(run_ranks("tp2", _pid, world="processes", pool=pool)) == first
+        with pytest.raises(ExceptionGroup):
+            run_ranks("tp2", _one_is_killed, world="processes", pool=pool)
+        assert len(set(run_ranks("tp2", _pid, world="processes", pool=pool))) == 2
+        assert pool.started <= 4
+
+
+def test_seeds_belong_to_the_rank_in_processes_and_to_the_world_in_threads():
+    before = torch.get_rng_state()
+    drawn = run_ranks("tp2", _draw, world="processes")
+    assert drawn == run_ranks("tp2", _draw, world="processes") == [
+        torch.rand(1, generator=rank_generator(rank)).item() for rank in range(2)
+    ]  # fmt: skip
+    assert drawn != run_ranks("tp2", _draw, world="processes", seed=1)
+    assert run_ranks("tp1", _draw) == run_ranks("tp1", _draw)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _draw(groups: GroupManager) -> float:
+    return torch.rand(1).item()
+
+
+def test_an_error_that_cannot_travel_is_told_in_words():
+    with pytest.raises(ExceptionGroup, match="LocalError: planted"):
+        run_processes(["a"], _unpicklable, timeout=20)
+
+
+def test_messages_come_with_their_position():
+    heard: list[tuple[int, str]] = []
+    assert run_processes(["a"] * 3, _talks, "x", timeout=20, on_message=lambda *said: heard.append(said)) == [0, 1, 2]
+    assert sorted(heard) == [(0, ""), (1, "x"), (2, "xx")]
+
+
+def test_an_unknown_world():
+    with pytest.raises(ValueError, match="world='cluster': expected 'threads' or 'processes'"):
+        run_ranks("tp2", _place, world="cluster")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_grace_after_a_failure_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(threads, "GRACE", 0.2)
+
+    def body(position: int) -> None:
+        if position == 0:
+            raise KeyError("planted")
+        threading.Event().wait()
+
+    with pytest.raises(ExceptionGroup, match="2 of 2 ranks failed, first a with KeyError"):
+        run_threads(["a", "b"], body, timeout=30)
