@@ -1,36 +1,27 @@
-"""The command line: `parallel-topology demo`. Torch is imported by the commands that need it, not here."""
+"""`parallel-topology demo`: engines of different topologies side by side in the same processes."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from parallel_topology.errors import ParallelTopologyError, TopologyError
+from parallel_topology.cli.errors import fail, one_line_errors
+from parallel_topology.errors import TopologyError
 from parallel_topology.render.text import grid
 from parallel_topology.topology import ParallelTopology
-
-app = typer.Typer(name="parallel-topology", no_args_is_help=True, pretty_exceptions_enable=False)
 
 MOST_TEXT = 16 * 1024
 """Bytes of a file that the demo reads: enough to see it work, few enough to end within a minute on two cores."""
 
 
-@app.callback()
-def _root() -> None:  # pyright: ignore[reportUnusedFunction] (typer: keeps `demo` a subcommand)
-    """Layouts and process groups for models spread over many devices."""
-
-
-@app.command()
 def demo(
     text: Annotated[Path | None, typer.Option(help="A file to run through the engines; its bytes are tokens.")] = None,
     engines: Annotated[str, typer.Option(help="Topologies of equal world size, joined by commas.")] = "tp2-pp2,tp4",
@@ -43,7 +34,7 @@ def demo(
     # torch works without NumPy and warns that it is not there, here and in every worker.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy")
     os.environ.setdefault("PYTHONWARNINGS", "ignore:Failed to initialize NumPy")
-    with _one_line_errors():
+    with one_line_errors():
         topologies = _engine_topologies(engines)
         content = _content(text)
         two_engines: Any = import_module("parallel_topology.examples.two_engines")
@@ -86,8 +77,8 @@ def _content(path: Path | None) -> bytes:
     try:
         content = (path or Path(__file__)).read_bytes()[:MOST_TEXT]
     except OSError as error:
-        _fail(f"cannot read {path}: {error.strerror}")
-    return content or _fail(f"{path} is empty: expected some text")
+        fail(f"cannot read {path}: {error.strerror}")
+    return content or fail(f"{path} is empty: expected some text")
 
 
 def _show_outcome(console: Console, topologies: list[ParallelTopology], outcome: Any, tolerance: float) -> None:
@@ -102,16 +93,3 @@ def _show_outcome(console: Console, topologies: list[ParallelTopology], outcome:
         console.print(f"{seconds:6.2f} s  {phase}", highlight=False)
     verdict = "all engines agree with the reference" if outcome.agrees else "an engine differs from the reference"
     console.print(f"\n{verdict}: {outcome.tokens:,} tokens, tolerance {tolerance:g}", highlight=False, style="bold")
-
-
-@contextmanager
-def _one_line_errors() -> Generator[None]:
-    try:
-        yield
-    except ParallelTopologyError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"parallel-topology: {message}", file=sys.stderr)  # noqa: T201
-    sys.exit(2)
