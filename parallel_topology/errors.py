@@ -14,6 +14,7 @@ ParallelTopologyError
 ├── RendezvousError (RuntimeError)         the store cannot be reached, hosted or trusted
 ├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
 ├── CreationError (RuntimeError)           a process group could not be created
+├── MismatchError (RuntimeError)           the ranks' collectives do not match: operation, shape, dtype or order
 ├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
 └── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
 """
@@ -65,6 +66,10 @@ class DisagreementError(ParallelTopologyError, RuntimeError):
 
 class CreationError(ParallelTopologyError, RuntimeError):
     """A process group could not be created, or is not what the plan says."""
+
+
+class MismatchError(ParallelTopologyError, RuntimeError):
+    """The ranks' collectives do not match: another operation, shape, dtype or order; the message names who differs."""
 
 
 class CollectiveError(ParallelTopologyError, RuntimeError):
