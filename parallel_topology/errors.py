@@ -15,6 +15,7 @@ ParallelTopologyError
 ├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
 ├── CreationError (RuntimeError)           a process group could not be created
 ├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
+├── WireError (RuntimeError)               bytes from a peer that are no value, or not one that was allowed
 └── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
 """
 
@@ -69,6 +70,10 @@ class CreationError(ParallelTopologyError, RuntimeError):
 
 class CollectiveError(ParallelTopologyError, RuntimeError):
     """A collective failed, most often because a peer is gone."""
+
+
+class WireError(ParallelTopologyError, RuntimeError):
+    """Bytes from a peer that are no value, or hold a class that the receiver did not allow."""
 
 
 class GroupTimeoutError(ParallelTopologyError, TimeoutError):
