@@ -9,13 +9,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from parallel_topology.errors import GroupArgumentError
+from parallel_topology.errors import GroupArgumentError, WireError
 
 MAX_DEPTH = 100
 """Containers inside containers that a value may have: far less than Python's own recursion allows."""
 
 Path: TypeAlias = "tuple[Path, object] | None"
 """The keys and indices that lead to a value, innermost first: a pair is cheap to make for each container."""
+
+
+_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,10 @@ def flatten_tensors(value: Any) -> tuple[Any, list[Tensor]]:
 
     def take(leaf: Any, path: Path) -> Any:
         if isinstance(leaf, TensorSpec):
-            raise GroupArgumentError(
-                f"{shown(path)}: a TensorSpec in the value itself; expected only tensors to be one"
-            )
+            raise GroupArgumentError(f"{shown(path)}: a TensorSpec, which is only to stand for a tensor")
         if not isinstance(leaf, Tensor):
             return leaf
-        require_plain(leaf, path)
+        _require_plain(leaf, path)
         tensors.append(leaf)
         return TensorSpec(leaf.dtype, tuple(leaf.shape), leaf.device.type)
 
@@ -99,20 +101,60 @@ def unflatten(structure: Any, tensors: Sequence[Tensor]) -> Any:
     return _with_leaves(structure, put)
 
 
-def require_plain(tensor: Tensor, path: Path) -> None:
-    """Check that a tensor is its dtype, shape and bytes, and nothing else.
+def contents_of(tensor: Tensor, path: Path) -> Tensor:
+    """A tensor's bytes as one row, still on its device.
 
     Raises:
-        GroupArgumentError: it is sparse, quantized, nested, on the meta device, or of a class of its own.
+        GroupArgumentError: the tensor is more than dtype, shape and bytes.
     """
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
-        said = f"a {type(tensor).__qualname__}"
-    elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-        kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else tensor.layout
-        said = "a tensor on the meta device" if tensor.is_meta else f"a tensor that is {kind}"
-    else:
-        return
-    raise GroupArgumentError(f"{shown(path)}: {said} cannot be sent: expected a dense torch.Tensor that holds data")
+    _require_plain(tensor, path)
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    # As numbers, because torch does not copy all dtypes (uint4) and warns of others (complex32).
+    number = _NUMBERS.get(tensor.itemsize)
+    return (tensor.view(number) if number else tensor).reshape(-1).view(torch.uint8)
+
+
+def tensor_of(contents: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor with a copy of these bytes, on the CPU."""
+    # frombuffer takes no empty buffer, and a bytearray is memory that may be written to
+    flat = torch.frombuffer(bytearray(contents or b"\0"), dtype=torch.uint8)[: len(contents)]
+    if dtype == torch.bool:
+        flat = flat != 0  # torch relies on a bool's byte being 0 or 1
+    return flat.view(dtype).reshape(shape)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`bfloat16`"""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that a peer named.
+
+    Raises:
+        WireError: this torch does not have it.
+    """
+    if name not in _DTYPES:
+        raise WireError(f"a peer sent the dtype {name!r:.80}, which this torch, {torch.__version__}, does not have")
+    return _DTYPES[name]
+
+
+def shape_of(dims: list[Any]) -> tuple[int, ...]:
+    """The shape that a peer sent.
+
+    Raises:
+        WireError: torch could make no tensor of it, because the product of the dims exceeds 63 bits.
+    """
+    strides = 1
+    for dim in dims:
+        if type(dim) is not int or dim < 0 or (strides := strides * max(dim, 1)) >= 2**63:
+            raise WireError(f"a peer sent a shape that no tensor can have: {dims!r:.80}")
+    return tuple(dims)
+
+
+def too_deep(path: Path) -> GroupArgumentError:
+    """The error to raise for a container inside `MAX_DEPTH` others."""
+    return GroupArgumentError(f"{shown(path):.120}...: nested more than {MAX_DEPTH} deep; does it contain itself?")
 
 
 def shown(path: Path) -> str:
@@ -126,11 +168,22 @@ def shown(path: Path) -> str:
 
 def _with_leaves(value: Any, leaf: Callable[[Any, Path], Any], path: Path = None, depth: int = 0) -> Any:
     """`value` with `leaf(leaf, path)` in place of each leaf."""
-    kind = type(value)
+    kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind not in (list, tuple, dict):
         return leaf(value, path)
-    if depth == MAX_DEPTH:
-        raise GroupArgumentError(f"{shown(path)}: nested more than {MAX_DEPTH} deep; does it contain itself?")
+    if depth >= MAX_DEPTH:
+        raise too_deep(path)
     if kind is dict:
         return {key: _with_leaves(inner, leaf, (path, key), depth + 1) for key, inner in value.items()}
     return kind(_with_leaves(inner, leaf, (path, index), depth + 1) for index, inner in enumerate(value))
+
+
+def _require_plain(tensor: Tensor, path: Path) -> None:
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        said = f"a {type(tensor).__qualname__}"
+    elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else tensor.layout
+        said = "a tensor on the meta device" if tensor.is_meta else f"a tensor that is {kind}"
+    else:
+        return
+    raise GroupArgumentError(f"{shown(path)}: {said} cannot be sent: expected a dense torch.Tensor that holds data")

@@ -10,23 +10,35 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import prod
 from types import NoneType
 from typing import Any
 
 import torch
 from pydantic import BaseModel
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import to_jsonable_python
 from torch import Tensor
 
 from parallel_topology.errors import GroupArgumentError, WireError
-from parallel_topology.groups.structure import MAX_DEPTH, Path, TensorSpec, require_plain, shown
+from parallel_topology.groups.structure import (
+    MAX_DEPTH,
+    Path,
+    TensorSpec,
+    contents_of,
+    dtype_of,
+    name_of,
+    shape_of,
+    shown,
+    tensor_of,
+    too_deep,
+)
 
 _FLAT = frozenset({NoneType, bool, float, str})
-_SMALL = 2**63
-_NUMBERED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+_INT = frozenset[type]({int})
+_STR = frozenset[type]({str})
+_CONTAINERS = frozenset({list, dict, tuple, set, frozenset})
+_LEAST, _MOST = -(2**63), 2**63 - 1
 _JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
 
 _SENDABLE = (
@@ -39,7 +51,8 @@ def encode(value: Any) -> bytearray:
     """A value as bytes, from which `decode` makes an equal one of equal types.
 
     Of a tensor its dtype, shape and contents are sent, of a pydantic model what `model_dump(round_trip=True)` gives.
-    Subclasses of the plain types are refused rather than turned into what they derive from.
+    Subclasses of the plain types are refused rather than turned into what they derive from. What is found at two places
+    is sent, and arrives, twice.
 
     Returns:
         A `bytearray`, for `torch.frombuffer` takes it without a copy.
@@ -48,7 +61,7 @@ def encode(value: Any) -> bytearray:
         GroupArgumentError: something in `value` cannot be sent; the message says where.
     """
     writer = _Writer()
-    header = _JSON.encode(writer.item(value, None)).encode("utf-8", "surrogatepass")
+    header = _JSON.encode(writer.item(value)).encode("utf-8", "surrogatepass")
     place = 8 + len(header)
     message = bytearray(place + sum(map(len, writer.contents)))
     message[:8] = len(header).to_bytes(8, "little")
@@ -73,7 +86,7 @@ def decode(data: bytes | bytearray | memoryview, *, models: Iterable[type[BaseMo
         WireError: `data` is no message of `encode`, or holds a model that is not among `models`.
         GroupArgumentError: `models` are not models, or two have one name.
     """
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     end = 8 + int.from_bytes(view[:8], "little")
     if end > len(view):
         raise WireError(f"{len(view)} bytes from a peer end before the message does{_hint(view)}")
@@ -83,8 +96,8 @@ def decode(data: bytes | bytearray | memoryview, *, models: Iterable[type[BaseMo
         value = json.JSONDecoder(object_hook=reader.build, parse_constant=float).decode(text)
     except WireError:
         raise
-    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
-        raise WireError(f"{len(view)} bytes from a peer are no value: {error}{_hint(view)}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise WireError(f"{len(view)} bytes from a peer are no value: {error!s:.200}{_hint(view)}") from error
     reader.require_end()
     return value
 
@@ -98,7 +111,7 @@ def encode_pickled(value: Any) -> bytes:
     try:
         return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # pickle and the objects themselves raise anything
-        raise GroupArgumentError(f"a {_name(type(value))} cannot be pickled: {error}") from error
+        raise GroupArgumentError(f"a {_name(value.__class__)} cannot be pickled: {error}") from error
 
 
 def decode_pickled(data: bytes | bytearray | memoryview) -> Any:
@@ -113,7 +126,7 @@ def decode_pickled(data: bytes | bytearray | memoryview) -> Any:
         return pickle.loads(data)
     except Exception as error:
         raise WireError(
-            f"{len(data)} bytes from a peer cannot be unpickled: {error}; did every member pass unsafe_pickle=True?"
+            f"{len(data)} bytes from a peer cannot be unpickled: {error!s:.200}; did every member pass unsafe_pickle=True?"
         ) from error
 
 
@@ -122,85 +135,79 @@ class _Writer:
 
     def __init__(self) -> None:
         self.contents: list[bytes | Tensor] = []
-        self._open: set[int] = set()
         self._in_model = False
 
-    def item(self, value: Any, path: Path) -> Any:
-        kind: type = type(value)
+    def item(self, value: Any, path: Path = None, depth: int = 0) -> Any:
+        kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
         if kind in _FLAT:
             return value
         if kind is int:
-            return value if -_SMALL <= value < _SMALL else _tagged("int", hex(value))
-        if kind in (list, dict, tuple, set, frozenset) or isinstance(value, BaseModel):
-            return self._nested(kind, value, path)
+            return value if _LEAST <= value <= _MOST else _tagged("int", hex(value))
+        if kind not in _CONTAINERS:
+            return self._leaf(value, path) or self._made(value, path, depth)
+        if depth >= MAX_DEPTH:
+            raise too_deep(path)
+        if kind is dict:
+            return self._dict(value, path, depth + 1)
+        items = self._items(value, path, depth + 1)
+        return items if kind is list else {"": [kind.__name__, items]}
+
+    def _items(self, items: Collection[Any], path: Path, depth: int) -> Collection[Any]:
+        kinds = set(map(type, items))  # two looks in C, which spare those that hold only JSON's own a look at each
+        if kinds <= _FLAT or (kinds == _INT and min(items) >= _LEAST and max(items) <= _MOST):
+            return items if type(items) in (list, tuple) else list(items)
+        item = self.item
+        return [one if type(one) in _FLAT else item(one, (path, place), depth) for place, one in enumerate(items)]
+
+    def _dict(self, value: dict[Any, Any], path: Path, depth: int) -> dict[str, Any]:
+        item = self.item
+        if set(map(type, value)) <= _STR and "" not in value:
+            if _FLAT.issuperset(map(type, value.values())):
+                return value
+            return {key: one if type(one) in _FLAT else item(one, (path, key), depth) for key, one in value.items()}
+        keys = self._items(value, path, depth)
+        return {"": ["dict", keys, [item(one, (path, key), depth) for key, one in value.items()]]}
+
+    def _leaf(self, value: Any, path: Path) -> dict[str, Any] | None:
+        """What can be sent and is neither JSON's nor a container, else None."""
+        kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
         if kind is bytes:
             self.contents.append(value)
             return _tagged("bytes", len(value))
         if isinstance(value, Tensor):
-            require_plain(value, path)
-            self.contents.append(_contents(value))
-            return _tagged("tensor", _named(value.dtype), list(value.shape))
+            self.contents.append(contents_of(value, path))
+            return _tagged("tensor", name_of(value.dtype), list(value.shape))
         if kind is torch.dtype:
-            return _tagged("dtype", _named(value))
+            return _tagged("dtype", name_of(value))
         if kind is torch.Size:
             return _tagged("size", list(value))
         if kind is torch.device:
             return _tagged("device", str(value))
         if kind is TensorSpec:
-            return _tagged("spec", _named(value.dtype), list(value.shape), value.device)
-        return self._other(value, path)
+            return _tagged("spec", name_of(value.dtype), list(value.shape), value.device)
+        return None
 
-    def _nested(self, kind: type, value: Any, path: Path) -> Any:
-        if id(value) in self._open:
-            raise GroupArgumentError(f"{shown(path)}: contains itself; expected a value without cycles")
-        if len(self._open) == MAX_DEPTH:
-            raise GroupArgumentError(f"{shown(path)}: nested more than {MAX_DEPTH} deep")
-        self._open.add(id(value))
-        if kind is dict:
-            plain = self._dict(value, path)
-        elif kind is list:
-            plain = self._list(value, path)
-        elif isinstance(value, BaseModel):
-            plain = self._model(value, path)
-        else:
-            plain = _tagged(kind.__name__, self._list(list(value), path))
-        self._open.remove(id(value))
-        return plain
-
-    def _list(self, items: list[Any], path: Path) -> list[Any]:
-        if _all_flat(items):
-            return items
-        return [item if type(item) in _FLAT else self.item(item, (path, at)) for at, item in enumerate(items)]
-
-    def _dict(self, value: dict[Any, Any], path: Path) -> dict[str, Any]:
-        if "" in value or not set(map(type, value)) <= {str}:
-            values = (value if type(value) in _FLAT else self.item(value, (path, key)) for key, value in value.items())
-            return _tagged("dict", self._list(list(value), path), list(values))
-        if _all_flat(value.values()):
-            return value
-        return {key: item if type(item) in _FLAT else self.item(item, (path, key)) for key, item in value.items()}
-
-    def _model(self, value: BaseModel, path: Path) -> dict[str, Any]:
-        outside, self._in_model = self._in_model, True
+    def _made(self, value: Any, path: Path, depth: int) -> Any:
+        """A model's dump, and what its fields may be besides (a path, an enum, a date), which its class makes anew."""
+        is_model = isinstance(value, BaseModel)
+        name = _name(value.__class__)
+        if not is_model and not self._in_model:
+            raise GroupArgumentError(
+                f"{shown(path)}: a {name} cannot be sent: expected {_SENDABLE}; or, where every member may run any code "
+                "on every other, ask for pickle with unsafe_pickle=True"
+            )
+        if depth >= MAX_DEPTH:
+            raise too_deep(path)
         try:
-            fields = value.model_dump(round_trip=True, by_alias=True)
-        except PydanticSerializationError as error:
-            raise GroupArgumentError(f"{shown(path)}: a {_name(type(value))} cannot be dumped: {error}") from error
-        plain = _tagged("model", _name(type(value)), self.item(fields, path))
+            plain = value.model_dump(round_trip=True, by_alias=True) if is_model else to_jsonable_python(value)
+        except ValueError as error:
+            raise GroupArgumentError(f"{shown(path)}: a {name} cannot be dumped by pydantic: {error}") from error
+        if not is_model:
+            return self.item(plain, path, depth + 1)
+        outside, self._in_model = self._in_model, True
+        plain = self.item(plain, path, depth + 1)
         self._in_model = outside
-        return plain
-
-    def _other(self, value: Any, path: Path) -> Any:
-        """What a model's fields may be besides: a path, an enum, a date, which its class makes anew of JSON."""
-        if self._in_model:
-            try:
-                return self.item(to_jsonable_python(value), path)
-            except PydanticSerializationError:
-                pass
-        raise GroupArgumentError(
-            f"{shown(path)}: a {_name(type(value))} cannot be sent: expected {_SENDABLE}; or, where every member may run "
-            "any code on every other, ask for pickle with unsafe_pickle=True"
-        )
+        return _tagged("model", name, [plain])  # in a list, for a root model's dump can be anything
 
 
 class _Reader:
@@ -211,114 +218,75 @@ class _Reader:
 
     def __init__(self, contents: memoryview, models: dict[str, type[BaseModel]]) -> None:
         self._contents = contents
-        self._place = 0
         self._models = models
 
     def build(self, found: dict[str, Any]) -> Any:
         """What an object of the header stands for; those inside it have been built."""
         if "" not in found:
             return found
-        match found[""]:
-            case ["tuple", list(items)]:
-                return tuple(items)
-            case ["dict", list(keys), list(values)]:
-                return self._unique(dict(zip(keys, values, strict=True)), keys)
-            case ["set", list(items)]:
-                return self._unique(set(items), items)
-            case ["frozenset", list(items)]:
-                return self._unique(frozenset(items), items)
-            case ["int", str(digits)]:
-                return int(digits, 16)
-            case ["bytes", int(size)]:
-                return bytes(self._take(size))
-            case ["tensor", str(dtype), list(shape)]:
-                return self._tensor(_dtype(dtype), _shape(shape))
-            case ["dtype", str(dtype)]:
-                return _dtype(dtype)
-            case ["size", list(shape)]:
-                return torch.Size(shape)
-            case ["device", str(device)]:
-                return torch.device(device)
-            case ["spec", str(dtype), list(shape), str(device)]:
-                return TensorSpec(_dtype(dtype), _shape(shape), device)
-            case ["model", str(name), fields]:
-                return self._model(name, fields)
-            case _:
-                raise WireError("a peer's message has a tag that is not known here")
+        tag, *said = found[""]
+        if tag not in _MAKERS:
+            raise WireError(f"a peer sent a {tag!r:.80}, which is not known here")
+        kinds, make = _MAKERS[tag]
+        if tuple(map(type, said)) != kinds:
+            raise WireError(f"a peer sent a {tag} made of {[kind.__name__ for kind in map(type, said)]!r:.80}")
+        return make(self, said)
 
     def require_end(self) -> None:
-        if left := len(self._contents) - self._place:
+        if left := len(self._contents):
             raise WireError(f"a peer's message is followed by {left} bytes that nothing refers to")
 
-    def _take(self, size: int) -> memoryview:
-        start = self._place
-        if not 0 <= size <= len(self._contents) - start:
+    def take(self, size: int) -> memoryview:
+        if not 0 <= size <= len(self._contents):
             raise WireError(f"a peer's message ends before the {size} bytes of a value in it")
-        self._place += size
-        return self._contents[start : self._place]
+        taken, self._contents = self._contents[:size], self._contents[size:]
+        return taken
 
-    def _tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        size = prod(shape) * dtype.itemsize
-        # frombuffer takes no empty buffer; a bytearray may be written to, and is freed with its tensor
-        taken = bytearray(self._take(size))
-        flat = torch.frombuffer(taken, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8, device="cpu")
-        if dtype == torch.bool:
-            flat = flat != 0  # torch expects a bool's byte to be 0 or 1
-        return flat.view(dtype).reshape(shape)
+    def tensor(self, dtype: str, dims: list[Any]) -> Tensor:
+        shape, kind = shape_of(dims), dtype_of(dtype)
+        return tensor_of(self.take(prod(shape) * kind.itemsize), kind, shape)
 
-    def _model(self, name: str, fields: Any) -> BaseModel:
+    def model(self, name: str, dump: Any) -> BaseModel:
         if name not in self._models:
             allowed = ", ".join(self._models) or "none"
             raise WireError(
-                f"a peer sent a {name!r}; the models that this call allows are {allowed}: to allow one, give the class, "
-                f"as in models=({name.rpartition('.')[2]},)"
+                f"a peer sent a {name!r:.200}, and the models that this call allows are {allowed}: to allow it, give the "
+                f"class, as in models=({name.rpartition('.')[2]:.80},)"
             )
         try:
-            return self._models[name].model_validate(fields)
+            return self._models[name].model_validate(dump)
         except Exception as error:  # validators are the user's, and raise anything
             raise WireError(f"what a peer sent as a {name} makes none: {error}") from error
-
-    def _unique(self, made: Any, items: list[Any]) -> Any:
-        if len(made) != len(items):
-            raise WireError(f"a peer sent a {type(made).__name__} in which {len(items) - len(made)} keys repeat")
-        return made
-
-
-def _all_flat(items: Collection[Any]) -> bool:
-    """Whether JSON says all of them as they are, found without a look at each from Python."""
-    kinds = set(map(type, items))
-    return kinds <= _FLAT or (kinds == {int} and min(items) >= -_SMALL and max(items) < _SMALL)
-
-
-def _contents(tensor: Tensor) -> Tensor:
-    """A tensor's bytes, still on its device, as one row."""
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    number = _NUMBERED.get(tensor.itemsize)
-    # As numbers, because torch does not copy all dtypes (uint4) and warns of others (complex32).
-    return (tensor.view(number) if number else tensor).reshape(-1).view(torch.uint8)
 
 
 def _tagged(tag: str, *said: object) -> dict[str, Any]:
     return {"": [tag, *said]}
 
 
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _unique(made: Any, items: list[Any]) -> Any:
+    if len(made) != len(items):
+        raise WireError(f"a peer sent a {type(made).__name__} in which {len(items) - len(made)} keys repeat")
+    return made
 
 
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise WireError(f"a peer sent the dtype {name!r:.80}, which this torch, {torch.__version__}, does not have")
-    return _DTYPES[name]
-
-
-def _shape(dims: list[Any]) -> tuple[int, ...]:
-    """Dims of which torch can make a shape: their product, with 0 taken as 1, fits in 63 bits."""
-    numel = 1
-    for dim in dims:
-        if type(dim) is not int or dim < 0 or (numel := numel * max(dim, 1)) >= _SMALL:
-            raise WireError(f"a peer sent a shape that no tensor can have: {dims!r:.80}")
-    return tuple(dims)
+_MAKERS: dict[str, tuple[tuple[type, ...], Callable[[_Reader, list[Any]], Any]]] = {
+    "int": ((str,), lambda _, said: int(said[0], 16)),
+    "bytes": ((int,), lambda reader, said: bytes(reader.take(said[0]))),
+    "tuple": ((list,), lambda _, said: tuple(said[0])),
+    "set": ((list,), lambda _, said: _unique(set(said[0]), said[0])),
+    "frozenset": ((list,), lambda _, said: _unique(frozenset(said[0]), said[0])),
+    "dict": ((list, list), lambda _, said: _unique(dict(zip(said[0], said[1], strict=True)), said[0])),
+    "tensor": ((str, list), lambda reader, said: reader.tensor(said[0], said[1])),
+    "dtype": ((str,), lambda _, said: dtype_of(said[0])),
+    "size": ((list,), lambda _, said: torch.Size(said[0])),
+    "device": ((str,), lambda _, said: torch.device(said[0])),
+    "spec": (
+        (str, list, str),
+        lambda _, said: TensorSpec(dtype_of(said[0]), shape_of(said[1]), torch.device(said[2]).type),
+    ),
+    "model": ((str, list), lambda reader, said: reader.model(said[0], said[1][0])),
+}
+"""Tag -> what is said with it, and what that makes."""
 
 
 def _by_name(models: Iterable[type[BaseModel]]) -> dict[str, type[BaseModel]]:
