@@ -111,11 +111,17 @@ def contents_of(tensor: Tensor, path: Path) -> Tensor:
     tensor = tensor.detach().resolve_conj().resolve_neg()
     # As numbers, because torch does not copy all dtypes (uint4) and warns of others (complex32).
     number = _NUMBERS.get(tensor.itemsize)
-    return (tensor.view(number) if number else tensor).reshape(-1).view(torch.uint8)
+    return (tensor.view(number) if number else tensor).contiguous().reshape(-1).view(torch.uint8)
 
 
 def tensor_of(contents: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A tensor with a copy of these bytes, on the CPU."""
+    """A tensor with a copy of these bytes, on the CPU.
+
+    Raises:
+        WireError: the dtype is a quantized one, for which bytes are not all.
+    """
+    if name_of(dtype).startswith("q"):
+        raise WireError(f"a peer sent a tensor of {dtype}; expected one that is not quantized")
     # frombuffer takes no empty buffer, and a bytearray is memory that may be written to
     flat = torch.frombuffer(bytearray(contents or b"\0"), dtype=torch.uint8)[: len(contents)]
     if dtype == torch.bool:
@@ -152,6 +158,16 @@ def shape_of(dims: list[Any]) -> tuple[int, ...]:
     return tuple(dims)
 
 
+def spec_of(dtype: str, dims: list[Any], device: str) -> TensorSpec:
+    """The spec that a peer sent.
+
+    Raises:
+        WireError: as `dtype_of` and `shape_of`.
+        RuntimeError: torch knows no such device.
+    """
+    return TensorSpec(dtype_of(dtype), shape_of(dims), torch.device(device).type)
+
+
 def too_deep(path: Path) -> GroupArgumentError:
     """The error to raise for a container inside `MAX_DEPTH` others."""
     return GroupArgumentError(f"{shown(path):.120}...: nested more than {MAX_DEPTH} deep; does it contain itself?")
@@ -162,7 +178,10 @@ def shown(path: Path) -> str:
     steps = ""
     while path is not None:
         path, step = path
-        steps = f"[{step!r:.80}]{steps}"
+        try:
+            steps = f"[{step!r:.80}]{steps}"
+        except Exception:  # a key's own repr, or that of an int of thousands of digits
+            steps = f"[a {type(step).__name__}]{steps}"
     return f"value{steps}"
 
 
@@ -175,7 +194,8 @@ def _with_leaves(value: Any, leaf: Callable[[Any, Path], Any], path: Path = None
         raise too_deep(path)
     if kind is dict:
         return {key: _with_leaves(inner, leaf, (path, key), depth + 1) for key, inner in value.items()}
-    return kind(_with_leaves(inner, leaf, (path, index), depth + 1) for index, inner in enumerate(value))
+    inside = [_with_leaves(inner, leaf, (path, index), depth + 1) for index, inner in enumerate(value)]
+    return inside if kind is list else tuple(inside)
 
 
 def _require_plain(tensor: Tensor, path: Path) -> None:

@@ -125,9 +125,8 @@ def decode_pickled(data: bytes | bytearray | memoryview) -> Any:
     try:
         return pickle.loads(data)
     except Exception as error:
-        raise WireError(
-            f"{len(data)} bytes from a peer cannot be unpickled: {error!s:.200}; did every member pass unsafe_pickle=True?"
-        ) from error
+        said = f"{error!s:.200}; did every member pass unsafe_pickle=True?"
+        raise WireError(f"{len(data)} bytes from a peer cannot be unpickled: {said}") from error
 
 
 class _Writer:
@@ -153,8 +152,10 @@ class _Writer:
         return items if kind is list else {"": [kind.__name__, items]}
 
     def _items(self, items: Collection[Any], path: Path, depth: int) -> Collection[Any]:
-        kinds = set(map(type, items))  # two looks in C, which spare those that hold only JSON's own a look at each
-        if kinds <= _FLAT or (kinds == _INT and min(items) >= _LEAST and max(items) <= _MOST):
+        kinds: set[Any] = set(
+            map(type, items)
+        )  # two looks in C, which spare those that hold only JSON's own a look at each
+        if kinds <= _FLAT or (kinds <= _INT and min(items) >= _LEAST and max(items) <= _MOST):
             return items if type(items) in (list, tuple) else list(items)
         item = self.item
         return [one if type(one) in _FLAT else item(one, (path, place), depth) for place, one in enumerate(items)]
@@ -193,8 +194,8 @@ class _Writer:
         name = _name(value.__class__)
         if not is_model and not self._in_model:
             raise GroupArgumentError(
-                f"{shown(path)}: a {name} cannot be sent: expected {_SENDABLE}; or, where every member may run any code "
-                "on every other, ask for pickle with unsafe_pickle=True"
+                f"{shown(path)}: a {name} cannot be sent: expected {_SENDABLE}; or, where every member may run any "
+                "code on every other, ask for pickle with unsafe_pickle=True"
             )
         if depth >= MAX_DEPTH:
             raise too_deep(path)
@@ -250,8 +251,8 @@ class _Reader:
         if name not in self._models:
             allowed = ", ".join(self._models) or "none"
             raise WireError(
-                f"a peer sent a {name!r:.200}, and the models that this call allows are {allowed}: to allow it, give the "
-                f"class, as in models=({name.rpartition('.')[2]:.80},)"
+                f"a peer sent a {name!r:.200}, and the models that this call allows are {allowed}: to allow it, give "
+                f"the class, as in models=({name.rpartition('.')[2]:.80},)"
             )
         try:
             return self._models[name].model_validate(dump)
