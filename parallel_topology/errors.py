@@ -16,6 +16,7 @@ ParallelTopologyError
 ├── CreationError (RuntimeError)           a process group could not be created
 ├── MismatchError (RuntimeError)           the ranks' collectives do not match: operation, shape, dtype or order
 ├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
+├── WireError (RuntimeError)               bytes from a peer that are no value, or not one that was allowed
 └── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
 """
 
@@ -74,6 +75,10 @@ class MismatchError(ParallelTopologyError, RuntimeError):
 
 class CollectiveError(ParallelTopologyError, RuntimeError):
     """A collective failed, most often because a peer is gone."""
+
+
+class WireError(ParallelTopologyError, RuntimeError):
+    """Bytes from a peer that are no value, or hold a class that the receiver did not allow."""
 
 
 class GroupTimeoutError(ParallelTopologyError, TimeoutError):
