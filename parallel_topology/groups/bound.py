@@ -44,6 +44,8 @@ class BoundGroup(RankGroup):
         self.device = device
         self.links = links
         self.communicators: tuple[Communicator, ...] = links.communicators
+        self._sent: dict[int, bytes] = {}  # what was last described to each member, and by each member
+        self._received: dict[int, bytearray] = {}
 
     @property
     def device_group(self) -> dist.ProcessGroup | None:

@@ -355,7 +355,7 @@ class Collectives(BoundGroup):
 
 
 def _done(result: Any, async_op: bool) -> Any:
-    return Handle.of(result) if async_op else result
+    return Handle[Any].of(result) if async_op else result
 
 
 def _nothing() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from parallel_topology.groups.collectives import Collectives
-from parallel_topology.groups.p2p import PointToPoint
+from parallel_topology.groups.transfer import Transfer
 
 
-class ParallelGroup(Collectives, PointToPoint):
+class ParallelGroup(Transfer):
     """A `RankGroup` that can communicate. All members must call the same collectives in the same order.
 
     A tensor on the CPU goes over the CPU group (gloo), one on the manager's device over the device group. With

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from parallel_topology.errors import ParallelTopologyError
 from parallel_topology.groups.communicator import Work
@@ -18,6 +18,21 @@ class Owner(Protocol):
     label: str
 
     def failure(self, operation: str, error: RuntimeError) -> ParallelTopologyError: ...
+
+
+class Handles:
+    """Several handles as the work of one."""
+
+    def __init__(self, handles: Sequence[Handle[Any]]) -> None:
+        self._handles = handles
+
+    def wait(self, timeout: timedelta | None = None) -> object:
+        for handle in self._handles:
+            handle.wait(None if timeout is None else timeout.total_seconds())
+        return True
+
+    def is_completed(self) -> bool:
+        return all(handle.is_done() for handle in self._handles)
 
 
 class Handle(Generic[T]):
@@ -54,8 +69,11 @@ class Handle(Generic[T]):
         if self._finish is not None:
             try:
                 self._carry_out(timeout)
+            except ParallelTopologyError as error:
+                self._error = error
+                raise
             except RuntimeError as error:
-                if self._group is None or isinstance(error, ParallelTopologyError):
+                if self._group is None:
                     raise
                 self._error = self._group.failure(self._operation, error)
                 raise self._error from error

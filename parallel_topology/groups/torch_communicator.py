@@ -90,7 +90,9 @@ class TorchCommunicator(Communicator):
         self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], op: Any, async_op: bool
     ) -> Work | None:
         parts = [tensor.narrow(0, sum(sizes[:member]), size) for member, size in enumerate(sizes)]
-        return self._group(tensor).reduce_scatter([output], [parts], _reduce_scatter_options(_reduction(op, tensor), async_op))
+        return self._group(tensor).reduce_scatter(
+            [output], [parts], _reduce_scatter_options(_reduction(op, tensor), async_op)
+        )
 
     def gather(self, tensor: Tensor, *, output: Tensor | None, dst: int, async_op: bool) -> Work | None:
         options = dist.GatherOptions()

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parallel_topology import GroupArgumentError, GroupManager
+from parallel_topology import GroupManager
 from parallel_topology.testing import run_ranks
 from parallel_topology.testing.ranks import World
 
