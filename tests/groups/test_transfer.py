@@ -112,7 +112,7 @@ def test_splits_that_differ_are_named(groups: GroupManager):
         groups.world.barrier()
         assert not begun.is_done()
     else:
-        with pytest.raises(GroupArgumentError, match="the sender splits tensors over 2 ranks, split= here has 1"):
+        with pytest.raises(GroupArgumentError, match="the sender splits each tensor over 2 ranks, split= here has 1"):
             groups.pp.recv_tensors()
         groups.world.barrier()
 
