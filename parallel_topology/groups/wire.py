@@ -52,7 +52,7 @@ def encode(value: Any) -> bytearray:
 
     Of a tensor its dtype, shape and contents are sent, of a pydantic model what `model_dump(round_trip=True)` gives.
     Subclasses of the plain types are refused rather than turned into what they derive from. What is found at two places
-    is sent, and arrives, twice.
+    is sent, and arrives, twice. Every NaN arrives as the usual one.
 
     Returns:
         A `bytearray`, for `torch.frombuffer` takes it without a copy.
