@@ -217,6 +217,11 @@ def test_a_model_is_rebuilt_by_its_class() -> None:
     assert decode(encode(Anything([1, (2,)])), models=(Anything,)) == Anything([1, (2,)])
 
 
+def test_what_a_models_field_holds_besides_becomes_what_pydantic_makes_of_it() -> None:
+    held = [Colour.RED, IntSubclass(3), OrderedDict(a=Path("/b")), Inner(number=4)]
+    assert decode(encode(Anything(held)), models=(Anything,)) == Anything(["red", 3, {"a": "/b"}, {"number": 4}])
+
+
 def test_a_models_tensors_go_as_tensors() -> None:
     back = decode(encode(Config(weight=torch.ones(2))), models=(Config,))
     assert torch.equal(back.weight, torch.ones(2))
