@@ -17,7 +17,6 @@ MAX_DEPTH = 100
 Path: TypeAlias = "tuple[Path, object] | None"
 """The keys and indices that lead to a value, innermost first: a pair is cheap to make for each container."""
 
-
 _NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 

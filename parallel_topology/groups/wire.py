@@ -30,6 +30,7 @@ from parallel_topology.groups.structure import (
     name_of,
     shape_of,
     shown,
+    spec_of,
     tensor_of,
     too_deep,
 )
@@ -52,7 +53,7 @@ def encode(value: Any) -> bytearray:
 
     Of a tensor its dtype, shape and contents are sent, of a pydantic model what `model_dump(round_trip=True)` gives.
     Subclasses of the plain types are refused rather than turned into what they derive from. What is found at two places
-    is sent, and arrives, twice.
+    is sent, and arrives, twice. Every NaN arrives as the usual one.
 
     Returns:
         A `bytearray`, for `torch.frombuffer` takes it without a copy.
@@ -152,9 +153,7 @@ class _Writer:
         return items if kind is list else {"": [kind.__name__, items]}
 
     def _items(self, items: Collection[Any], path: Path, depth: int) -> Collection[Any]:
-        kinds: set[Any] = set(
-            map(type, items)
-        )  # two looks in C, which spare those that hold only JSON's own a look at each
+        kinds = set(map(type, items))  # in C, and spares a look at each from here
         if kinds <= _FLAT or (kinds <= _INT and min(items) >= _LEAST and max(items) <= _MOST):
             return items if type(items) in (list, tuple) else list(items)
         item = self.item
@@ -257,7 +256,7 @@ class _Reader:
         try:
             return self._models[name].model_validate(dump)
         except Exception as error:  # validators are the user's, and raise anything
-            raise WireError(f"what a peer sent as a {name} makes none: {error}") from error
+            raise WireError(f"what a peer sent as a {name} makes none: {error!s:.500}") from error
 
 
 def _tagged(tag: str, *said: object) -> dict[str, Any]:
@@ -281,10 +280,7 @@ _MAKERS: dict[str, tuple[tuple[type, ...], Callable[[_Reader, list[Any]], Any]]]
     "dtype": ((str,), lambda _, said: dtype_of(said[0])),
     "size": ((list,), lambda _, said: torch.Size(said[0])),
     "device": ((str,), lambda _, said: torch.device(said[0])),
-    "spec": (
-        (str, list, str),
-        lambda _, said: TensorSpec(dtype_of(said[0]), shape_of(said[1]), torch.device(said[2]).type),
-    ),
+    "spec": ((str, list, str), lambda _, said: spec_of(*said)),
     "model": ((str, list), lambda reader, said: reader.model(said[0], said[1][0])),
 }
 """Tag -> what is said with it, and what that makes."""

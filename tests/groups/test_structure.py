@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_topology import GroupArgumentError
@@ -43,6 +43,7 @@ def without_tensors(value: Any) -> Any:
     return type(value)(map(without_tensors, value)) if isinstance(value, (list, tuple)) else value
 
 
+@settings(deadline=None)
 @given(values)
 def test_what_is_taken_apart_is_put_together_of_the_same_tensors(value: Any) -> None:
     structure, found = flatten_tensors(value)
@@ -52,6 +53,7 @@ def test_what_is_taken_apart_is_put_together_of_the_same_tensors(value: Any) -> 
     assert without_tensors(unflatten(structure, found)) == without_tensors(value)
 
 
+@settings(deadline=None)
 @given(values)
 def test_a_structure_travels_and_is_its_bytes(value: Any) -> None:
     structure, found = flatten_tensors(value)
