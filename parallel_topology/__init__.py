@@ -15,6 +15,8 @@ if TYPE_CHECKING:
         GroupArgumentError,
         GroupTimeoutError,
         LaunchError,
+        LiveGraphError,
+        MismatchError,
         MissingExtraError,
         ParallelTopologyError,
         RankError,
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
         UnknownAxisError,
         WireError,
     )
+    from parallel_topology.groups.communicator import Communicator
     from parallel_topology.groups.group import ParallelGroup
+    from parallel_topology.groups.group_options import GroupOptions
+    from parallel_topology.groups.handle import Handle
     from parallel_topology.groups.manager import GroupManager
     from parallel_topology.hosts import Hosts
     from parallel_topology.launch import LaunchInfo
@@ -38,15 +43,20 @@ __all__ = [
     "BackendError",
     "ClosedError",
     "CollectiveError",
+    "Communicator",
     "CreationError",
     "DisagreementError",
     "GroupArgumentError",
     "GroupManager",
+    "GroupOptions",
     "GroupTimeoutError",
     "Groups",
+    "Handle",
     "Hosts",
     "LaunchError",
     "LaunchInfo",
+    "LiveGraphError",
+    "MismatchError",
     "MissingExtraError",
     "ParallelGroup",
     "ParallelTopology",
@@ -75,6 +85,9 @@ _HOMES = {
     "ParallelTopology": "topology",
     "GroupManager": "groups.manager",
     "ParallelGroup": "groups.group",
+    "Communicator": "groups.communicator",
+    "GroupOptions": "groups.group_options",
+    "Handle": "groups.handle",
 }
 
 

@@ -11,6 +11,7 @@ ParallelTopologyError
 ├── LaunchError (RuntimeError)             the environment does not say which rank this is
 ├── BackendError (RuntimeError)            a backend or device that cannot be used here
 ├── ClosedError (RuntimeError)             use of a manager or group after `close()`
+├── LiveGraphError (RuntimeError)          `close()` while CUDA graphs still hold the communicators
 ├── RendezvousError (RuntimeError)         the store cannot be reached, hosted or trusted
 ├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
 ├── CreationError (RuntimeError)           a process group could not be created
@@ -55,6 +56,10 @@ class BackendError(ParallelTopologyError, RuntimeError):
 
 class ClosedError(ParallelTopologyError, RuntimeError):
     """A manager or group was used after `close()`."""
+
+
+class LiveGraphError(ParallelTopologyError, RuntimeError):
+    """A manager is to be closed while CUDA graphs are alive that captured its collectives; NCCL would wait for them."""
 
 
 class RendezvousError(ParallelTopologyError, RuntimeError):

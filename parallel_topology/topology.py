@@ -218,19 +218,24 @@ class ParallelTopology(BaseModel):
         return Diff(self, other)
 
     def plan(
-        self, *, groups: Iterable[tuple[str, ...]] = (), isolated: Mapping[str, tuple[str, ...]] | None = None
+        self,
+        *,
+        groups: Iterable[tuple[str, ...]] = (),
+        isolated: Mapping[str, tuple[str, ...]] | None = None,
+        separate: Iterable[str] = (),
     ) -> Plan:
         """Every process group that a `GroupManager` with the same arguments would create, before anything runs.
 
         Args:
             groups: combinations of axes besides the single axes.
             isolated: name -> axes of groups that share their communicator with no other group of the same ranks.
+            separate: names of other groups that share with none, as those do that have `GroupOptions` of their own.
 
         Raises:
-            UnknownAxisError: an axis that is not there.
+            UnknownAxisError: an axis or name that is not there.
             TopologyError: a name of `isolated` is taken.
         """
-        return Plan(self, groups, isolated or {})
+        return Plan(self, groups, isolated or {}, tuple(separate))
 
     # Ranks and coordinates
 

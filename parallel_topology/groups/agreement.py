@@ -46,6 +46,9 @@ class Card:
     backend: str
     library: str
     torch: str
+    options: tuple[str, ...] = ()
+    checks: bool = False
+    """Whether calls are compared before they are made; those that do not would not answer."""
     earlier_groups: int = 0
     """Process groups that torch's registry holds already, where it names ours by their number (`from_world`)."""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from parallel_topology.errors import BackendError
+from parallel_topology.groups.group_options import GroupOptions
 from parallel_topology.layout import Ranks
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class Membership:
         rank: this member's position.
         device: where the manager's tensors are.
         links: the group's process groups; `cpu_group` is there to exchange what a connection needs.
+        options: the group's.
     """
 
     label: str
@@ -148,6 +150,7 @@ class Membership:
     rank: int
     device: torch.device
     links: Links
+    options: GroupOptions
 
     @property
     def size(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from parallel_topology.groups.capture import Capturing
 from parallel_topology.groups.transfer import Transfer
 
 
-class ParallelGroup(Transfer):
+class ParallelGroup(Transfer, Capturing):
     """A `RankGroup` that can communicate. All members must call the same collectives in the same order.
 
     A tensor on the CPU goes over the CPU group (gloo), one on the manager's device over the device group. With

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,6 +30,7 @@ class Links:
         label: the name under which they were created.
         timeout: how long operations wait.
         witness: asked who was where when an operation fails.
+        graphs: CUDA graphs that were captured with these, as far as they are alive.
         process: the process that made them; a forked child has no part in their connections.
         closed: by the manager; nothing may use these any more.
     """
@@ -39,8 +41,13 @@ class Links:
     label: str = ""
     timeout: timedelta = timedelta()
     witness: Witness | None = None
+    graphs: list[weakref.ref[Any]] = field(default_factory=list[weakref.ref[Any]])
     process: int = field(default_factory=os.getpid)
     closed: bool = False
+
+    def live_graphs(self) -> int:
+        """How many of the CUDA graphs are alive."""
+        return sum(graph() is not None for graph in self.graphs)
 
     def taken(self) -> list[dist.ProcessGroup]:
         """The process groups, each once, which are nobody's here from now on."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from parallel_topology.errors import CollectiveError, GroupArgumentError, ParallelTopologyError, WireError
 from parallel_topology.groups.collectives import Collectives
 from parallel_topology.groups.p2p import PointToPoint
+from parallel_topology.groups.structure import bytes_of
 from parallel_topology.groups.wire import decode, decode_pickled, encode, encode_pickled
 
 MAX_BYTES = 256 * 2**20
@@ -93,7 +94,7 @@ class Objects(Collectives, PointToPoint):
         values: list[Any] = []
         for member, length in enumerate(lengths):
             part = gathered.narrow(0, sum(lengths[:member]), length)
-            values.append(value if member == self.rank else _decoded(_bytes(part), models, unsafe_pickle))
+            values.append(value if member == self.rank else _decoded(bytes_of(part), models, unsafe_pickle))
         return values
 
     def send_object(
@@ -165,12 +166,6 @@ class Objects(Collectives, PointToPoint):
 
 def _length(length: int) -> Tensor:
     return torch.tensor([length], dtype=torch.int64, device="cpu")
-
-
-def _bytes(part: Tensor) -> bytearray:
-    copy = bytearray(part.numel())
-    torch.frombuffer(copy, dtype=torch.uint8).copy_(part)
-    return copy
 
 
 def _decoded(message: bytearray, models: Iterable[type[BaseModel]], unsafe_pickle: bool) -> Any:

@@ -128,6 +128,14 @@ def tensor_of(contents: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) 
     return flat.view(dtype).reshape(shape)
 
 
+def bytes_of(tensor: Tensor) -> bytearray:
+    """The bytes that a uint8 tensor on the CPU holds; torch itself gives them only by way of NumPy."""
+    copy = bytearray(tensor.numel())
+    if copy:  # frombuffer takes no empty buffer
+        torch.frombuffer(copy, dtype=torch.uint8).copy_(tensor)
+    return copy
+
+
 def name_of(dtype: torch.dtype) -> str:
     """`bfloat16`"""
     return str(dtype).removeprefix("torch.")

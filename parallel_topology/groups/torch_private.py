@@ -76,10 +76,17 @@ def gloo_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, de
     return _gloo(store, rank, size, options)
 
 
-def nccl_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, device: torch.device) -> Any:
-    """Connects at once rather than at the first collective, so that what fails fails here."""
-    options = _nccl.Options()
+def nccl_options(timeout: timedelta, *, high_priority: bool, config: Mapping[str, Any]) -> Any:
+    """Options of NCCL process groups; `config` are fields of NCCL's own configuration."""
+    options = _nccl.Options(is_high_priority_stream=high_priority)
     options._timeout = timeout
+    for name, value in config.items():
+        setattr(options.config, name, value)
+    return options
+
+
+def nccl_backend(store: dist.Store, rank: int, size: int, options: Any, device: torch.device) -> Any:
+    """Connects at once rather than at the first collective, so that what fails fails here."""
     backend = _nccl(store, rank, size, options)
     backend.eager_connect_single_device(device)
     return backend
@@ -124,12 +131,15 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
         untyped._get_backend(device)._set_default_timeout(timeout)
 
 
-def new_registered_group(ranks: list[int], *, backend: str, timeout: timedelta, description: str) -> dist.ProcessGroup:
+def new_registered_group(
+    ranks: list[int], *, backend: str, timeout: timedelta, description: str, options: Any = None
+) -> dist.ProcessGroup:
     """`new_group` called by members only, in the order given where this torch can (2.13 and newer)."""
     order = {"sort_ranks": False} if "sort_ranks" in inspect.signature(_c10d.new_group).parameters else {}
     return _c10d.new_group(
-        ranks, backend=backend, timeout=timeout, use_local_synchronization=True, group_desc=description, **order
-    )
+        ranks, backend=backend, timeout=timeout, use_local_synchronization=True, group_desc=description,
+        pg_options=options, **order,
+    )  # fmt: skip
 
 
 def default_store() -> dist.Store:
