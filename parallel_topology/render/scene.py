@@ -1,0 +1,267 @@
+"""What every picture shows: ranks on hosts, axes and their groups, one chosen rank. The formats only write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from math import prod
+from typing import TYPE_CHECKING
+
+from parallel_topology.layout import Groups
+from parallel_topology.notation import parse_axes
+
+if TYPE_CHECKING:
+    from parallel_topology.hosts import Hosts, Spans
+    from parallel_topology.rank_view import RankGroup, RankView
+    from parallel_topology.topology import ParallelTopology
+
+
+@dataclass(frozen=True)
+class Box:
+    """One host and the topology's ranks on it; or all ranks, when hosts are not known.
+
+    Attributes:
+        host: the host's number, or None.
+        ranks: global ranks, in the order of their local ranks.
+        others: how many ranks on this host are not the topology's.
+    """
+
+    host: int | None
+    ranks: Sequence[int]
+    others: int = 0
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis, or several together, and how its groups lie on the hosts.
+
+    Attributes:
+        name: `"tp"`, or `"tp-pp"` for both together.
+        view: the view it belongs to; "" for the base.
+        size: ranks in each group.
+        groups: all of them.
+        spans: their hosts; None when hosts are not known.
+    """
+
+    name: str
+    view: str
+    size: int
+    groups: Groups
+    spans: Spans | None
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The steps, in positions, from member to member; several for an axis that is no single run of steps."""
+        return tuple(stride for _, stride in self.groups.modes)
+
+    @property
+    def where(self) -> str:
+        """`inside hosts`, `crosses hosts`, or `2 of 4 cross hosts`; "" when hosts are not known."""
+        if self.spans is None:
+            return ""
+        if self.spans.inside:
+            return "inside hosts"
+        total = len(self.groups)
+        return "crosses hosts" if self.spans.crossing == total else f"{self.spans.crossing} of {total} cross hosts"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring hosts (or rows of ranks) that are alike.
+
+    Attributes:
+        boxes: the hosts.
+        extents: axis -> the indices that occur, ascending.
+    """
+
+    boxes: tuple[Box, ...]
+    extents: Mapping[str, tuple[int, ...]]
+
+    @property
+    def size(self) -> int:
+        return sum(len(box.ranks) for box in self.boxes)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every combination of the indices occurs."""
+        return self.size == prod(map(len, self.extents.values()))
+
+
+class Scene:
+    """What is to be seen of a topology.
+
+    Args:
+        topology: the layout.
+        hosts: where its ranks are, if that is known.
+        rank: a rank whose groups and neighbours are picked out.
+        axis: the only axis (`"tp"`) or axes together (`"tp-pp"`) to look at; otherwise every one.
+        marked: rank -> a short note, for ranks to draw attention to, such as those that move.
+
+    Raises:
+        TopologyError: `hosts` do not hold all ranks.
+        RankError: `rank`, or one that is marked, is not in the topology.
+        UnknownAxisError: `axis` is not there.
+    """
+
+    def __init__(
+        self,
+        topology: ParallelTopology,
+        *,
+        hosts: Hosts | None = None,
+        rank: int | None = None,
+        axis: str | None = None,
+        marked: Mapping[int, str] | None = None,
+    ) -> None:
+        self.topology = topology
+        self.hosts = hosts
+        self.marked = dict(marked or {})
+        self.rank = rank
+        self._view: RankView | None = None if rank is None else topology.at(rank)
+        if hosts is not None:
+            hosts.require(topology)
+        for one in self.marked:
+            topology.position(one)
+        names = topology.all_axes if axis is None else (topology.group_name(*axis.split("-")),)
+        self.axes = tuple(map(self._axis, names))
+
+    @property
+    def title(self) -> str:
+        """The topology, short enough for a line: of explicit ranks, the first few."""
+        base, *views = str(self.topology).split("/")
+        axes, at, places = base.partition("@")
+        ranks = places.split(",")
+        short = ",".join(ranks[:4]) + (",..." if len(ranks) > 4 else "")
+        return "/".join([axes + at + short, *views])
+
+    @property
+    def summary(self) -> str:
+        """`8 ranks on 2 hosts of 4`"""
+        ranks = self.topology.world_size
+        what = f"{ranks:,} rank{'s' * (ranks > 1)}"
+        if self.hosts is None:
+            return what
+        counts = sorted({len(box.ranks) for box in self.boxes})
+        many = f"{len(self.boxes):,} host{'s' * (len(self.boxes) > 1)}"
+        return f"{what} on {many} of {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+
+    @cached_property
+    def boxes(self) -> tuple[Box, ...]:
+        """The hosts that hold ranks of the topology; a single box when hosts are not known."""
+        world = self.topology.world
+        if self.hosts is None:
+            return (Box(None, world),)
+        boxes: list[Box] = []
+        for host in self.hosts.hosts_of(world):
+            every = self.hosts.ranks_of(host)
+            ours = [rank for rank in every if rank in world]
+            boxes.append(Box(host, ours, len(every) - len(ours)))
+        return tuple(boxes)
+
+    @cached_property
+    def shown_axes(self) -> tuple[str, ...]:
+        """The base axes that tell ranks apart: those of more than one index."""
+        return tuple(axis for axis, size in self.topology.sizes.items() if size > 1)
+
+    @cached_property
+    def stage_axis(self) -> str:
+        """The axis that colours stand for: the pipeline, or the slowest when there is none."""
+        return "pp" if "pp" in self.shown_axes or not self.shown_axes else self.shown_axes[-1]
+
+    @property
+    def stages(self) -> int:
+        """How many colours there are."""
+        return self.topology.sizes.get(self.stage_axis, 1)
+
+    def stage(self, rank: int) -> int:
+        """Which colour a rank has."""
+        return self.topology.coordinate(rank).get(self.stage_axis, 0)
+
+    def label(self, rank: int) -> str:
+        """`tp1 pp2`, without axes of size 1."""
+        coordinate = self.topology.coordinate(rank)
+        return " ".join(f"{axis}{coordinate[axis]}" for axis in self.shown_axes)
+
+    @cached_property
+    def groups(self) -> dict[str, RankGroup]:
+        """Axis -> the chosen rank's group along it; empty when none is chosen."""
+        view = self._view
+        return {} if view is None else {axis.name: view[tuple(axis.name.split("-"))] for axis in self.axes}
+
+    @cached_property
+    def relations(self) -> dict[int, tuple[str, ...]]:
+        """Rank -> what it is to the chosen one: `tp` in its group, `tp<` before it, `tp>` after it, `tp<>` both."""
+        found: dict[int, list[str]] = {}
+        for name, group in self.groups.items():
+            for member in group.ranks:
+                if member != self.rank:
+                    near = "<" * (member == group.prev_rank) + ">" * (member == group.next_rank)
+                    found.setdefault(member, []).append(name + near)
+        return {rank: tuple(names) for rank, names in found.items()}
+
+    def runs(self, most: int) -> list[Run]:
+        """The hosts, neighbours joined along one axis at a time until there are at most `most`, if that can be.
+
+        Joined are only runs that are alike but for one axis, and that have every combination of their indices.
+        """
+        runs = [Run((box,), self._extents(box.ranks)) for box in self._units()]
+        while len(runs) > most:
+            joined = _joined(runs)
+            if len(joined) == len(runs):
+                break
+            runs = joined
+        return runs
+
+    # Private
+
+    def _axis(self, name: str) -> Axis:
+        names = name.split("-")
+        spans = None if self.hosts is None else self.hosts.spans(self.topology, *names)
+        return Axis(name, self._home(names), self.topology.size(*names), self.topology.groups(*names), spans)
+
+    def _home(self, names: Sequence[str]) -> str:
+        """The first factorization that has these axes."""
+        texts = {
+            "": "-".join(f"{axis}{size}" for axis, size in self.topology.sizes.items()),
+            **dict(self.topology.views),
+        }
+        return next(view for view, text in texts.items() if set(names) <= parse_axes(text.partition("~")[0]).keys())
+
+    def _units(self) -> Iterator[Box]:
+        """The hosts; when these are not known, rows along the fastest axis."""
+        if self.hosts is not None:
+            yield from self.boxes
+            return
+        row = self.topology.size(self.shown_axes[0]) if self.shown_axes else 1
+        ranks = iter(self.topology.world)
+        while members := list(islice(ranks, row)):
+            yield Box(None, members)
+
+    def _extents(self, ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        coordinates = [self.topology.coordinate(rank) for rank in ranks]
+        return {axis: tuple(sorted({at[axis] for at in coordinates})) for axis in self.shown_axes}
+
+
+def _joined(runs: list[Run]) -> list[Run]:
+    """One pass: each run takes in the neighbours that follow it along one axis."""
+    joined: list[Run] = []
+    along: str | None = None
+    for run in runs:
+        axis = _continues(joined[-1], run) if joined else None
+        if axis is not None and along in (None, axis):
+            last = joined[-1]
+            extents = {**last.extents, axis: tuple(sorted((*last.extents[axis], *run.extents[axis])))}
+            joined[-1], along = Run(last.boxes + run.boxes, extents), axis
+        else:
+            joined.append(run)
+            along = None
+    return joined
+
+
+def _continues(run: Run, other: Run) -> str | None:
+    """The one axis along which the two differ, if together they are whole."""
+    differing = [axis for axis, indices in run.extents.items() if indices != other.extents[axis]]
+    if len(differing) != 1 or not (run.whole and other.whole):
+        return None
+    return differing[0] if set(run.extents[differing[0]]).isdisjoint(other.extents[differing[0]]) else None
