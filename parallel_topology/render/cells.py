@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from typing import NamedTuple
 
 from parallel_topology.render.palette import ink, stage_colors, terminal_color
 from parallel_topology.render.scene import Box, Scene
 
-MOST_COLUMNS = 16
-"""Cells in a row of a host."""
 NOTES = (14, 8)
 """Characters of a note that a cell shows: where there is room, and where there is not."""
 
@@ -80,24 +77,14 @@ def _way(scene: Scene, ranks: Sequence[int], largest: int, room: int) -> _Way:
     """The most telling way that puts as many ranks in a row as there should be, or else the leanest."""
     coordinates = [scene.topology.coordinate(rank) for rank in ranks]
     numbers = max(len(_number(scene, rank)) for rank in ranks)
-    wanted = _columns(scene, largest, MOST_COLUMNS)
+    wanted = scene.columns(largest)
     ways: list[_Way] = []
     for label, longest in product((Label(scene.shown_axes, True), Label(scene.shown_axes, False)), NOTES):
         notes = [_note(scene, rank, longest) for rank in ranks]
         words = max(len(label.of(coordinate)) for coordinate in coordinates)
         cell = min(max(numbers, words, *map(len, notes)), room - 1)
-        ways.append(_Way(label, notes, cell, _columns(scene, largest, room // (cell + 1))))
+        ways.append(_Way(label, notes, cell, scene.columns(largest, room // (cell + 1))))
     return next((way for way in ways if way.columns == wanted), ways[-1])
-
-
-def _columns(scene: Scene, largest: int, fit: int) -> int:
-    """As many cells in a row as fit, so that rows begin where an axis does."""
-    fit = min(fit, MOST_COLUMNS)
-    if largest <= fit and scene.hosts is not None:
-        return largest
-    sizes = [scene.topology.sizes[axis] for axis in scene.shown_axes]
-    periods = [prod(sizes[:count]) for count in range(1, len(sizes))] or [largest]
-    return max((period for period in periods if period <= fit), default=max(1, min(fit, largest)))
 
 
 def _box(scene: Scene, box: Box, way: _Way, noted: Mapping[int, str], inner: int, paint: Painter) -> list[str]:
@@ -129,7 +116,6 @@ def _number(scene: Scene, rank: int) -> str:
 
 
 def _note(scene: Scene, rank: int, longest: int) -> str:
-    """What there is to say of a rank, short, and without control characters: it must not move the cursor."""
-    parts = [scene.marked.get(rank, ""), ",".join(scene.relations.get(rank, ()))]
-    text = "".join(letter if letter.isprintable() else " " for letter in " ".join(filter(None, parts)))
+    """What there is to say of a rank, short."""
+    text = " ".join(filter(None, [scene.marked.get(rank, ""), ",".join(scene.relations.get(rank, ()))]))
     return text if len(text) <= longest else text[: longest - 1] + "…"

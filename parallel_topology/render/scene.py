@@ -9,6 +9,7 @@ from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING
 
+from parallel_topology.errors import TopologyError
 from parallel_topology.layout import Groups
 from parallel_topology.notation import parse_axes
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from parallel_topology.hosts import Hosts, Spans
     from parallel_topology.rank_view import RankGroup, RankView
     from parallel_topology.topology import ParallelTopology
+
+MOST_COLUMNS = 16
+"""Cells in a row of a box."""
+LABELLED = 512
+"""Ranks whose elements show their coordinate; of more, each shows its number only."""
+MOST_DRAWN = 32_768
+"""Ranks of a picture that has an element for each."""
+MOST_SAVED = 1_024
+"""Ranks of such a picture that a notebook keeps in its file."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ class Scene:
     ) -> None:
         self.topology = topology
         self.hosts = hosts
-        self.marked = dict(marked or {})
+        self.marked = {marked_rank: _printable(note) for marked_rank, note in (marked or {}).items()}
         self.rank = rank
         self._view: RankView | None = None if rank is None else topology.at(rank)
         if hosts is not None:
@@ -200,6 +210,23 @@ class Scene:
                     found.setdefault(member, []).append(name + near)
         return {rank: tuple(names) for rank, names in found.items()}
 
+    def require_drawable(self) -> None:
+        """Check that there are not too many ranks for a picture that has an element for each, or a `TopologyError`."""
+        if self.topology.world_size > MOST_DRAWN:
+            raise TopologyError(
+                f"{self.title} has {self.topology.world_size:,} ranks; a picture shows at most {MOST_DRAWN:,}. "
+                "Draw a part, such as topology.subtopology(pp=0)"
+            )
+
+    def columns(self, ranks: int, fit: int = MOST_COLUMNS) -> int:
+        """How many cells stand in a row of a box of so many: as many as fit, so that rows begin where an axis does."""
+        fit = min(fit, MOST_COLUMNS)
+        if ranks <= fit and self.hosts is not None:
+            return ranks
+        sizes = [self.topology.sizes[axis] for axis in self.shown_axes]
+        periods = [prod(sizes[:count]) for count in range(1, len(sizes))] or [ranks]
+        return max((period for period in periods if period <= fit), default=max(1, min(fit, ranks)))
+
     def runs(self, most: int) -> list[Run]:
         """The hosts, neighbours joined along one axis at a time until there are at most `most`, if that can be.
 
@@ -241,6 +268,11 @@ class Scene:
     def _extents(self, ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
         coordinates = [self.topology.coordinate(rank) for rank in ranks]
         return {axis: tuple(sorted({at[axis] for at in coordinates})) for axis in self.shown_axes}
+
+
+def _printable(text: str) -> str:
+    """One line without control characters: no terminal and no XML takes them."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _joined(runs: list[Run]) -> list[Run]:

@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from parallel_topology.render.cells import Painter, drawn
-from parallel_topology.render.scene import Run, Scene
+from parallel_topology.render.scene import Axis, Run, Scene
 
 if TYPE_CHECKING:
     from parallel_topology.hosts import Hosts
@@ -94,7 +94,8 @@ class _Text:
         else:
             yield from drawn(scene, scene.boxes, self.width, self.paint)
         yield ""
-        yield from self._axes()
+        for line in axis_lines(scene):
+            yield from self._prose(line)
         if scene.rank is not None:
             yield ""
             yield from self._chosen(scene.rank)
@@ -142,29 +143,6 @@ class _Text:
 
     # Lines beneath
 
-    def _axes(self) -> Iterator[str]:
-        hosts = self.scene.hosts is not None
-        heads = ["axis", "groups", "size", "stride"] + ["hosts each"] * hosts
-        views = dict(self.scene.topology.views)
-        rows: list[tuple[str, list[str]]] = []
-        for axis in self.scene.axes:
-            spread = list(axis.spans.histogram) if axis.spans else []
-            strides = ",".join(map(str, axis.strides)) or "-"
-            rows.append((axis.view, [axis.name, f"{len(axis.groups):,}", f"{axis.size:,}", strides]))
-            rows[-1][1].extend([ranges(spread), axis.where] if hosts else [])
-        widths = [max(len(row[column]) for row in [heads, *(row for _, row in rows)]) for column in range(len(heads))]
-        yield from self._prose(_columns(heads, widths))
-        shown = ""
-        for view, row in rows:
-            if view != shown:
-                yield from self._prose(f"view {view}: {views[view]}")
-                shown = view
-            yield from self._prose(_columns(row, widths))
-        if self.scene.topology.ranks:
-            yield from self._prose("strides count positions: the ranks are placed one by one")
-        if not hosts:
-            yield from self._prose("hosts are not given, so nothing is said about them")
-
     def _chosen(self, rank: int) -> Iterator[str]:
         scene = self.scene
         where = ""
@@ -204,6 +182,32 @@ class _Text:
             yield from wrap(line.lstrip(), self.width, initial_indent=before, subsequent_indent=" " * indent)
 
 
+def axis_lines(scene: Scene) -> Iterator[str]:
+    """A table: for each axis its groups, their size and stride, and how they lie on hosts."""
+    hosts = scene.hosts is not None
+    heads = ["axis", "groups", "size", "stride"] + ["hosts each"] * hosts
+    views = dict(scene.topology.views)
+    facts = [[axis.name, *axis_facts(axis)] for axis in scene.axes]
+    widths = [max(len(row[column]) for row in [heads, *facts]) for column in range(len(heads))]
+    yield _columns(heads, widths)
+    shown = ""
+    for axis, row in zip(scene.axes, facts, strict=True):
+        if axis.view != shown:
+            yield f"view {axis.view}: {views[axis.view]}"
+            shown = axis.view
+        yield _columns(row, widths)
+    if scene.topology.ranks:
+        yield "strides count positions: the ranks are placed one by one"
+    if not hosts:
+        yield "hosts are not given, so nothing is said about them"
+
+
+def axis_facts(axis: Axis) -> list[str]:
+    """Groups, size, stride and, when hosts are known, hosts of each group and whether it crosses them."""
+    facts = [f"{len(axis.groups):,}", f"{axis.size:,}", ",".join(map(str, axis.strides)) or "-"]
+    return facts if axis.spans is None else [*facts, ranges(axis.spans.histogram), axis.where]
+
+
 def grid(topology: ParallelTopology) -> list[str]:
     """The ranks as a table: a row per index of the slowest axis, a column per coordinate of the others.
 
@@ -240,6 +244,11 @@ def ranges(numbers: Iterable[int], most: int = 4) -> str:
             runs.append([number])
     shown = ",".join("-".join(map(str, run)) for run in runs[:most])
     return shown if len(runs) <= most else f"{shown},... {runs[-1][-1]} ({total:,})"
+
+
+def plain(text: str) -> str:
+    """A picture without the characters that not every terminal has."""
+    return text.translate(str.maketrans("╭╮╰╯─│…", "++++-|~"))
 
 
 def _columns(row: Sequence[str], widths: Sequence[int]) -> str:
