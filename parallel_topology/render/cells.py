@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from parallel_topology.render.palette import ink, stage_colors, terminal_color
+from parallel_topology.render.palette import stage_colors, terminal_colors
 from parallel_topology.render.scene import Box, Scene
 
 NOTES = (14, 8)
@@ -23,9 +23,8 @@ class Painter:
     def __call__(self, text: str, stage: int, *, bold: bool = False, underlined: bool = False) -> str:
         if not self.colors:
             return text
-        color = self.colors[stage]
-        codes = ["1"] * bold + ["4"] * underlined
-        codes += [f"48;5;{terminal_color(color)}", f"38;5;{terminal_color(ink(color))}"]
+        paper, ink = terminal_colors(self.colors[stage])
+        codes = ["1"] * bold + ["4"] * underlined + [f"48;5;{paper}", f"38;5;{ink}"]
         return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
 
 

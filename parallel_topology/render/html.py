@@ -63,10 +63,10 @@ def html(
 <p>{escape(scene.summary)}; colour: {escape(scene.stage_axis)}</p>
 <main>
 <aside>
-<form>
+<div class="controls" role="search">
 <label>Rank <input type="search" id="search" inputmode="numeric" autocomplete="off"></label>
 {find if hosts is not None else ""}
-</form>
+</div>
 <table>
 <caption class="spoken">axes</caption>
 {"".join(_axis_rows(scene))}</table>
@@ -76,7 +76,7 @@ def html(
 <section class="picture" aria-label="ranks">
 <ol class="legend">{"".join(_legend(scene))}</ol>
 <div id="grid" role="grid" aria-label="ranks on hosts"{' class="lean"' * (topology.world_size > LABELLED)}></div>
-<noscript><p>Scripts are off: what follows is the table of axes.</p></noscript>
+<noscript><p>Scripts are off: there is only the table of axes.</p></noscript>
 </section>
 </main>
 <script type="application/json" id="layout">{data}</script>

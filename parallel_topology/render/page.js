@@ -43,9 +43,11 @@
   };
   const build = () => {
     const parts = [];
-    for (const [number, others, ranks, count] of layout.hosts ?? [[null, 0, layout.ranks ?? layout.first, layout.size]]) {
+    const everything = [null, 0, layout.ranks ?? layout.first, layout.size];
+    for (const [number, others, ranks, count] of layout.hosts ?? [everything]) {
       const host = hosts.push({ number, first: rows.length }) - 1;
-      const members = (Array.isArray(ranks) ? ranks : Array.from({ length: count }, (_, step) => ranks + step)).map(positionOf);
+      const listed = Array.isArray(ranks) ? ranks : Array.from({ length: count }, (_, step) => ranks + step);
+      const members = listed.map(positionOf);
       const name = number === null ? "" : `host ${number}${others ? ` (+${others} other)` : ""}`;
       parts.push(`<div class="host" role="rowgroup" aria-label="${name || "all ranks"}">`);
       if (name) parts.push(`<div class="name" aria-hidden="true">${name}</div>`);
@@ -75,7 +77,7 @@
   let pinned = null;
   let current = null; // the position that Tab leads to
 
-  const list = (ranks) => (ranks.length <= 16 ? ranks.join(", ") : `${ranks.slice(0, 16).join(", ")}, ... ${ranks.at(-1)}`);
+  const list = (ranks) => ranks.slice(0, 16).join(", ") + (ranks.length > 16 ? `, ... ${ranks.at(-1)}` : "");
   const groupsOf = (position) => axes.map(({ name, modes }) => {
     const members = groupOf(modes, position);
     const index = members.indexOf(position);
@@ -105,7 +107,8 @@
       for (const [member, sign] of [[prev, "‹"], [next, "›"]]) {
         if (member === position) continue;
         touch(member, "near");
-        if (!(cellOf[member].dataset.near ?? "").includes(sign)) cellOf[member].dataset.near = (cellOf[member].dataset.near ?? "") + sign;
+        const signs = cellOf[member].dataset.near ?? "";
+        if (!signs.includes(sign)) cellOf[member].dataset.near = signs + sign;
       }
     }
     describe(position, groups);
@@ -113,17 +116,20 @@
   const describe = (position, groups) => {
     const lines = groups.map(({ name, members, index, next, prev }) => {
       const neighbours = members.length > 1 ? `<td>${rankAt(prev)}<td>${rankAt(next)}` : "<td>-<td>-";
-      return `<tr><th scope="row">${escaped(name)}<td>${index} of ${members.length}${neighbours}<td>${list(members.map(rankAt))}`;
+      const place = `<td>${index} of ${members.length}`;
+      return `<tr><th scope="row">${escaped(name)}${place}${neighbours}<td>${list(members.map(rankAt))}`;
     });
     const remark = note(position) === undefined ? "" : `<p>${escaped(note(position))}</p>`;
-    panel.innerHTML = `<h2>rank ${rankAt(position)}${where(position)}</h2><p>${escaped(label(position))}</p>${remark}<table>` +
-      "<thead><tr><th scope=col class=words>axis<th scope=col>position<th scope=col>prev<th scope=col>next" +
+    const head = `<h2>rank ${rankAt(position)}${where(position)}</h2><p>${escaped(label(position))}</p>${remark}`;
+    panel.innerHTML = `${head}<table><thead>` +
+      "<tr><th scope=col class=words>axis<th scope=col>position<th scope=col>prev<th scope=col>next" +
       `<th scope=col class=words>group</thead>${lines.join("")}</table>`;
   };
   const say = (text) => (spoken.textContent = text);
   const sayGroups = (position) => say(groupsOf(position)
     .filter(({ members }) => members.length > 1)
-    .map(({ name, members, next, prev }) => `${name} group ${list(members.map(rankAt))}; previous ${rankAt(prev)}, next ${rankAt(next)}`)
+    .map(({ name, members, next, prev }) =>
+      `${name} group ${list(members.map(rankAt))}; previous ${rankAt(prev)}, next ${rankAt(next)}`)
     .join(". "));
 
   // The pointer and the keyboard
@@ -236,12 +242,12 @@
     say(`${left} of ${hosts.length} hosts`);
   });
   const search = document.getElementById("search");
-  search.form.addEventListener("submit", (event) => {
-    event.preventDefault();
+  search.addEventListener("keydown", (event) => {  // not a form: a notebook's sandbox submits none
+    if (event.key !== "Enter") return;
     const position = /^\s*\d+\s*$/.test(search.value) ? positionOf(Number(search.value)) : undefined;
     search.setAttribute("aria-invalid", String(position === undefined));
     if (position === undefined) return say(`there is no rank ${search.value}`);
-    if (!isShown(rows[rowOf[position]])) return say(`rank ${search.value} is on host ${hosts[hostOf[position]].number}, which is filtered out`);
+    if (!isShown(rows[rowOf[position]])) return say(`rank ${search.value}${where(position)}, is filtered out`);
     pin(null);
     light(position);
     go(position);

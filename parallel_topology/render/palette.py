@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-FEW = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
-"""For up to eight stages: M. Okabe and K. Ito, https://jfly.uni-koeln.de/color/, with grey for their black."""
+FEW = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#555555")
+"""For up to eight stages: M. Okabe and K. Ito, https://jfly.uni-koeln.de/color/, with dark grey for their black."""
 
 RAMP = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
 """For more, where only the order can be seen: matplotlib's viridis, https://bids.github.io/colormap/."""
@@ -27,13 +27,15 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def terminal_color(color: str) -> int:
-    """The nearest of a terminal's 256 colours: its 6 x 6 x 6 cube."""
-    red, green, blue = (min(range(6), key=lambda level: abs(value - _LEVELS[level])) for value in _channels(color))
-    return 16 + 36 * red + 6 * green + blue
+def terminal_colors(color: str) -> tuple[int, int]:
+    """The nearest of a terminal's 256 colours, in its 6 x 6 x 6 cube, and the ink for it."""
+    levels = [min(range(6), key=lambda level: abs(value - _LEVELS[level])) for value in _channels(color)]
+    shown = "#" + "".join(f"{_LEVELS[level]:02x}" for level in levels)
+    return 16 + 36 * levels[0] + 6 * levels[1] + levels[2], _BLACK if ink(shown) == "#000000" else _WHITE
 
 
 _LEVELS = (0, 95, 135, 175, 215, 255)
+_BLACK, _WHITE = 16, 231
 
 
 def _channels(color: str) -> tuple[int, int, int]:

@@ -272,7 +272,7 @@ class Scene:
 
 def _printable(text: str) -> str:
     """One line without control characters: no terminal and no XML takes them."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(letter if letter.isprintable() else " " for letter in text).strip()
 
 
 def _joined(runs: list[Run]) -> list[Run]:

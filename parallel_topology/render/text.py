@@ -102,6 +102,8 @@ class _Text:
         elif len(scene.axes) == 1:
             yield ""
             yield from self._groups()
+        if self.paint.colors:
+            yield from self._prose(f"colour: {scene.stage_axis}")
 
     # Hosts folded
 
