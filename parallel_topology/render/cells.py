@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from textwrap import wrap
 from typing import NamedTuple
 
 from parallel_topology.render.palette import stage_colors, terminal_colors
@@ -40,11 +41,6 @@ class Label:
             return " ".join(f"{axis}{coordinate[axis]}" for axis in self.axes)
         return ".".join(str(coordinate[axis]) for axis in self.axes)
 
-    @property
-    def key(self) -> str:
-        """What a reader must be told."""
-        return "" if self.named else f"in each cell: rank, {'.'.join(self.axes)}"
-
 
 class _Way(NamedTuple):
     """One way to draw the cells: in which words, how wide, how many in a row."""
@@ -59,10 +55,10 @@ def drawn(scene: Scene, boxes: Sequence[Box], width: int, paint: Painter) -> Ite
     """Lines of at most `width` columns, in which each rank of `boxes` has a cell."""
     ranks = [rank for box in boxes for rank in box.ranks]
     way = _way(scene, ranks, max(len(box.ranks) for box in boxes), width - 3)
-    if way.label.key:
-        yield way.label.key if len(way.label.key) <= width else ".".join(way.label.axes)[:width]
+    if not way.label.named:
+        yield from wrapped(f"in each cell: rank, {'.'.join(way.label.axes)}", width)
     noted = dict(zip(ranks, way.notes, strict=True)) if any(way.notes) else {}
-    inner = way.columns * (way.cell + 1) + 1
+    inner = min(max(way.columns * (way.cell + 1) + 1, *map(len, map(_name, boxes)), 0), width - 2)
     pictures = [_box(scene, box, way, noted, inner, paint) for box in boxes]
     abreast = max(1, (width + 1) // (inner + 3))
     for start in range(0, len(pictures), abreast):
@@ -70,6 +66,19 @@ def drawn(scene: Scene, boxes: Sequence[Box], width: int, paint: Painter) -> Ite
         height = max(map(len, beside))
         beside = [[*box[:-1], *["│" + " " * inner + "│"] * (height - len(box)), box[-1]] for box in beside]
         yield from (" ".join(parts) for parts in zip(*beside, strict=True))
+
+
+def fitted(text: str, width: int) -> str:
+    """The text, or as much of it as there is room for."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def wrapped(line: str, width: int, indent: int = 4) -> list[str]:
+    """The line, or several where it is too long, all but the first with an indent."""
+    if len(line) <= width:
+        return [line]
+    before, after = " " * (len(line) - len(line.lstrip())), " " * min(indent, width // 3)
+    return wrap(line.lstrip(), width, initial_indent=before, subsequent_indent=after, break_on_hyphens=False)
 
 
 def _way(scene: Scene, ranks: Sequence[int], largest: int, room: int) -> _Way:
@@ -87,8 +96,7 @@ def _way(scene: Scene, ranks: Sequence[int], largest: int, room: int) -> _Way:
 
 
 def _box(scene: Scene, box: Box, way: _Way, noted: Mapping[int, str], inner: int, paint: Painter) -> list[str]:
-    name = "" if box.host is None else f" host {box.host} " + f"(+{box.others} other) " * bool(box.others)
-    lines = ["╭" + name[:inner].ljust(inner, "─") + "╮"]
+    lines = ["╭" + fitted(_name(box), inner).ljust(inner, "─") + "╮"]
     for start in range(0, len(box.ranks), way.columns):
         row = box.ranks[start : start + way.columns]
         texts = [[_number(scene, rank) for rank in row]]
@@ -96,17 +104,21 @@ def _box(scene: Scene, box: Box, way: _Way, noted: Mapping[int, str], inner: int
             texts.append([way.label.of(scene.topology.coordinate(rank)) for rank in row])
         if noted:
             texts.append([noted[rank] for rank in row])
-        empty = " " * ((way.columns - len(row)) * (way.cell + 1))
+        empty = " " * (inner - 1 - len(row) * (way.cell + 1))
         for parts in texts:
             cells = [_cell(scene, rank, part, way.cell, paint) for part, rank in zip(parts, row, strict=True)]
             lines.append("│ " + " ".join(cells) + empty + " │")
     return [*lines, "╰" + "─" * inner + "╯"]
 
 
+def _name(box: Box) -> str:
+    return "" if box.host is None else f" host {box.host} " + f"(+{box.others} other) " * bool(box.others)
+
+
 def _cell(scene: Scene, rank: int, text: str, width: int, paint: Painter) -> str:
     chosen = rank == scene.rank
     near = chosen or rank in scene.relations or rank in scene.marked
-    return paint(text[:width].ljust(width), scene.stage(rank), bold=near, underlined=near and not chosen)
+    return paint(fitted(text, width).ljust(width), scene.stage(rank), bold=near, underlined=near and not chosen)
 
 
 def _number(scene: Scene, rank: int) -> str:
@@ -116,5 +128,6 @@ def _number(scene: Scene, rank: int) -> str:
 
 def _note(scene: Scene, rank: int, longest: int) -> str:
     """What there is to say of a rank, short."""
-    text = " ".join(filter(None, [scene.marked.get(rank, ""), ",".join(scene.relations.get(rank, ()))]))
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    return fitted(
+        " ".join(filter(None, [scene.marked.get(rank, ""), ",".join(scene.relations.get(rank, ()))])), longest
+    )

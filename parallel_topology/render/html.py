@@ -125,7 +125,7 @@ def _stage_rules(scene: Scene) -> str:
     columns = scene.columns(max(len(box.ranks) for box in scene.boxes))
     digits = len(str(max(scene.topology.world)))
     if scene.topology.world_size > LABELLED:
-        cell, height = digits * 0.45 + 0.9, 2.0
+        cell, height = digits * 0.45 + 1.15, 2.0
     else:
         cell, height = max(len(scene.label(scene.topology.world[-1])) * 0.45, digits * 0.62) + 1, 3.4
     rules = [f".row {{ --columns: {columns}; --cell: {cell:.2f}rem; --height: {height}rem; }}"]

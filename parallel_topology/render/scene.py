@@ -89,7 +89,7 @@ class Run:
     boxes: tuple[Box, ...]
     extents: Mapping[str, tuple[int, ...]]
 
-    @property
+    @cached_property
     def size(self) -> int:
         return sum(len(box.ranks) for box in self.boxes)
 
@@ -234,9 +234,11 @@ class Scene:
         """
         runs = [Run((box,), self._extents(box.ranks)) for box in self._units()]
         while len(runs) > most:
-            joined = _joined(runs)
+            joined = _joined(runs, len(runs))
             if len(joined) == len(runs):
                 break
+            if len(joined) == 1:  # that everything is there says nothing: join evenly, no more than needed
+                joined = _joined(runs, -(-len(runs) // most))
             runs = joined
         return runs
 
@@ -275,25 +277,31 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
 
 
-def _joined(runs: list[Run]) -> list[Run]:
-    """One pass: each run takes in the neighbours that follow it along one axis."""
-    joined: list[Run] = []
+def _joined(runs: list[Run], most: int) -> list[Run]:
+    """One pass: neighbours that differ along one axis only become one run, of at most `most`."""
+    chains: list[list[Run]] = []
     along: str | None = None
+    seen: set[int] = set()  # the last chain's indices along that axis
     for run in runs:
-        axis = _continues(joined[-1], run) if joined else None
-        if axis is not None and along in (None, axis):
-            last = joined[-1]
-            extents = {**last.extents, axis: tuple(sorted((*last.extents[axis], *run.extents[axis])))}
-            joined[-1], along = Run(last.boxes + run.boxes, extents), axis
-        else:
-            joined.append(run)
+        axis = _continues(chains[-1][-1], run) if chains else None
+        if axis is not None and along is None:
+            seen = set(chains[-1][0].extents[axis])
+        if axis is None or along not in (None, axis) or len(chains[-1]) == most or seen & set(run.extents[axis]):
+            chains.append([run])
             along = None
-    return joined
+        else:
+            chains[-1].append(run)
+            seen.update(run.extents[axis])
+            along = axis
+    return list(map(_united, chains))
 
 
 def _continues(run: Run, other: Run) -> str | None:
-    """The one axis along which the two differ, if together they are whole."""
+    """The one axis along which the two differ, if both have every combination."""
     differing = [axis for axis, indices in run.extents.items() if indices != other.extents[axis]]
-    if len(differing) != 1 or not (run.whole and other.whole):
-        return None
-    return differing[0] if set(run.extents[differing[0]]).isdisjoint(other.extents[differing[0]]) else None
+    return differing[0] if len(differing) == 1 and run.whole and other.whole else None
+
+
+def _united(runs: list[Run]) -> Run:
+    extents = {axis: tuple(sorted({i for run in runs for i in run.extents[axis]})) for axis in runs[0].extents}
+    return Run(tuple(box for run in runs for box in run.boxes), extents)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from parallel_topology.render.cells import Painter, drawn
+from parallel_topology.render.cells import Painter, drawn, wrapped
 from parallel_topology.render.scene import Axis, Run, Scene
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class _Text:
 
     def lines(self, folded: bool) -> Iterator[str]:
         scene = self.scene
-        yield from self._prose(f"{scene.title}: {scene.summary}")
+        yield from wrapped(f"{scene.title}: {scene.summary}", self.width)
         if folded:
             yield from self._folded()
             if scene.rank is not None and scene.hosts is not None:
@@ -95,7 +94,7 @@ class _Text:
             yield from drawn(scene, scene.boxes, self.width, self.paint)
         yield ""
         for line in axis_lines(scene):
-            yield from self._prose(line)
+            yield from wrapped(line, self.width)
         if scene.rank is not None:
             yield ""
             yield from self._chosen(scene.rank)
@@ -103,7 +102,7 @@ class _Text:
             yield ""
             yield from self._groups()
         if self.paint.colors:
-            yield from self._prose(f"colour: {scene.stage_axis}")
+            yield from wrapped(f"colour: {scene.stage_axis}", self.width)
 
     # Hosts folded
 
@@ -115,26 +114,27 @@ class _Text:
             stages = run.extents.get(self.scene.stage_axis, (0,))
             swatch = self.paint("  ", stages[0]) + " " if self.paint.colors and len(stages) == 1 else ""
             text = "  ".join(filter(None, [hosts.ljust(widths[0]), ranks.ljust(widths[1]), indices, notes]))
-            first, *more = wrap(text, self.width - 3 * bool(self.paint.colors), subsequent_indent="    ")
+            first, *more = wrapped(text, self.width - 3 * bool(self.paint.colors))
             yield (swatch or "   " * bool(self.paint.colors)) + first
             yield from more
         if left := runs[MOST_RUNS:]:
             boxes = sum(len(run.boxes) for run in left)
             what = "hosts" if self.scene.hosts is not None else "rows"
-            yield from self._prose(f"... and {boxes:,} more {what} with {sum(run.size for run in left):,} ranks")
+            yield from wrapped(
+                f"... and {boxes:,} more {what} with {sum(run.size for run in left):,} ranks", self.width
+            )
 
     def _run(self, run: Run) -> tuple[str, str, str, str]:
         """Hosts, ranks, the indices of each axis, and what is picked out there."""
         hosts = [box.host for box in run.boxes if box.host is not None]
         ranks = [rank for box in run.boxes for rank in box.ranks]
         indices = " ".join(f"{axis}{ranges(values)}" for axis, values in run.extents.items())
-        notes: list[str] = []
-        if self.scene.rank in ranks:
-            notes.append(f"[{self.scene.rank}]")
+        here = set(ranks)
+        notes: list[str] = [f"[{self.scene.rank}]"] * (self.scene.rank in here)
         for name, group in self.scene.groups.items():
-            count = sum(rank in group.ranks for rank in ranks)
+            count = sum(member in here for member in group.ranks)
             notes += [f"{name}: {count}"] * bool(count and len(group) > 1)
-        if moved := sum(rank in self.scene.marked for rank in ranks):
+        if moved := sum(rank in here for rank in self.scene.marked):
             notes.append(f"{moved:,} marked*")
         return (
             f"host{'s' * (len(hosts) > 1)} {ranges(hosts)}" if hosts else "",
@@ -150,10 +150,10 @@ class _Text:
         where = ""
         if scene.hosts is not None:
             where = f" on host {scene.hosts.host_of(rank)}, local rank {scene.hosts.local_rank_of(rank)}"
-        yield from self._prose(f"rank {rank}{where}: {scene.label(rank)}".rstrip(": "))
+        yield from wrapped(f"rank {rank}{where}: {scene.label(rank)}".rstrip(": "), self.width)
         longest = max(map(len, scene.groups))
         for name, group in scene.groups.items():
-            yield from self._prose(f"  {name.ljust(longest)}  {self._member(group)}", indent=longest + 4)
+            yield from wrapped(f"  {name.ljust(longest)}  {self._member(group)}", self.width, indent=longest + 4)
 
     def _member(self, group: RankGroup) -> str:
         if group.size == 1:
@@ -171,17 +171,9 @@ class _Text:
         """The groups of the only axis that is looked at."""
         (axis,) = self.scene.axes
         for number, group in enumerate(axis.groups[:MOST_GROUPS]):
-            yield from self._prose(f"{axis.name} group {number}: {group!r}{self._hosts_of(group)}", indent=4)
+            yield from wrapped(f"{axis.name} group {number}: {group!r}{self._hosts_of(group)}", self.width)
         if len(axis.groups) > MOST_GROUPS:
-            yield from self._prose(f"... and {len(axis.groups) - MOST_GROUPS:,} more groups")
-
-    def _prose(self, line: str, indent: int = 4) -> Iterator[str]:
-        if len(line) <= self.width:
-            yield line
-        else:
-            before = " " * (len(line) - len(line.lstrip()))
-            indent = min(indent, self.width // 3)
-            yield from wrap(line.lstrip(), self.width, initial_indent=before, subsequent_indent=" " * indent)
+            yield from wrapped(f"... and {len(axis.groups) - MOST_GROUPS:,} more groups", self.width)
 
 
 def axis_lines(scene: Scene) -> Iterator[str]:

@@ -27,7 +27,7 @@ def uncolored(text: str) -> str:
 
 @settings(deadline=None)
 @given(pictures(), st.integers(20, 200), st.booleans(), st.sampled_from([None, False, True]))
-def test_no_line_is_too_wide_and_colour_changes_no_word(picture: Picture, width: int, color: bool, fold: bool | None):
+def test_no_line_is_too_wide_and_colour_changes_no_word(picture: Picture, width: int, color: bool, fold: Any):
     topology, seen = picture
     text = show(topology, **seen, width=width, color=color, fold=fold)
     assert max(map(len, uncolored(text).splitlines())) <= width
@@ -66,7 +66,8 @@ def test_folded_lines_count_every_rank_once(picture: Picture, width: int):
     """Where ranks count up, the ranges written out, with what is said to be left, are the world."""
     topology, seen = picture
     if topology.ranks is None and (seen["hosts"] is None or seen["hosts"].ranks is None):
-        text = " ".join(show(topology, **{**seen, "rank": None, "marked": None}, width=width, fold=True).split())
+        unmarked: dict[str, Any] = seen | {"rank": None, "marked": None}
+        text = " ".join(show(topology, **unmarked, width=width, fold=True).split())
         picture_part = text.split(" axis groups")[0]
         left = sum(
             int(n.replace(",", "")) for n in re.findall(r"more (?:hosts|rows) with ([\d,]+) ranks", picture_part)
