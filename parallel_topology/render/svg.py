@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 WIDTH = 1200
 """Pixels that boxes stand abreast in, unless a single one is wider."""
+SWATCHES = 24
+"""Colours in a row of the legend."""
 MARGIN = 12
 GAP = 4
 LINE = 18
@@ -49,8 +52,8 @@ def svg(
     scene.require_drawable()
     drawing = _Drawing.of(scene)
     abreast = min(len(scene.boxes), max(1, (WIDTH - 2 * MARGIN) // (drawing.width + GAP)))
-    parts: list[str] = []
-    top = MARGIN + 2 * LINE
+    parts = list(_legend(scene))
+    top = MARGIN + 2 * LINE + -(-len(parts) // SWATCHES) * (LINE + GAP)
     for start in range(0, len(scene.boxes), abreast):
         row = scene.boxes[start : start + abreast]
         parts += [drawing.box(box, MARGIN + place * (drawing.width + GAP), top) for place, box in enumerate(row)]
@@ -60,7 +63,9 @@ def svg(
         top += LINE
         parts.append(f'<text class="mono" x="{MARGIN}" y="{top}" xml:space="preserve">{escape(line)}</text>')
     title = escape(f"{scene.title}: {scene.summary}; colour: {scene.stage_axis}")
-    width = max(abreast * (drawing.width + GAP) + 2 * MARGIN, int(8.5 * max(map(len, [title, *lines]))) + 2 * MARGIN)
+    legend = min(scene.stages, SWATCHES) * (WIDTH // SWATCHES)
+    words = int(8.5 * max(map(len, [title, *lines])))
+    width = max(abreast * (drawing.width + GAP), legend, words) + 2 * MARGIN
     body = "\n".join(parts)
     name = "layout-" + hashlib.sha256(f"{title}{body}".encode()).hexdigest()[:12]
     return f"""<svg xmlns="http://www.w3.org/2000/svg" id="{name}" role="img" aria-labelledby="{name}-title {name}-desc"
@@ -93,16 +98,17 @@ class _Drawing:
             return cls(scene, columns, number, 16)
         return cls(scene, columns, max(number, 7 * len(scene.label(scene.topology.world[-1]))) + 8, 34)
 
-    @property
+    @cached_property
     def width(self) -> int:
-        return self.columns * (self.cell_width + GAP) + 2 * GAP
+        names = max(len(_name(box)) for box in self.scene.boxes)
+        return max(self.columns * (self.cell_width + GAP), 7 * names + 2 * GAP) + 2 * GAP
 
     def height(self, box: Box) -> int:
         rows = -(-len(box.ranks) // self.columns)
         return rows * (self.cell_height + GAP) + 2 * GAP + LINE * (box.host is not None)
 
     def box(self, box: Box, left: int, top: int) -> str:
-        name = "" if box.host is None else f"host {box.host}" + f" (+{box.others} other)" * bool(box.others)
+        name = _name(box)
         rect = f'<rect class="host" width="{self.width - GAP}" height="{self.height(box) - GAP}" rx="5"/>'
         head = f'<text class="name" x="{2 * GAP}" y="{LINE - GAP}">{name}</text>' if name else ""
         return f'<g transform="translate({left} {top})">{rect}{head}\n{"".join(self._cells(box))}</g>'
@@ -131,6 +137,22 @@ class _Drawing:
         names += ["far"] * (self.scene.rank is not None and rank != self.scene.rank and not relations)
         names += ["marked"] * (rank in self.scene.marked)
         return " ".join(names)
+
+
+def _name(box: Box) -> str:
+    return "" if box.host is None else f"host {box.host}" + f" (+{box.others} other)" * bool(box.others)
+
+
+def _legend(scene: Scene) -> Iterator[str]:
+    """A swatch for each colour, if there are several."""
+    width = WIDTH // SWATCHES - GAP
+    for stage in range(scene.stages if scene.stages > 1 else 0):
+        row, column = divmod(stage, SWATCHES)
+        x, y = MARGIN + column * (width + GAP), MARGIN + LINE + 2 * GAP + row * (LINE + GAP)
+        yield (
+            f'<g class="s{stage} swatch" transform="translate({x} {y})"><rect width="{width}" height="{LINE}" rx="3"/>'
+            f'<text x="5" y="13">{scene.stage_axis}{stage}</text></g>'
+        )
 
 
 def _style(name: str, scene: Scene) -> str:

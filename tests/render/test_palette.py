@@ -8,7 +8,8 @@ import pytest
 
 from parallel_topology.render.palette import FEW, contrast, ink, stage_colors, terminal_colors
 
-# What the colour-blind see of linear light: Viénot, Brettel and Mollon, https://doi.org/10.1002/(SICI)1520-6378
+# What the colour-blind see of linear sRGB, after Viénot, Brettel and Mollon 1999:
+# https://daltonlens.org/understanding-cvd-simulation/
 SEEN = {
     "everyone": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "protanopes": ((0.11238, 0.88762, 0), (0.11238, 0.88762, 0), (0.00401, -0.00401, 1)),

@@ -67,7 +67,8 @@ def test_an_image_is_xml_with_a_cell_for_each_rank(picture: Picture):
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
     assert set((root.get("aria-labelledby") or "").split()) <= set(ids)
-    cells = [element for element in root.iter(f"{SVG}g") if re.match(r"s\d", element.get("class") or "")]
+    colored = [element for element in root.iter(f"{SVG}g") if re.match(r"s\d", element.get("class") or "")]
+    cells = [element for element in colored if "swatch" not in (element.get("class") or "")]
     shown = {int(re.sub("[^0-9]", "", (cell.find(f"{SVG}text").text or ""))): cell for cell in cells}  # pyright: ignore
     assert sorted(shown) == sorted(topology.world)
     assert len(cells) == len(topology.world)
@@ -90,10 +91,14 @@ def test_cells_are_inside_their_hosts_and_do_not_overlap(picture: Picture):
     width, height = (float(root.get(name) or 0) for name in ("width", "height"))
     places: Counter[tuple[float, float]] = Counter()
     for host in root.findall(f"{SVG}g"):
+        if "swatch" in (host.get("class") or ""):
+            continue
         left, top = map(float, re.findall(r"[\d.]+", host.get("transform") or ""))
         frame = host[0]
         right, bottom = left + float(frame.get("width") or 0), top + float(frame.get("height") or 0)
         assert right <= width
+        for name in host.findall(f"{SVG}text"):
+            assert 6 * len(name.text or "") <= right - left  # letters of 12 pixels are half as wide
         assert bottom <= height
         for cell in host.findall(f"{SVG}g"):
             x, y = map(float, re.findall(r"[\d.]+", cell.get("transform") or ""))
