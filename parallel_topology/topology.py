@@ -350,6 +350,18 @@ class ParallelTopology(BaseModel):
     def __repr__(self) -> str:
         return f"ParallelTopology.parse({self._text!r})"
 
+    def _repr_html_(self) -> str | None:
+        """A picture in a notebook; None, and so the text, of worlds that are too large for one."""
+        from parallel_topology.render import html, scene
+
+        return html.frame(self) if self.world_size <= scene.MOST_DRAWN else None
+
+    def _repr_svg_(self) -> str | None:
+        """For notebooks that show no HTML. They keep it in their file, so it is not of the largest worlds."""
+        from parallel_topology.render import scene, svg
+
+        return svg.svg(self) if self.world_size <= scene.MOST_SAVED else None
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some arguments changed, checked like any other topology."""
         if not update:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from parallel_topology.cli.demo import demo
+from parallel_topology.cli.show import show
 
 app = typer.Typer(name="parallel-topology", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -15,3 +16,4 @@ def _root() -> None:  # pyright: ignore[reportUnusedFunction] (typer: keeps a si
 
 
 app.command()(demo)
+app.command()(show)
