@@ -191,9 +191,9 @@ def _movable(tensor: Tensor) -> Tensor:
     """The same memory as a tensor that every backend moves, first dim first."""
     if tensor.dtype in _NATIVE:
         return tensor
-    if tensor.dim() == 0:
-        tensor = tensor.reshape(1)
-    return tensor.view(*tensor.shape, 1).view(torch.uint8)  # bytes in a last dim of their own: the rows stay rows
+    # A contiguous tensor may have any strides in dims of length 1, which view(dtype) refuses; as one dim it has none.
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return flat.view(torch.uint8).view(*(tensor.shape or (1,)), tensor.element_size())  # the rows stay rows
 
 
 def _reduction(op: Any, tensor: Tensor) -> Any:
