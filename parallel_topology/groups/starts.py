@@ -38,7 +38,11 @@ class Start:
     timeout: float
 
     def keys(self) -> dist.Store:
-        """The part of the store that is this start's own.
+        """The part of the store that is this start's own; see `name`."""
+        return dist.PrefixStore(f"{self.name()}/keys", self.store)
+
+    def name(self) -> str:
+        """Equal on all ranks of this start, and no other's.
 
         Raises:
             GroupTimeoutError: not all ranks came in time; names them.
@@ -46,12 +50,11 @@ class Start:
         """
         deadline = time.monotonic() + self.timeout
         try:
-            name = self._open(deadline) if self.rank == self._first else self._find(deadline)
+            return self._open(deadline) if self.rank == self._first else self._find(deadline)
         except STORE_ERRORS as error:
             raise RendezvousError(
                 f"the store failed while rank {self.rank} looked for the others: {first_line(error)}"
             ) from error
-        return dist.PrefixStore(name, self.store)
 
     @property
     def _first(self) -> int:

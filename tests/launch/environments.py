@@ -17,6 +17,10 @@ class Case(NamedTuple):
     facts: dict[str, Any]
 
 
+def facts(**facts: Any) -> dict[str, Any]:
+    return facts
+
+
 TORCHRUN = {
     "RANK": "3",
     "WORLD_SIZE": "4",
@@ -185,64 +189,64 @@ CASES = [
     Case(
         "torchrun",
         TORCHRUN,
-        dict(
+        facts(
             rank=3, world_size=4, local_rank=1, local_size=2, host_index=1, host_count=2,
             address="127.0.0.1", port=40815, store_is_hosted=True, restart=1,
         ),
     ),
-    Case("torchrun", TORCHRUN | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}, dict(rank=3, port=40815)),
-    Case("torchrun", TORCHRUN | OPENMPI, dict(rank=3)),
-    Case("env", BARE, dict(rank=0, world_size=1, address="::1", port=1)),
-    Case("env", BARE | SLURM, dict(rank=0, world_size=1)),
-    Case("env", PYTORCHJOB, dict(rank=1, world_size=2, address="job-master-0", port=23456)),
+    Case("torchrun", TORCHRUN | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}, facts(rank=3, port=40815)),
+    Case("torchrun", TORCHRUN | OPENMPI, facts(rank=3)),
+    Case("env", BARE, facts(rank=0, world_size=1, address="::1", port=1)),
+    Case("env", BARE | SLURM, facts(rank=0, world_size=1)),
+    Case("env", PYTORCHJOB, facts(rank=1, world_size=2, address="job-master-0", port=23456)),
     Case(
         "slurm",
         SLURM,
-        dict(
+        facts(
             rank=2, world_size=3, local_rank=0, local_size=1, host_index=1, host_count=2, address="n1", port=20001
         ),
     ),
     Case(
         "slurm",
         SUBSTEP,
-        dict(
+        facts(
             rank=1, world_size=2, local_rank=1, local_size=2, host_index=0, host_count=1, address="n1", port=21011
         ),
     ),
-    Case("slurm", SLURM | {"MASTER_PORT": "5"}, dict(address="n1", port=5)),
-    Case("slurm", SLURM | {"MASTER_ADDR": "10.0.0.1"}, dict(address="10.0.0.1", port=20001)),
-    Case("slurm", SLURM | PMI2, dict(rank=2, address="n1")),
-    Case("slurm", SLURM | PALS | {"PALS_RANKID": "2", "PMI_SIZE": "3"}, dict(rank=2, address="n1")),
+    Case("slurm", SLURM | {"MASTER_PORT": "5"}, facts(address="n1", port=5)),
+    Case("slurm", SLURM | {"MASTER_ADDR": "10.0.0.1"}, facts(address="10.0.0.1", port=20001)),
+    Case("slurm", SLURM | PMI2, facts(rank=2, address="n1")),
+    Case("slurm", SLURM | PALS | {"PALS_RANKID": "2", "PMI_SIZE": "3"}, facts(rank=2, address="n1")),
     Case(
         "slurm",
         SUBSTEP | {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "4294967290"},
-        dict(address="localhost", port=26299),
+        facts(address="localhost", port=26299),
     ),
-    Case("openmpi", OPENMPI, dict(rank=1, world_size=2, local_rank=1, local_size=2)),
-    Case("openmpi", OPENMPI | MEETING, dict(rank=1, address="127.0.0.1", port=29400)),
-    Case("openmpi", OPENMPI_IN_SLURM, dict(rank=1, world_size=3, local_rank=1, local_size=2)),
-    Case("hydra", MPICH, dict(rank=1, world_size=2, local_rank=1, local_size=2)),
-    Case("hydra", MPICH_IN_SLURM | MEETING, dict(rank=1, world_size=3, port=29400, address="127.0.0.1")),
-    Case("env", MPICH | PYTORCHJOB, dict(rank=1, world_size=2, port=23456)),
-    Case("mvapich", MVAPICH, dict(rank=2, world_size=4, local_rank=0, local_size=2)),
-    Case("jsrun", JSRUN, dict(rank=1, world_size=2, local_rank=0)),
-    Case("pals", PALS, dict(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1)),
+    Case("openmpi", OPENMPI, facts(rank=1, world_size=2, local_rank=1, local_size=2)),
+    Case("openmpi", OPENMPI | MEETING, facts(rank=1, address="127.0.0.1", port=29400)),
+    Case("openmpi", OPENMPI_IN_SLURM, facts(rank=1, world_size=3, local_rank=1, local_size=2)),
+    Case("hydra", MPICH, facts(rank=1, world_size=2, local_rank=1, local_size=2)),
+    Case("hydra", MPICH_IN_SLURM | MEETING, facts(rank=1, world_size=3, port=29400, address="127.0.0.1")),
+    Case("env", MPICH | PYTORCHJOB, facts(rank=1, world_size=2, port=23456)),
+    Case("mvapich", MVAPICH, facts(rank=2, world_size=4, local_rank=0, local_size=2)),
+    Case("jsrun", JSRUN, facts(rank=1, world_size=2, local_rank=0)),
+    Case("pals", PALS, facts(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1)),
     Case(
         "deepspeed",
         DEEPSPEED,
-        dict(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1, host_count=2, port=29400),
+        facts(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1, host_count=2, port=29400),
     ),
-    Case("ray", RAY, dict(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1, port=29400)),
-    Case("lightning", LIGHTNING, dict(rank=1, world_size=4, local_rank=1, local_size=None, host_index=0, port=29400)),
+    Case("ray", RAY, facts(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1, port=29400)),
+    Case("lightning", LIGHTNING, facts(rank=1, world_size=4, local_rank=1, local_size=None, host_index=0, port=29400)),
     Case(
         "lightning",
         LIGHTNING | {"NODE_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
-        dict(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1),
+        facts(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1),
     ),
     Case(
         "kubeflow",
         KUBEFLOW,
-        dict(
+        facts(
             rank=3, world_size=4, local_rank=0, local_size=1, host_index=3, host_count=4,
             address="job-node-0-0.job", port=29500,
         ),
@@ -250,7 +254,7 @@ CASES = [
     Case(
         "leaderworkerset",
         LWS_COMPLETE,
-        dict(
+        facts(
             rank=3, world_size=4, local_rank=1, local_size=2, host_index=1, host_count=2,
             address="lws-0.lws.default", port=29500,
         ),

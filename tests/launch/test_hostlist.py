@@ -82,11 +82,11 @@ def test_hosts(text: str, hosts: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["", ",", "n1,", "n1,,n2", "n1 n2", "n[1-2", "n1-2]", "n[]", "n[a]", "n[1-]", "n[2-1]", "n[1-2]]", "n[[1]]", "n[1_2]",
-     "n[1-9999999999999999999]", f"n[0-{MAX_HOSTS}]", "n[1-999]m[1-999]", f"a,n[1-{MAX_HOSTS}]"],
+    ["", ",", "n1,", "n1,,n2", "n1 n2", "n[1-2", "n1-2]", "n[]", "n[a]", "n[1-]", "n[2-1]", "n[1-2]]", "n[[1]]",
+     "n[1_2]", "n[1-9999999999999999999]", f"n[0-{MAX_HOSTS}]", "n[1-999]m[1-999]", f"a,n[1-{MAX_HOSTS}]"],
 )  # fmt: skip
 def test_refused_hosts(text: str):
-    with pytest.raises(LaunchError, match="^the list of hosts "):
+    with pytest.raises(LaunchError, match=r"^the list of hosts "):
         expand_hosts(text)
 
 
@@ -99,5 +99,5 @@ def test_tasks_are_read_back(tasks: list[int]):
 
 @pytest.mark.parametrize("text", ["", "2(x3", "2x3", "x3", "2,,1", "-1", "2(x)", f"1(x{MAX_HOSTS}),1"])
 def test_refused_tasks(text: str):
-    with pytest.raises(LaunchError, match="^the tasks per node "):
+    with pytest.raises(LaunchError, match=r"^the tasks per node "):
         expand_tasks(text)

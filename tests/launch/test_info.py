@@ -152,7 +152,7 @@ def test_refused(env: dict[str, str], changes: dict[str, str | None], message: s
 
 class TestNoLauncher:
     def message(self, env: dict[str, Any]) -> str:
-        with pytest.raises(LaunchError, match="^no launcher was found. ") as caught:
+        with pytest.raises(LaunchError, match=r"^no launcher was found\. ") as caught:
             LaunchInfo.from_env(env)
         return str(caught.value)
 
