@@ -84,6 +84,14 @@ SUBSTEP = SLURM | {
     "SLURM_STEP_NUM_TASKS": "2",
     "SLURM_STEP_TASKS_PER_NODE": "2",
 }
+# Rank 2 of `salloc -N1 -n1 : -N1 -n2 srun --het-group=0,1`: the step's variables are those of the whole of it.
+HETEROGENEOUS = SLURM | {
+    "SLURM_HET_SIZE": "2",
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_ID_HET_GROUP_1": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1,2",
+}
 # The script of sbatch itself: not a task, though it has SLURM_PROCID.
 BATCH = {
     "SLURM_GTIDS": "0",
@@ -212,6 +220,11 @@ CASES = [
         facts(
             rank=1, world_size=2, local_rank=1, local_size=2, host_index=0, host_count=1, address="n1", port=21011
         ),
+    ),
+    Case(
+        "slurm",
+        HETEROGENEOUS,
+        facts(rank=2, world_size=3, local_rank=1, local_size=2, host_index=1, host_count=2, address="n1", port=20007),
     ),
     Case("slurm", SLURM | {"MASTER_PORT": "5"}, facts(address="n1", port=5)),
     Case("slurm", SLURM | {"MASTER_ADDR": "10.0.0.1"}, facts(address="10.0.0.1", port=20001)),

@@ -142,7 +142,7 @@ REFUSED: list[tuple[dict[str, str], dict[str, str | None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("env", "changes", "message"), REFUSED, ids=lambda value: value[:40] if value is str else None)
+@pytest.mark.parametrize(("env", "changes", "message"), REFUSED)
 def test_refused(env: dict[str, str], changes: dict[str, str | None], message: str):
     changed = {name: value for name, value in {**env, **changes}.items() if value is not None}
     with pytest.raises(LaunchError) as caught:
