@@ -5,7 +5,7 @@ nothing in a worker's environment numbers the starts: each agent counts its own 
 so after the first failure on one of two hosts that host's workers read 1 and the other's read 0.
 
 So the first rank opens each start under a name that nobody used before, and closes the one before; the others take the
-newest. That may still be an earlier one, which they learn: they have been there, or too many have, or it is closed.
+newest. That may still be an earlier one, which they learn: it is full, or the first rank, opening the next, closes it.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Start:
         name = self._wait(self._newest, None, deadline)
         while True:
             others = int(name.rpartition("/")[2])  # as many as the first rank waits for
-            if self.store.add(f"{name}/came/{self.rank}", 1) == 1:
-                count = self.store.add(f"{name}/count", 1)
-                if count == others:
-                    self.store.set(f"{name}/all", "")
-                if count <= others and self._wait(f"{name}/state", name, deadline) == "complete":
-                    return name
+            self.store.set(f"{name}/came/{self.rank}", "")
+            count = self.store.add(f"{name}/count", 1)
+            if count == others:
+                self.store.set(f"{name}/all", "")
+            if count <= others and self._wait(f"{name}/state", name, deadline) == "complete":
+                return name
             name = self._wait(f"{name}/next", None, deadline)
 
     def _wait(self, key: str, name: str | None, deadline: float) -> str:

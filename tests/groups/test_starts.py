@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parallel_topology import GroupTimeoutError, ParallelTopology, RendezvousError
@@ -32,6 +33,22 @@ class Mortal:
         return getattr(self.store, name)
 
 
+class Reader:
+    """A store whose user tells that it has read something."""
+
+    def __init__(self, store: dist.Store, read: threading.Semaphore) -> None:
+        self.store = store
+        self.read = read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def get(self, key: str) -> bytes:
+        value = self.store.get(key)
+        self.read.release()
+        return value
+
+
 def start(store: dist.Store, world: int, lives: list[int | None], timeout: float) -> list[str | None]:
     """The name each rank finds; None for who dies, after as many operations as `lives` has for it, or gives up."""
 
@@ -46,20 +63,41 @@ def start(store: dist.Store, world: int, lives: list[int | None], timeout: float
     return run_threads(["rank"] * world, body, timeout=60)
 
 
-@settings(max_examples=20, deadline=None)
+def last_start(store: dist.Store, world: int, *, first_comes_last: bool) -> list[str]:
+    """One in which nobody dies; with `first_comes_last` the others have read an earlier start's name before."""
+    read = threading.Semaphore(0)
+
+    def body(rank: int) -> str:
+        own: Any = Reader(store, read)
+        if rank == 0 and first_comes_last:
+            assert all(read.acquire(timeout=20) for _ in range(world - 1))
+        return Start(own, ParallelTopology(tp=world).world, rank, 20).name()
+
+    return run_threads(["rank"] * world, body, timeout=60)
+
+
+@settings(max_examples=25, deadline=None)
 @given(
     earlier=st.lists(
         st.tuples(st.integers(2, 4), st.lists(st.none() | st.integers(0, 9), max_size=4)), min_size=1, max_size=3
     ),
     world=st.integers(2, 4),
+    first_comes_last=st.booleans(),
 )
-def test_all_meet_under_a_new_name_after_any_earlier_starts(earlier: list[tuple[int, list[int | None]]], world: int):
+@example(earlier=[(2, [])], world=2, first_comes_last=True)  # they have been there
+@example(earlier=[(2, [])], world=4, first_comes_last=True)  # rank 2 has not, but it is full
+@example(earlier=[(4, [None, None, None, 0])], world=4, first_comes_last=True)  # rank 3 makes it full
+def test_all_meet_under_a_new_name_after_any_earlier_starts(
+    earlier: list[tuple[int, list[int | None]]], world: int, first_comes_last: bool
+):
     store = dist.HashStore()
-    before = {name for size, lives in earlier for name in start(store, size, lives, timeout=0.05)}
-    names = start(store, world, [], timeout=20)
+    before: set[str | None] = set()
+    for size, lives in earlier:  # nobody waits long for the dead
+        before |= set(start(store, size, lives, timeout=0.05 if any(life is not None for life in lives) else 20))
+    any_name = store.check(["newest@0"])
+    names = last_start(store, world, first_comes_last=first_comes_last and any_name)
     assert len(set(names)) == 1
-    assert not before & set(names) - {None}
-    assert None not in names
+    assert not before & set(names)
 
 
 @pytest.mark.parametrize("absent", [0, 2])
