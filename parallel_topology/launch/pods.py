@@ -116,10 +116,10 @@ class Incomplete(Launcher):
     rank: str = ""
     world_size: str = ""
     says: str
-    advice: str
+    advice: str = ""
 
     def facts(self, env: Variables) -> NoReturn:
         raise LaunchError(
-            f"{self.says} ({env.shown(*self.marks)}): {self.advice} set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, "
+            f"{self.says} ({env.shown(*self.marks)}): {self.advice}set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, "
             "or use GroupManager.connect('tcp://host:port', topology, rank=...)"
         )

@@ -150,13 +150,12 @@ OTHERS: tuple[Launcher, ...] = (
         name="pmix",
         marks=("PMIX_RANK",),
         says="a PMIx launcher tells the rank, but not how many there are",
-        advice="for a process of each,",
     ),
     Incomplete(
         name="indexed-job",
         marks=("JOB_COMPLETION_INDEX",),
         says="an Indexed Job or JobSet tells which pod this is, but neither how many there are nor where they meet",
-        advice="start the program with torchrun --node-rank=$JOB_COMPLETION_INDEX --nnodes=... --master-addr=...; or",
+        advice="start the program with torchrun --node-rank=$JOB_COMPLETION_INDEX --nnodes=... --master-addr=...; or ",
     ),
 )
 

@@ -17,11 +17,13 @@ REPORT = [sys.executable, str(Path(__file__).parent / "reported.py")]
 FOREIGN = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "PALS_", "TORCHELASTIC_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
 
 
-def needs(*commands: str) -> None:
-    """Skip the test, or the module, where a command is absent."""
-    missing = [command for command in commands if shutil.which(command) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not installed", allow_module_level=True)
+def needs(*commands: str) -> list[str]:
+    """Where these commands are; the test is skipped if one is absent."""
+    path = os.environ["PATH"] + ":/usr/sbin"  # where daemons are
+    found = {command: shutil.which(command, path=path) for command in commands}
+    if missing := [command for command, place in found.items() if place is None]:
+        pytest.skip(f"{', '.join(missing)} not installed")
+    return [place for place in found.values() if place is not None]
 
 
 def launch(*command: str, **env: str) -> str:

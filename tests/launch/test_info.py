@@ -105,7 +105,7 @@ REFUSED: list[tuple[dict[str, str], dict[str, str | None], str]] = [
     (LWS, {}, "a LeaderWorkerSet started this pod (LWS_WORKER_INDEX='1', LWS_GROUP_SIZE='2'), which says nothing of "),
     (LWS_COMPLETE, {"MASTER_PORT": None}, "a LeaderWorkerSet started this pod"),
     ({"JOB_COMPLETION_INDEX": "2"}, {}, "an Indexed Job or JobSet tells which pod this is, but neither how many"),
-    ({"PMIX_RANK": "2"}, {}, "a PMIx launcher tells the rank, but not how many there are (PMIX_RANK='2'): "),
+    ({"PMIX_RANK": "2"}, {}, "a PMIx launcher tells the rank, but not how many there are (PMIX_RANK='2'): set RANK, W"),
     (KUBEFLOW, {"PET_NPROC_PER_NODE": "8"}, "PET_NNODES='4', PET_NPROC_PER_NODE='8' are options for torchrun, but "),
     (KUBEFLOW, {"PET_NPROC_PER_NODE": "auto"}, "PET_NNODES='4', PET_NPROC_PER_NODE='auto' are options for torchrun"),
     (KUBEFLOW, {"PET_NNODES": "1:4"}, "PET_NNODES='1:4', PET_NPROC_PER_NODE='1' are options for torchrun"),

@@ -50,8 +50,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=10 State=UP
 @contextmanager
 def cluster(here: Path, *nodes: str) -> Generator[dict[str, str], None, None]:
     """The variables with which srun finds a cluster of these nodes, all on this machine."""
-    os.environ["PATH"] += ":/usr/sbin"  # where the daemons are
-    needs("srun", "slurmctld", "slurmd", "munged")
+    _, munged, slurmctld, slurmd = needs("srun", "munged", "slurmctld", "slurmd")
     if os.geteuid() != 0:
         pytest.skip("SLURM's daemons have to be started by root")
     (here / "state").mkdir()
@@ -67,16 +66,16 @@ def cluster(here: Path, *nodes: str) -> Generator[dict[str, str], None, None]:
     munge = [f"--{what}={here}/munge.{what.split('-')[0]}" for what in ("socket", "pid-file", "log-file", "seed-file")]
     env = {"SLURM_CONF": str(configuration)}
     daemons = [
-        ["munged", "--foreground", "--force", f"--key-file={here}/key", "--origin=127.0.0.1", *munge],
-        ["slurmctld", "-D", "-f", str(configuration)],
-        *(["slurmd", "-D", "-N", node, "-f", str(configuration)] for node in nodes),
+        [munged, "--foreground", "--force", f"--key-file={here}/key", "--origin=127.0.0.1", *munge],
+        [slurmctld, "-D", "-f", str(configuration)],
+        *([slurmd, "-D", "-N", node, "-f", str(configuration)] for node in nodes),
     ]
     started: list[subprocess.Popen[bytes]] = []
     try:
         with (here / "log").open("wb") as log:
             for daemon in daemons:
                 started.append(subprocess.Popen(daemon, stdout=log, stderr=log, env=os.environ | env))
-                if daemon[0] == "munged":
+                if daemon[0] == munged:
                     _until((here / "munge.socket").exists, started, here / "log")
         idle = ["sinfo", "--noheader", "--states=idle", "--format=%D"]
         _until(lambda: _output(idle, env) == str(len(nodes)), started, here / "log")
