@@ -199,7 +199,9 @@ class GroupManager(RankView):
 
     @classmethod
     def from_env(cls, topology: ParallelTopology, *, env: Mapping[str, str] | None = None, **options: Any) -> Self:
-        """Take rank and meeting place from the launcher's environment variables (torchrun's).
+        """Take rank and meeting place from the launcher's environment variables; docs/launchers.md lists launchers.
+
+        Where the launcher names no place (MPI), MASTER_ADDR and MASTER_PORT do: the host of rank 0 and a free port.
 
         A token may stand in PARALLEL_TOPOLOGY_TOKEN, or in the file that PARALLEL_TOPOLOGY_TOKEN_FILE names.
 
@@ -208,20 +210,20 @@ class GroupManager(RankView):
             options: as for `GroupManager`.
 
         Raises:
-            LaunchError: there is no launcher, or its variables contradict each other.
-            RankError: this process's rank is not in the topology.
+            LaunchError: there is no launcher, or its variables are incomplete or contradict each other.
+            RankError: this process's rank is not in the topology, or the topology has ranks that were not started.
         """
         env = os.environ if env is None else env
         info = LaunchInfo.from_env(env)
-        if info.rank not in topology.world:
+        if info.rank not in topology.world or max(topology.world) >= info.world_size:
             raise RankError(
                 f"{info.launcher} started rank {info.rank} of {info.world_size}, but {topology} has {topology.world}; "
-                "give the topology more ranks (an axis dp?), or build managers only on its own ranks"
+                "give the topology as many ranks (an axis dp?), or build managers only on its own ranks"
             )
         options.setdefault("local_rank", info.local_rank)
         options.setdefault("token", token_from(env))
         if topology.world_size > 1:
-            options["store"] = launched_store(info, options.get("timeout", DEFAULT_TIMEOUT))
+            options["store"] = launched_store(info, topology.world, options.get("timeout", DEFAULT_TIMEOUT))
         return cls(topology, rank=info.rank, **options)
 
     @classmethod
