@@ -10,6 +10,7 @@ from parallel_topology.cli.diff import diff
 from parallel_topology.cli.env import env
 from parallel_topology.cli.errors import OneLineErrors
 from parallel_topology.cli.orders import orders
+from parallel_topology.cli.selftest import selftest
 
 app = typer.Typer(
     name="parallel-topology", cls=OneLineErrors, invoke_without_command=True, pretty_exceptions_enable=False
@@ -28,3 +29,4 @@ app.command()(demo)
 app.command()(diff)
 app.command()(env)
 app.command()(orders)
+app.command()(selftest)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -22,3 +24,9 @@ def console() -> Console:
 def print_json(value: Any) -> None:
     """One document, indented, with nothing beside it."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def without_numpy_warning() -> None:
+    """torch works without NumPy and warns that it is not there, here and in every process started from here."""
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Failed to initialize NumPy")
