@@ -69,7 +69,8 @@ class Finding:
         what: what was looked at, as in `"kv_heads"` or `"tp groups"`.
         level: whether it fits.
         said: what was given, what it gives or what was expected, and what would do.
-        nearest: where it does not divide evenly, the sizes below and above the one given that would.
+        nearest: where it does not divide evenly, the sizes below and above the one given that would; for a
+            vocabulary, what to pad it to.
     """
 
     what: str
@@ -210,7 +211,7 @@ def _vocab(topology: ParallelTopology, _: ModelSizes, vocab: int) -> Finding:
         f"{vocab} divided by {parts} needs padding by {padded - vocab} to {padded}; "
         f"Megatron pads to {as_megatron}, a multiple of {MEGATRON_VOCAB_MULTIPLE} x {parts.count}"
     )
-    return Finding("vocab", "note", said, _multiples(vocab, parts.count))
+    return Finding("vocab", "note", said, (padded,))
 
 
 _CHECKS: dict[str, Callable[[ParallelTopology, ModelSizes, int], Finding]] = {

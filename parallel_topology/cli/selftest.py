@@ -42,7 +42,7 @@ def selftest(
 
     Example: parallel-topology selftest tp2-pp2
 
-    Example: torchrun --nproc-per-node 2 -m parallel_topology selftest
+    Example: torchrun --standalone --nproc-per-node 2 -m parallel_topology selftest
     """
     without_numpy_warning()
     with one_line_errors():

@@ -211,7 +211,7 @@ def _wrong(reports: Mapping[int, RankReport]) -> tuple[list[str], list[int]]:
         sources = sorted({source for one in seen.values() for source in one.sources})
         origin = f" from {_ranks(sources)}" if sources else ""
         sentences.append(f"{check} on {group}: wrong values{origin} at {_ranks(sorted(seen))}")
-        counts.update(sources or seen)
+        counts.update(sources or list(seen))
     most = max(counts.values(), default=0)
     return sentences, sorted(rank for rank, count in counts.items() if count == most)
 

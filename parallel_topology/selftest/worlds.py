@@ -135,8 +135,10 @@ def launched(
     options: dict[str, Any] = {"local_rank": info.local_rank, "token": token_from(os.environ), "timeout": timeout}
     with _told_to_end() as ending:
         report = run_rank(info.rank, lambda: manager(topology, rank=info.rank, store=store, **options), size)
-        mail = _Mail(dist.PrefixStore("selftest", store), time.monotonic() + timeout + MARGIN, ending)
-        return _lead(mail, topology, report) if info.rank == 0 else _follow(mail, report)
+        mail = dist.PrefixStore("selftest", store)
+        if info.rank == 0:
+            return _lead(_Mail(mail, timeout, MARGIN, ending), topology, report)
+        return _follow(_Mail(mail, timeout, 2 * MARGIN, ending), report)  # rank 0 waits for others first
 
 
 def _lead(mail: _Mail, topology: ParallelTopology, report: RankReport) -> Outcome:
@@ -165,9 +167,10 @@ def _follow(mail: _Mail, report: RankReport) -> Outcome:
 class _Mail:
     """The launcher's store, through which the ranks report also when their groups are broken."""
 
-    def __init__(self, store: dist.Store, deadline: float, ending: threading.Event) -> None:
+    def __init__(self, store: dist.Store, timeout: float, margin: float, ending: threading.Event) -> None:
         self._store = store
-        self._deadline = deadline
+        self._margin = margin
+        self._deadline = time.monotonic() + timeout + margin
         self._ending = ending
 
     def send(self, key: str, text: str) -> None:
@@ -180,7 +183,7 @@ class _Mail:
             while not self._store.check([key]):  # not `wait`, whose timeouts torch logs
                 if self._ending.wait(LOOK):
                     self._ending.clear()
-                    self._deadline = min(self._deadline, time.monotonic() + MARGIN)
+                    self._deadline = min(self._deadline, time.monotonic() + self._margin)
                 if time.monotonic() >= self._deadline:
                     return None
             return self._store.get(key)
