@@ -107,7 +107,7 @@ def check(topology: ParallelTopology, sizes: ModelSizes, hosts: Hosts | None = N
     Raises:
         TopologyError: `hosts` do not hold all ranks of the topology.
     """
-    findings = [_CHECKS[name](topology, sizes, size) for name, size in sizes.given.items()]
+    findings = [_CHECKS[name](topology, size) for name, size in sizes.given.items()]
     if sizes.heads is not None and sizes.kv_heads is not None:
         findings.append(_queries_per_kv_head(sizes.heads, sizes.kv_heads))
     if hosts is not None:
@@ -124,10 +124,12 @@ def fits(findings: list[Finding]) -> bool:
     return all(finding.level != "fails" for finding in findings)
 
 
-def _divided(what: str, known: tuple[str, ...], *, together: bool = False) -> Callable[..., Finding]:
+def _divided(
+    what: str, known: tuple[str, ...], *, together: bool = False
+) -> Callable[[ParallelTopology, int], Finding]:
     """The check of a size that has to divide evenly."""
 
-    def look(topology: ParallelTopology, _: ModelSizes, size: int) -> Finding:
+    def look(topology: ParallelTopology, size: int) -> Finding:
         parts = _Parts.of(topology, known, together=together)
         return _whole(what, size, parts) or _left_over(what, size, parts)
 
@@ -151,7 +153,7 @@ def _left_over(what: str, size: int, parts: _Parts) -> Finding:
     return Finding(what, "fails", said, nearest)
 
 
-def _kv_heads(topology: ParallelTopology, _: ModelSizes, size: int) -> Finding:
+def _kv_heads(topology: ParallelTopology, size: int) -> Finding:
     """Divided, or where there are fewer than ranks, each held by equally many: vLLM's QKVParallelLinear does both.
 
     (vllm/model_executor/layers/linear.py, vllm 0.33)
@@ -183,7 +185,7 @@ def _queries_per_kv_head(heads: int, kv_heads: int) -> Finding:
     return Finding(what, "fails", said, nearest)
 
 
-def _layers(topology: ParallelTopology, _: ModelSizes, layers: int) -> Finding:
+def _layers(topology: ParallelTopology, layers: int) -> Finding:
     parts = _Parts.of(topology, PIPELINE_AXES)
     if whole := _whole("layers", layers, parts):
         return whole
@@ -202,7 +204,7 @@ def _layers(topology: ParallelTopology, _: ModelSizes, layers: int) -> Finding:
     return Finding("layers", "note", said, nearest)
 
 
-def _vocab(topology: ParallelTopology, _: ModelSizes, vocab: int) -> Finding:
+def _vocab(topology: ParallelTopology, vocab: int) -> Finding:
     parts = _Parts.of(topology, TENSOR_AXES)
     if whole := _whole("vocab", vocab, parts):
         return whole
@@ -214,7 +216,7 @@ def _vocab(topology: ParallelTopology, _: ModelSizes, vocab: int) -> Finding:
     return Finding("vocab", "note", said, (padded,))
 
 
-_CHECKS: dict[str, Callable[[ParallelTopology, ModelSizes, int], Finding]] = {
+_CHECKS: dict[str, Callable[[ParallelTopology, int], Finding]] = {
     "heads": _divided("heads", HEAD_AXES),
     "kv_heads": _kv_heads,
     "layers": _layers,

@@ -41,7 +41,7 @@ def diff(
 
 
 def _show(out: Console, found: Diff, hosts: Hosts | None) -> None:
-    """A picture of both layouts with the moved ranks marked would be made here."""
+    """Everything that is shown; a picture of both layouts, the moved ranks marked, belongs here."""
     out.print(str(found))
     if hosts is not None:
         for name, topology in (("before", found.before), ("after", found.after)):

@@ -101,7 +101,7 @@ class Verdict:
         broken: rank -> what happened to it, or what it met.
         missing: the broken ranks that did not report: those that the others waited for.
         wrong: sentences, one for each collective on each group that gave wrong values.
-        suspects: the ranks that can explain the most of these.
+        suspects: the ranks that can explain the most of these; none if all ranks can.
     """
 
     where: str
@@ -213,7 +213,8 @@ def _wrong(reports: Mapping[int, RankReport]) -> tuple[list[str], list[int]]:
         sentences.append(f"{check} on {group}: wrong values{origin} at {_ranks(sorted(seen))}")
         counts.update(sources or list(seen))
     most = max(counts.values(), default=0)
-    return sentences, sorted(rank for rank, count in counts.items() if count == most)
+    suspects = sorted(rank for rank, count in counts.items() if count == most)
+    return sentences, suspects if len(suspects) < len(reports) else []
 
 
 def _ranks(ranks: Sequence[int]) -> str:

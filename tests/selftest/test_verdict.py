@@ -91,3 +91,9 @@ def test_a_barrier_counts_by_its_latency(latency):
     found = {0: RankReport(0, timings=[Timing("tp", "tp[0]", "barrier", latency)])}
     (one,) = judge(ParallelTopology(tp=1), found, {}).groups
     assert (one.latency, one.algorithm_bandwidth, one.bus_bandwidth, one.times_median) == (latency, None, None, 1)
+
+
+def test_nobody_is_suspected_where_everybody_could_be():
+    found = {rank: RankReport(rank, wrong=[Wrong("tp[0]", "all_reduce", ())]) for rank in (0, 1)}
+    verdict = judge(ParallelTopology(tp=2), found, {})
+    assert (verdict.wrong, verdict.suspects) == (["all_reduce on tp[0]: wrong values at ranks 0, 1"], [])
