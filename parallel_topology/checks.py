@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from parallel_topology.hosts import Hosts, Spans, orders_inside
 from parallel_topology.shares import require_whole, stage_layers
@@ -94,6 +94,10 @@ class _Parts:
 
     def __str__(self) -> str:
         return f"{' x '.join(self.names)} {self.count}"
+
+
+_Look: TypeAlias = Callable[[ParallelTopology, int], Finding]
+"""The check of one size."""
 
 
 def check(topology: ParallelTopology, sizes: ModelSizes, hosts: Hosts | None = None) -> list[Finding]:
@@ -216,7 +220,7 @@ def _vocab(topology: ParallelTopology, vocab: int) -> Finding:
     return Finding("vocab", "note", said, (padded,))
 
 
-_CHECKS: dict[str, Callable[[ParallelTopology, int], Finding]] = {
+_CHECKS: dict[str, _Look] = {
     "heads": _divided("heads", HEAD_AXES),
     "kv_heads": _kv_heads,
     "layers": _layers,
