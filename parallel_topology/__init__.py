@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RendezvousError,
         TopologyError,
         UnknownAxisError,
+        WireError,
     )
     from parallel_topology.groups.group import ParallelGroup
     from parallel_topology.groups.manager import GroupManager
@@ -58,6 +59,7 @@ __all__ = [
     "RendezvousError",
     "TopologyError",
     "UnknownAxisError",
+    "WireError",
 ]
 
 # Each name is imported when it is first asked for: most programs need few of them, and only two need torch.

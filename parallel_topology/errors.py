@@ -14,7 +14,9 @@ ParallelTopologyError
 ├── RendezvousError (RuntimeError)         the store cannot be reached, hosted or trusted
 ├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
 ├── CreationError (RuntimeError)           a process group could not be created
+├── MismatchError (RuntimeError)           the ranks' collectives do not match: operation, shape, dtype or order
 ├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
+├── WireError (RuntimeError)               bytes from a peer that are no value, or not one that was allowed
 └── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
 """
 
@@ -67,8 +69,16 @@ class CreationError(ParallelTopologyError, RuntimeError):
     """A process group could not be created, or is not what the plan says."""
 
 
+class MismatchError(ParallelTopologyError, RuntimeError):
+    """The ranks' collectives do not match: another operation, shape, dtype or order; the message names who differs."""
+
+
 class CollectiveError(ParallelTopologyError, RuntimeError):
     """A collective failed, most often because a peer is gone."""
+
+
+class WireError(ParallelTopologyError, RuntimeError):
+    """Bytes from a peer that are no value, or hold a class that the receiver did not allow."""
 
 
 class GroupTimeoutError(ParallelTopologyError, TimeoutError):

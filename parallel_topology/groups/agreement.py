@@ -238,6 +238,11 @@ def shown_ranks(ranks: Sequence[int]) -> str:
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
 
 
+def is_timeout(error: BaseException) -> bool:
+    """Whether one of torch's errors says that time ran out; it has no type for that in all backends."""
+    return any(word in str(error).lower() for word in ("timed out", "timeout"))
+
+
 def first_line(error: BaseException) -> str:
     """torch's errors carry C++ stacks below their first line."""
     return next(iter(str(error).splitlines()), "")

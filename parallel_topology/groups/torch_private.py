@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -19,10 +19,44 @@ _nccl: Any = getattr(dist, "ProcessGroupNCCL", None)
 _GroupClass: Any = dist.ProcessGroup
 _c10d: Any = dist
 
-# torch 2.13 renamed `all_gather_into_tensor` and made the old name warn.
-all_gather_single: Any = getattr(
-    dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-)
+_AllgatherOptions: Any = _c10d.distributed_c10d.AllgatherOptions  # not exported beside the other options
+
+
+def all_gather(group: Any, outputs: list[torch.Tensor], tensor: torch.Tensor, *, async_op: bool) -> Any:
+    """Into a tensor for each member."""
+    return group.allgather([outputs], [tensor], _gather_options(async_op))
+
+
+def all_gather_single(group: Any, output: torch.Tensor, tensor: torch.Tensor, *, async_op: bool) -> Any:
+    """Into one tensor. torch 2.13 has a public name for this method, and keeps the old one."""
+    return group._allgather_base(output, tensor, _gather_options(async_op))
+
+
+def reduce_scatter_single(group: Any, output: torch.Tensor, tensor: torch.Tensor, options: Any) -> Any:
+    """Out of one tensor. torch 2.13 has a public name for this method, and keeps the old one."""
+    return group._reduce_scatter_base(output, tensor, options)
+
+
+class coalesced:  # noqa: N801 (a context manager, used like a function)
+    """Sends and receives inside become one call, as in `batch_isend_irecv`; `work` is there afterwards."""
+
+    def __init__(self, group: Any, device: torch.device) -> None:
+        self._group = group
+        self._device = device
+        self.work: Any = None
+
+    def __enter__(self) -> Self:
+        self._group._start_coalescing(self._device)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.work = self._group._end_coalescing(self._device)
+
+
+def _gather_options(async_op: bool) -> Any:
+    options = _AllgatherOptions()
+    options.asyncOp = async_op
+    return options
 
 
 def gloo_device(*, hostname: str = "", interface: str = "") -> Any:

@@ -3,7 +3,7 @@
 ParallelTopologyError
 ├── StuckRankError (TimeoutError)     a rank that was still running at the deadline
 ├── DeadRankError (RuntimeError)      a rank whose process ended without a word
-├── MismatchError (RuntimeError)      the ranks' collectives do not match: other operation, shape, dtype or order
+├── MismatchError (RuntimeError)      see `errors`: the ranks' collectives do not match
 │   └── DeadlockError                 ranks that wait for each other, and would for ever
 ├── AgreementError (AssertionError)   a value or condition on which the ranks differ
 └── RanksUsageError (ValueError)      a test that asks for a world of ranks which cannot be
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.errors import MismatchError, ParallelTopologyError
 
 OUTPUT = "captured output of "
 """How the note begins that holds what a failed rank's process printed."""
@@ -25,10 +25,6 @@ class StuckRankError(ParallelTopologyError, TimeoutError):
 
 class DeadRankError(ParallelTopologyError, RuntimeError):
     """A rank whose process ended without a word."""
-
-
-class MismatchError(ParallelTopologyError, RuntimeError):
-    """The ranks' collectives do not match."""
 
 
 class DeadlockError(MismatchError):
