@@ -75,42 +75,79 @@ def _ring(group: ParallelGroup, tensor: Tensor) -> Tensor:
     return received
 
 
-def _previous(group: ParallelGroup) -> Sequence[int]:
-    return [(group.rank - 1) % group.size]
+def _barrier(group: ParallelGroup, tensor: Tensor) -> Tensor:
+    group.barrier()
+    return tensor
+
+
+def _or_own(received: Tensor | None, tensor: Tensor) -> Tensor:
+    """What only the destination receives; elsewhere the member's own tensor, which must not have changed."""
+    return tensor if received is None else received
+
+
+def _scatter(group: ParallelGroup, tensor: Tensor) -> Tensor:
+    part = tensor.new_empty(len(tensor) // group.size)
+    return group.scatter(part, tensor if group.is_first else None)
+
+
+def _own(group: ParallelGroup) -> Sequence[int]:
+    return [group.rank]
 
 
 def _first(group: ParallelGroup) -> Sequence[int]:
     return [0]
 
 
-def _barrier(group: ParallelGroup, tensor: Tensor) -> Tensor:
-    group.barrier()
-    return tensor
+def _previous(group: ParallelGroup) -> Sequence[int]:
+    return [(group.rank - 1) % group.size]
+
+
+def _all_at_first(group: ParallelGroup) -> Sequence[int]:
+    return _everyone(group) if group.is_first else _own(group)
+
+
+def _share(tensor: Tensor, group: ParallelGroup) -> Tensor:
+    return tensor.chunk(group.size)[group.rank]
+
+
+def _twice_all_but_one(size: int) -> float:
+    return 2 * (size - 1) / size
+
+
+def _all_but_one(size: int) -> float:
+    return (size - 1) / size
+
+
+def _one(_: int) -> float:
+    return 1.0
 
 
 CHECKS = (
-    Check("barrier", _barrier, lambda pattern, group: pattern.of(group.rank)),
+    Check("barrier", _barrier, _joined(_own)),
+    Check("all_reduce", lambda g, x: g.all_reduce(x), lambda p, g: p.total(g.size), bus_factor=_twice_all_but_one),
+    Check("all_gather", lambda g, x: g.all_gather(x), _joined(_everyone), _everyone, True, _all_but_one),
     Check(
-        "all_reduce",
-        lambda group, tensor: group.all_reduce(tensor),
-        lambda pattern, group: pattern.total(group.size),
-        bus_factor=lambda size: 2 * (size - 1) / size,
+        "reduce_scatter",
+        lambda g, x: g.reduce_scatter(x),
+        lambda p, g: _share(p.total(g.size), g),
+        bus_factor=_all_but_one,
     ),
     Check(
-        "all_gather",
-        lambda group, tensor: group.all_gather(tensor),
-        _joined(_everyone),
-        sources=_everyone,
-        split=True,
-        bus_factor=lambda size: (size - 1) / size,
+        "all_to_all",
+        lambda g, x: g.all_to_all(x),
+        lambda p, g: torch.cat([_share(p.of(position), g) for position in _everyone(g)]),
+        _everyone,
+        bus_factor=_all_but_one,
     ),
+    Check("broadcast", lambda g, x: g.broadcast(x), _joined(_first), _first, bus_factor=_one),
     Check(
-        "broadcast",
-        lambda group, tensor: group.broadcast(tensor),
-        _joined(_first),
-        sources=_first,
-        bus_factor=lambda size: 1.0,
+        "reduce",
+        lambda g, x: _or_own(g.reduce(x), x),
+        lambda p, g: p.total(g.size) if g.is_first else p.of(g.rank),
+        bus_factor=_one,
     ),
-    Check("send/recv ring", _ring, _joined(_previous), sources=_previous, bus_factor=lambda size: 1.0),
+    Check("gather", lambda g, x: _or_own(g.gather(x), x), _joined(_all_at_first), _all_at_first, True, _all_but_one),
+    Check("scatter", _scatter, lambda p, g: _share(p.of(0), g), _first, bus_factor=_all_but_one),
+    Check("send/recv ring", _ring, _joined(_previous), _previous, bus_factor=_one),
 )
-"""Cheapest first: what does not even get through a barrier is found soonest."""
+"""A row for each; the simplest first: what does not even get through a barrier is found soonest."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 
 FAULTY = 2
-DELAY = 0.03
+DELAY = 0.2
 """Seconds, far more than a small message takes even on a busy machine."""
 
 
@@ -32,33 +30,33 @@ class _Manager(GroupManager):
 
 
 class _SlowGroup(_Group):
-    def send(self, *args, **kwargs) -> None:
-        time.sleep(DELAY)
-        super().send(*args, **kwargs)
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs:  # only where neighbours are timed: the ring would take long
+            time.sleep(DELAY)
+        return super().send(*args, **kwargs)
 
 
 class _BadSumGroup(_Group):
-    def all_reduce(self, tensor: Tensor, *args, **kwargs) -> Tensor:
-        return super().all_reduce(tensor, *args, **kwargs).add_(1)
+    def all_reduce(self, *args: Any, **kwargs: Any) -> Any:
+        return super().all_reduce(*args, **kwargs).add_(1)
 
 
 class _BadSourceGroup(_Group):
-    def all_gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        return super().all_gather(tensor + 1, dim)
+    def all_gather(self, *args: Any, **kwargs: Any) -> Any:
+        return super().all_gather(args[0] + 1, *args[1:], **kwargs)
 
-    def all_reduce(self, tensor: Tensor, *args, **kwargs) -> Tensor:
-        return super().all_reduce(tensor.add_(torch.ones(())), *args, **kwargs)
+    def all_reduce(self, *args: Any, **kwargs: Any) -> Any:
+        return super().all_reduce(args[0].add_(1), *args[1:], **kwargs)
 
 
 class _EndingGroup(_Group):
-    def all_gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
+    def all_gather(self, *args: Any, **kwargs: Any) -> Any:
         os._exit(7)
 
 
 class _StuckGroup(_Group):
-    def all_gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
+    def all_gather(self, *args: Any, **kwargs: Any) -> Any:
         threading.Event().wait()
-        return tensor
 
 
 class Slow(_Manager):
