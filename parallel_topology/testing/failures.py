@@ -13,18 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from parallel_topology.errors import DeadRankError as DeadRankError
 from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.errors import StuckRankError as StuckRankError
 
 OUTPUT = "captured output of "
 """How the note begins that holds what a failed rank's process printed."""
-
-
-class StuckRankError(ParallelTopologyError, TimeoutError):
-    """A rank that was still running at the deadline."""
-
-
-class DeadRankError(ParallelTopologyError, RuntimeError):
-    """A rank whose process ended without a word."""
 
 
 class MismatchError(ParallelTopologyError, RuntimeError):
