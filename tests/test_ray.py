@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -422,7 +423,7 @@ def test_who_holds_another_plan_or_no_token_is_refused(actors: RayActors):
         engine.tickets = (engine.tickets[0], replace(engine.tickets[1], topology=ParallelTopology(pp=2)))
         with pytest.raises(RanksFailedError, match="2 of 2 failed") as caught:
             engine.admit("join")
-        assert caught.group_contains(DisagreementError, match="rank 0: topology tp2\n  rank 1: topology pp2")
+        assert caught.group_contains(DisagreementError, match=r"rank 0: topology tp2, .*\n  rank 1: topology pp2, ")
         assert [type(error) for error in caught.value.exceptions] == [DisagreementError] * 2
     with RayEngine(actors[:2], ParallelTopology(tp=2), timeout=TIMEOUT) as engine:
         engine.tickets = (engine.tickets[0], replace(engine.tickets[1], token="a guess"))
@@ -437,6 +438,8 @@ def test_an_engine_of_one_rank_needs_no_meeting(actors: RayActors):
         assert engine.tickets[0].meeting is None
         engine.admit("join")
         assert engine.call("total", "alone", "tp") == [1.0]
+        with pytest.raises(GroupArgumentError, match="close on alone: 2 references for 1 ranks"):
+            engine.gather([actors.handles[0].close.remote("alone"), None], doing="close")
 
 
 @cluster_test
@@ -459,6 +462,14 @@ def test_what_cannot_be(ray: Any, handles: list[Any], actors: RayActors):
     with pytest.raises(RanksFailedError, match="first actor 1 of those given") as caught:
         RayActors.find([handles[0], doomed])
     assert caught.value.ranks == (1,)
+
+
+@cluster_test
+def test_the_pages_snippet_runs(ray: Any):
+    [snippet] = re.findall(r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs/ray.md").read_text(), re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(compile(snippet, "docs/ray.md", "exec"), scope)
+    assert [result.tolist() for result in scope["results"]] == [[2.0] * 3] * 4
 
 
 @cluster_test

@@ -110,7 +110,7 @@ def reference() -> Tensor:
 
 def run() -> list[Tensor]:
     """On the Ray that this process is connected to: the weights that each of the actors ends with."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports] (an extra)
 
     start: Any = ray.remote(num_cpus=1)(Worker)
     actors = RayActors.find([start.remote() for _ in EVERYBODY.world])  # from here on node by node
@@ -124,16 +124,17 @@ def run() -> list[Tensor]:
         for engine in (trainer, rollout):
             engine.call("build", engine.name)
         for round_ in range(ROUNDS):
+            weights.call("share_weights", weights.name)
             states = _states(round_)
             actions = rollout.call("sample", states, round_)[0]
             trainer.call("train", states, actions)
-            shared = weights.call("share_weights", weights.name)
+        shared = weights.call("share_weights", weights.name)
         weights.call("leave")
     return shared
 
 
 def main() -> None:
-    import ray
+    import ray  # pyright: ignore[reportMissingImports] (an extra)
 
     ray.init(num_cpus=EVERYBODY.world_size, include_dashboard=False, object_store_memory=100 * 2**20)
     try:

@@ -147,9 +147,16 @@ class RayEngine:
 
         Args:
             doing: what errors say was done.
+
+        Raises:
+            GroupArgumentError: there are more or fewer references than ranks.
         """
         timeout = self.timeout + 2 * GRACE if timeout is None else timeout
         require_seconds("timeout", timeout)
+        if len(refs) != len(self.actors):
+            raise GroupArgumentError(
+                f"{doing} on {self.name}: {len(refs)} references for {len(self.actors)} ranks; expected one for each"
+            )
         by_rank = dict(zip(self.topology.world, refs, strict=True))
         return gather(by_rank, self._labels, f"{doing} on {self.name}", timeout)
 
