@@ -455,6 +455,8 @@ def test_what_cannot_be(ray: Any, handles: list[Any], actors: RayActors):
         RayActors.find([*handles[:2], handles[0]])
     with pytest.raises(GroupArgumentError, match="is no actor: expected handles"):
         RayActors.find([Worker()])
+    with pytest.raises(GroupArgumentError, match="is no actor: expected handles"):
+        RayActors.find([ray.remote(Worker)])
     with pytest.raises(TopologyError, match="first_node='nowhere' holds none"):
         RayActors.find(handles, first_node="nowhere")
     doomed = ray.remote(num_cpus=1)(Worker).remote()
@@ -462,6 +464,8 @@ def test_what_cannot_be(ray: Any, handles: list[Any], actors: RayActors):
     with pytest.raises(RanksFailedError, match="first actor 1 of those given") as caught:
         RayActors.find([handles[0], doomed])
     assert caught.value.ranks == (1,)
+    with pytest.raises(RanksFailedError, match=r"DeadRankError: it could not be made: TypeError: .*Worker\.__init__"):
+        RayActors.find([ray.remote(num_cpus=1)(Worker).remote("an argument")])
 
 
 @cluster_test

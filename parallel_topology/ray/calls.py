@@ -89,5 +89,9 @@ def _understood(error: Exception) -> Exception:
         cause.add_note(str(error))
         return cause
     if isinstance(error, exceptions.RayActorError):
-        return DeadRankError(" ".join(str(error).split()))
+        said = str(error)
+        short = f"it could not be made: {said.splitlines()[-1]}" if error.actor_init_failed else " ".join(said.split())
+        death = DeadRankError(short)
+        death.__cause__ = error
+        return death
     return error

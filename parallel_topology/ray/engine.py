@@ -48,7 +48,7 @@ class RayActors:
         require_ray()
         require_seconds("timeout", timeout)
         for index, handle in enumerate(handles):
-            if not hasattr(handle, "__ray_call__"):
+            if not hasattr(getattr(handle, "__ray_call__", None), "remote"):  # actor classes have one without it
                 raise GroupArgumentError(f"{handle!r} is no actor: expected handles, such as Worker.remote() returns")
             if handle in handles[:index]:
                 raise GroupArgumentError(f"actor {index} is {handle!r}, which is there before; expected each once")
@@ -193,9 +193,8 @@ def _meeting(name: str, node: str, timeout: float) -> tuple[Any, tuple[str, int]
     strategies: Any = import_module("ray.util.scheduling_strategies")
     there = strategies.NodeAffinitySchedulingStrategy(node, soft=False)
     actor = ray.remote(num_cpus=0, scheduling_strategy=there)(StoreHost).remote(timeout)
-    [meeting] = gather(
-        {0: actor.meeting.remote()}, {0: "the store's process"}, f"starting the store of {name}", timeout
-    )
+    called = {0: "the store's process"}
+    [meeting] = gather({0: actor.meeting.remote()}, called, f"starting the store of {name}", timeout)
     return actor, meeting
 
 
