@@ -464,8 +464,16 @@ def test_what_cannot_be(ray: Any, handles: list[Any], actors: RayActors):
     with pytest.raises(RanksFailedError, match="first actor 1 of those given") as caught:
         RayActors.find([handles[0], doomed])
     assert caught.value.ranks == (1,)
-    with pytest.raises(RanksFailedError, match=r"DeadRankError: it could not be made: TypeError: .*Worker\.__init__"):
-        RayActors.find([ray.remote(num_cpus=1)(Worker).remote("an argument")])
+
+
+@cluster_test
+def test_an_actor_that_could_not_be_made_says_why(ray: Any):
+    class Unmade:
+        def __init__(self) -> None:
+            raise OSError("no weights at /models/a")
+
+    with pytest.raises(RanksFailedError, match="DeadRankError: it could not be made: OSError: no weights at /models/a"):
+        RayActors.find([ray.remote(num_cpus=1)(Unmade).remote()])
 
 
 @cluster_test

@@ -81,7 +81,7 @@ def _raise(failures: dict[int, Exception], waiting: int, labels: Mapping[int, st
     raise error
 
 
-def _understood(error: Exception) -> Exception:
+def _understood(error: Any) -> Exception:
     """What failed: the error that the call raised, with its traceback there as a note, or a death with its cause."""
     exceptions: Any = import_module("ray.exceptions")
     cause = getattr(error, "cause", None)
