@@ -1,4 +1,4 @@
-"""Where actors run, and the order in which they get ranks. Pure: no Ray, no torch."""
+"""Where actors run, and the order in which they get ranks: pure functions of values, which ask no cluster."""
 
 from __future__ import annotations
 
