@@ -111,3 +111,8 @@ def default_group_splits() -> bool:
 def registered_groups() -> int:
     """How many groups torch's registry holds; it derives the names of new ones from this."""
     return len(_c10d.distributed_c10d._world.pg_names)
+
+
+def is_registered(group: dist.ProcessGroup) -> bool:
+    """Whether torch's registry knows a group, so that code which is handed it may ask torch for its ranks or name."""
+    return group in _c10d.distributed_c10d._world.pg_map
