@@ -1,7 +1,7 @@
 """Training with torch's own parallelism (FSDP2, tensor-parallel plans, pipeline stages) over one manager's groups.
 
-    torchrun --nproc-per-node 4 -m parallel_topology.examples.fsdp2_tp tp2-dp2-pp1
-    torchrun --nproc-per-node 8 -m parallel_topology.examples.fsdp2_tp tp2-dp2-pp2
+torchrun --nproc-per-node 4 -m parallel_topology.examples.fsdp2_tp tp2-dp2-pp1
+torchrun --nproc-per-node 8 -m parallel_topology.examples.fsdp2_tp tp2-dp2-pp2
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def train(groups: GroupManager, steps: int) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, foreach=False)
     pipeline = None
     if groups.pp.size > 1:
-        stage = PipelineStage(
-            model, groups.pp.rank, groups.pp.size, groups.device, group=groups.pp.device_group
-        )
+        stage = PipelineStage(model, groups.pp.rank, groups.pp.size, groups.device, group=groups.pp.device_group)
         pipeline = ScheduleGPipe(stage, MICRO_BATCHES, loss_fn=F.mse_loss)
     losses: list[float] = []
     for step in range(steps):

@@ -71,7 +71,7 @@ def from_device_mesh(mesh: DeviceMesh) -> ParallelTopology:
         raise TopologyError(f"{mesh} has no names; an axis needs one: give mesh_dim_names=, as in ('dp', 'tp')")
     sizes: dict[str, Any] = dict(zip(names[::-1], mesh.shape[::-1], strict=True))
     try:
-        return ParallelTopology(order="-".join(sizes), ranks=mesh.mesh.flatten().tolist(), **sizes)
+        return ParallelTopology(order="-".join(sizes), ranks=list(map(int, mesh.mesh.flatten())), **sizes)
     except TopologyError as error:
         raise TopologyError(f"{mesh} is no topology: {error}") from None
 
@@ -95,7 +95,7 @@ def require_same(mesh: DeviceMesh, topology: ParallelTopology) -> None:
 def _require_fit_for_mesh(groups: GroupManager, dims: Sequence[tuple[str, ...]]) -> None:
     named = [axis for dim in dims for axis in dim]
     if not named:
-        raise GroupArgumentError(f"{groups!r} has no axis of more than one rank, and a mesh needs one: use none")
+        raise GroupArgumentError(f"no axis is left for a mesh of {groups!r}; expected at least one of several ranks")
     if repeated := [axis for axis in named if named.count(axis) > 1]:
         raise GroupArgumentError(f"axes={dims}: {repeated[0]!r} stands twice; expected each axis in one dimension")
     groups.topology.group_name(*named)  # of one view
