@@ -21,7 +21,7 @@ from parallel_topology import GroupManager, ParallelTopology
 from parallel_topology.interop.device_mesh import as_device_mesh
 
 HIDDEN, LAYERS, BATCH, MICRO_BATCHES = 16, 4, 16, 2
-LEARNING_RATE = 0.05
+LEARNING_RATE = 0.02
 
 
 class Block(nn.Module):
@@ -69,7 +69,7 @@ def reference(steps: int) -> list[float]:
 def train(groups: GroupManager, steps: int) -> list[float]:
     """The loss of each step on the global batch, on every rank. The topology has tp, dp and pp, of any sizes."""
     layers = groups.pp.stage_layers(LAYERS)
-    model = whole_model()[layers.start : layers.stop]
+    model = nn.Sequential(*whole_model()[layers.start : layers.stop])
     if groups.world.size > 1:
         parallelize(model, groups)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, foreach=False)

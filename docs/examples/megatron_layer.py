@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.spec_utils import build_module
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # pyright: ignore[reportMissingImports]
+from megatron.core.transformer.spec_utils import build_module  # pyright: ignore[reportMissingImports]
+from megatron.core.transformer.transformer_config import TransformerConfig  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -201,20 +201,15 @@ class WorldCreator(Creator):
     """Makes the groups out of a default group, known to torch's registry; the default group stays the caller's."""
 
     def _connect(self, links: Links, ranks: Ranks, rank: int, label: str) -> None:
-        links.device_group = torch_private.new_registered_group(
-            list(ranks), backend=self._backend, timeout=self._timeout, description=label
-        )
-        links.cpu_group = links.device_group
+        links.device_group = links.cpu_group = self._registered(self._backend, ranks, rank, label)
         if self._backend == "nccl":
-            links.cpu_group = torch_private.new_registered_group(
-                list(ranks), backend="gloo", timeout=self._timeout, description=label
-            )
-        found = dist.get_process_group_ranks(links.device_group)
-        if found != list(ranks):
-            raise RuntimeError(
-                f"torch gave it the members {found}; this version sorts them, and only torch 2.13 and newer can be "
-                "told not to: use a manager over a store of its own"
-            )
+            links.cpu_group = self._registered("gloo", ranks, rank, label)
+
+    def _registered(self, backend: str, ranks: Ranks, rank: int, label: str) -> dist.ProcessGroup:
+        return torch_private.new_registered_group(
+            self._store, list(ranks), rank,
+            name=f"{label}@{ranks[0]}/{backend}", description=label, backend=backend, timeout=self._timeout,
+        )  # fmt: skip
 
     def _end(self, group: dist.ProcessGroup, abort: bool) -> None:
         if abort:

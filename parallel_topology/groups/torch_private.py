@@ -6,7 +6,6 @@ default group and without torch's registry of groups by name.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, cast
@@ -90,12 +89,26 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
         untyped._get_backend(device)._set_default_timeout(timeout)
 
 
-def new_registered_group(ranks: list[int], *, backend: str, timeout: timedelta, description: str) -> dist.ProcessGroup:
-    """`new_group` called by members only, in the order given where this torch can (2.13 and newer)."""
-    order = {"sort_ranks": False} if "sort_ranks" in inspect.signature(_c10d.new_group).parameters else {}
-    return _c10d.new_group(
-        ranks, backend=backend, timeout=timeout, use_local_synchronization=True, group_desc=description, **order
+def new_registered_group(
+    store: dist.Store, ranks: list[int], rank: int, *, name: str, description: str, backend: str, timeout: timedelta
+) -> dist.ProcessGroup:
+    """A process group that torch's registry knows, made by its members only, with these in the order given.
+
+    What `new_group(ranks, use_local_synchronization=True)` does, but for the name and the store. `new_group` derives
+    the name from the ranks and the number of groups there are, so that a group made after an equal one has ended gets
+    its name, and finds in the default store what that one left there (seen with torch 2.13: connections that hang).
+
+    Args:
+        store: for nothing but this group.
+        name: no other living group of this process has it.
+        description: shown by torch's profiler and flight recorder.
+    """
+    torch_c10d = _c10d.distributed_c10d
+    group, _ = torch_c10d._new_process_group_helper(
+        len(ranks), rank, ranks, torch_c10d.Backend(backend), store, name, timeout=timeout, group_desc=description
     )
+    torch_c10d._world.pg_group_ranks[group] = {member: index for index, member in enumerate(ranks)}
+    return group
 
 
 def default_store() -> dist.Store:
@@ -109,7 +122,7 @@ def default_group_splits() -> bool:
 
 
 def registered_groups() -> int:
-    """How many groups torch's registry holds; it derives the names of new ones from this."""
+    """How many groups torch's registry holds."""
     return len(_c10d.distributed_c10d._world.pg_names)
 
 

@@ -74,6 +74,21 @@ def test_from_world_is_known_to_torch_and_leaves_the_default_group(tmp_path: Pat
         assert (before, after, left) == (4, 4, 1)
 
 
+def _from_world_again(rank: int, folder: str) -> list[float]:
+    _default_group(rank, 4, folder)
+    sums: list[float] = []
+    for name in ("actor", "actor", "critic", "actor"):
+        with GroupManager.from_world(ParallelTopology(tp=2, pp=2), timeout=10, name=name) as groups:
+            sums.append(groups.world.all_reduce(torch.tensor([rank])).item())
+    dist.destroy_process_group()
+    return sums
+
+
+def test_from_world_again_and_again(tmp_path: Path):
+    """torch would give each group its predecessor's name, under which the store still has that one's addresses."""
+    assert run_processes(["rank"] * 4, _from_world_again, str(tmp_path), timeout=60) == [[6] * 4] * 4
+
+
 def _two_parts_at_once(rank: int, folder: str) -> Any:
     _default_group(rank, 6, folder)
     topology = ParallelTopology(tp=2) if rank < 2 else ParallelTopology(tp=2, pp=2, first_rank=2)
