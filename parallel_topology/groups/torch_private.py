@@ -6,8 +6,10 @@ default group and without torch's registry of groups by name.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -129,3 +131,13 @@ def registered_groups() -> int:
 def is_registered(group: dist.ProcessGroup) -> bool:
     """Whether torch's registry knows a group, so that code which is handed it may ask torch for its ranks or name."""
     return group in _c10d.distributed_c10d._world.pg_map
+
+
+def forget_meshes() -> None:
+    """Empty DTensor's memory of how operations shard their results.
+
+    It knows a mesh by its ranks and names: where an equal mesh was used before, results would carry that one, whose
+    groups may have ended (torch 2.13: "Could not resolve the process group registered under the name").
+    """
+    if "torch.distributed.tensor" in sys.modules:
+        import_module("torch.distributed.tensor.debug")._clear_sharding_prop_cache()

@@ -49,6 +49,7 @@ def as_device_mesh(groups: GroupManager, axes: Iterable[Dim] | None = None) -> D
             f"{groups!r} has groups that torch does not know by name, as a DeviceMesh must: make the manager by "
             "GroupManager.from_world, after torch.distributed.init_process_group"
         )
+    torch_private.forget_meshes()
     ranks = [groups.rank]
     for dim in dims:
         ranks = [member for rank in ranks for member in topology.group(*dim, rank=rank)]

@@ -187,12 +187,12 @@ class TestRequireSame:
             (
                 "tp2-dp2-pp2",
                 "along 'dp' it has the groups [0, 2, 4, 6] [1, 3, 5, 7], expected [0, 2] [1, 3] [4, 6] [5, 7]",
-            ),  # noqa: E501
+            ),
             ("tp2-cp4", "along 'cp' it has the groups [0] [1] [2] [3] ..., expected [0, 2, 4, 6] [1, 3, 5, 7]"),
             (
                 "tp2-dp4@8",
                 "along 'tp' it has the groups [0, 1] [2, 3] [4, 5] [6, 7], expected [8, 9] [10, 11] [12, 13] [14, 15]",
-            ),  # noqa: E501
+            ),
         ],
     )
     def test_shows_both(self, text: str, differs: str):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology
 from parallel_topology.examples import fsdp2_tp, trainer_and_rollout  # pyright: ignore[reportAttributeAccessIssue]
