@@ -49,13 +49,19 @@ class Mpu:
             `groups=[("tp", "pp")]`.
 
     Raises:
-        GroupArgumentError: an axis of more than one rank has no role here, or two have the same.
+        GroupArgumentError: an axis of more than one rank has no role here, or two have the same; or data and
+            sequence parallelism have one rank, whose group DeepSpeed could not look up in torch's registry.
         UnknownAxisError: a combination was not declared; says which.
         ClosedError: `groups` was closed.
     """
 
     def __init__(self, groups: GroupManager) -> None:
         axes = _axes_of_roles(groups)
+        if not {"data", "sequence"} & axes.keys():
+            raise GroupArgumentError(
+                f"{groups!r}: DeepSpeed looks its data-parallel group up in torch's registry, and one rank alone has "
+                "none there; expected an axis dp, data, sp or cp of more than one rank"
+            )
         process_groups = ProcessGroups(groups)
         self._data = _Member(groups, process_groups, axes, "data")
         self._tensor = _Member(groups, process_groups, axes, "tensor")
