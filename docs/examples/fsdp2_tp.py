@@ -69,7 +69,7 @@ def reference(steps: int) -> list[float]:
 def train(groups: GroupManager, steps: int) -> list[float]:
     """The loss of each step on the global batch, on every rank. The topology has tp, dp and pp, of any sizes."""
     layers = groups.pp.stage_layers(LAYERS)
-    model = nn.Sequential(*whole_model()[layers.start : layers.stop])
+    model = nn.Sequential(*list(whole_model())[layers.start : layers.stop])
     if groups.world.size > 1:
         parallelize(model, groups)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, foreach=False)

@@ -33,13 +33,13 @@ class CoreAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(2, 0, 1, 3).flatten(-2)
 
 
-def layer(groups: GroupManager) -> nn.Module:
-    """This rank's part of a layer whose full weights are the same under every topology."""
+def recipe(tp: int) -> tuple[Any, Any]:
+    """What Megatron builds a layer from: its spec and its config."""
     config = TransformerConfig(
         num_layers=1,
         hidden_size=HIDDEN,
         num_attention_heads=HEADS,
-        tensor_model_parallel_size=groups.tp.size,
+        tensor_model_parallel_size=tp,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         use_cpu_initialization=True,
@@ -48,6 +48,12 @@ def layer(groups: GroupManager) -> nn.Module:
     )
     spec = get_gpt_layer_local_spec(normalization="LayerNorm")
     spec.submodules.self_attention.submodules.core_attention = CoreAttention
+    return spec, config
+
+
+def layer(groups: GroupManager) -> nn.Module:
+    """This rank's part of a layer whose full weights are the same under every topology."""
+    spec, config = recipe(groups.tp.size)
     torch.manual_seed(0)
     return build_module(spec, config=config, layer_number=1, pg_collection=process_group_collection(groups)).double()
 

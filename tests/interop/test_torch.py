@@ -62,7 +62,7 @@ def _ddp_by_mesh(groups: GroupManager, _: Path) -> Any:
 def _fsdp2(groups: GroupManager, _: Path) -> Any:
     from torch.distributed.fsdp import fully_shard
 
-    model = fully_shard(linear(), mesh=as_device_mesh(groups)["dp"])
+    model: Any = fully_shard(linear(), mesh=as_device_mesh(groups)["dp"])
     found: Any = gradients(model, share_of(groups, X))
     assert all(gradient.to_local().numel() * 2 == gradient.numel() for gradient in found)
     return [gradient.full_tensor() for gradient in found], gradients(linear(), X)
@@ -144,7 +144,8 @@ def _trainer_and_rollout(groups: GroupManager, folder: Path) -> Any:
 def _compiled(groups: GroupManager, _: Path) -> Any:
     import torch.distributed._functional_collectives as functional
 
-    tp, mesh = groups.tp.device_group, as_device_mesh(groups)["tp"]
+    tp: Any = groups.tp.device_group
+    mesh = as_device_mesh(groups)["tp"]
     mine = X + groups.rank
 
     @torch.compile(backend="aot_eager", fullgraph=True)
