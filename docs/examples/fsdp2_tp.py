@@ -81,8 +81,10 @@ def train(groups: GroupManager, steps: int) -> list[float]:
     for step in range(steps):
         share = groups.dp.batch_share(BATCH)
         x, target = (tensor[share.start : share.stop] for tensor in batch(step))
-        loss = run_pipeline(pipeline, groups, x, target) if pipeline else F.mse_loss(model(x), target)
-        if not pipeline:
+        if pipeline is not None:
+            loss = run_pipeline(pipeline, groups, x, target)
+        else:
+            loss = F.mse_loss(model(x), target)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()

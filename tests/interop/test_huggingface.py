@@ -12,7 +12,11 @@ from parallel_topology.interop.device_mesh import as_device_mesh
 from tests.interop.world import registered, run_in_world
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
-pytest.importorskip("transformers")
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    pytest.importorskip("transformers")
 
 
 def _train(groups: GroupManager) -> Any:

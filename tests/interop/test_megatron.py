@@ -12,14 +12,17 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import BackendError, GroupManager, ParallelTopology, UnknownAxisError
+from parallel_topology.interop.megatron import AXES, process_group_collection
+from parallel_topology.testing import run_ranks
 from tests.interop.world import fake_world, registered, run_in_world
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
-pytest.importorskip("megatron.core.process_groups_config")
-
-from parallel_topology.interop.megatron import AXES, process_group_collection  # noqa: E402
-
 DECLARED = [("tp", "pp"), ("tp", "cp"), ("cp", "dp"), ("tp", "cp", "dp"), ("etp", "ep"), ("etp", "ep", "pp")]
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    pytest.importorskip("megatron.core")
 
 
 def _ranks(group: Any) -> list[int] | None:
@@ -92,8 +95,6 @@ def test_every_field_has_the_ranks_of_megatrons_own(text: str, sizes: dict[str, 
 
 
 def test_a_field_that_could_not_be_filled_says_what_to_declare():
-    from parallel_topology.testing import run_ranks
-
     def body(groups: GroupManager) -> None:
         collection = process_group_collection(groups)
         with pytest.raises(UnknownAxisError, match=r"has no 'mp': .*GroupManager\(\.\.\., groups=\[\('tp', 'pp'\)\]\)"):
