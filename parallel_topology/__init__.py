@@ -11,18 +11,27 @@ if TYPE_CHECKING:
         ClosedError,
         CollectiveError,
         CreationError,
+        DeadRankError,
         DisagreementError,
         GroupArgumentError,
         GroupTimeoutError,
         LaunchError,
+        LiveGraphError,
+        MismatchError,
         MissingExtraError,
         ParallelTopologyError,
         RankError,
+        RanksFailedError,
         RendezvousError,
+        StuckRankError,
         TopologyError,
         UnknownAxisError,
+        WireError,
     )
+    from parallel_topology.groups.communicator import Communicator
     from parallel_topology.groups.group import ParallelGroup
+    from parallel_topology.groups.group_options import GroupOptions
+    from parallel_topology.groups.handle import Handle
     from parallel_topology.groups.manager import GroupManager
     from parallel_topology.hosts import Hosts
     from parallel_topology.launch import LaunchInfo
@@ -37,15 +46,21 @@ __all__ = [
     "BackendError",
     "ClosedError",
     "CollectiveError",
+    "Communicator",
     "CreationError",
+    "DeadRankError",
     "DisagreementError",
     "GroupArgumentError",
     "GroupManager",
+    "GroupOptions",
     "GroupTimeoutError",
     "Groups",
+    "Handle",
     "Hosts",
     "LaunchError",
     "LaunchInfo",
+    "LiveGraphError",
+    "MismatchError",
     "MissingExtraError",
     "ParallelGroup",
     "ParallelTopology",
@@ -55,9 +70,12 @@ __all__ = [
     "RankGroup",
     "RankView",
     "Ranks",
+    "RanksFailedError",
     "RendezvousError",
+    "StuckRankError",
     "TopologyError",
     "UnknownAxisError",
+    "WireError",
 ]
 
 # Each name is imported when it is first asked for: most programs need few of them, and only two need torch.
@@ -73,6 +91,9 @@ _HOMES = {
     "ParallelTopology": "topology",
     "GroupManager": "groups.manager",
     "ParallelGroup": "groups.group",
+    "Communicator": "groups.communicator",
+    "GroupOptions": "groups.group_options",
+    "Handle": "groups.handle",
 }
 
 

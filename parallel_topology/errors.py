@@ -11,11 +11,17 @@ ParallelTopologyError
 ├── LaunchError (RuntimeError)             the environment does not say which rank this is
 ├── BackendError (RuntimeError)            a backend or device that cannot be used here
 ├── ClosedError (RuntimeError)             use of a manager or group after `close()`
+├── LiveGraphError (RuntimeError)          `close()` while CUDA graphs still hold the communicators
 ├── RendezvousError (RuntimeError)         the store cannot be reached, hosted or trusted
 ├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
 ├── CreationError (RuntimeError)           a process group could not be created
+├── MismatchError (RuntimeError)           the ranks' collectives do not match: operation, shape, dtype or order
 ├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
-└── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
+├── WireError (RuntimeError)               bytes from a peer that are no value, or not one that was allowed
+├── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
+├── DeadRankError (RuntimeError)           a rank whose process ended without a word
+├── StuckRankError (TimeoutError)          a rank that was still running at the deadline
+└── RanksFailedError (ExceptionGroup)      what became of the ranks of a call that some did not finish
 """
 
 
@@ -55,6 +61,10 @@ class ClosedError(ParallelTopologyError, RuntimeError):
     """A manager or group was used after `close()`."""
 
 
+class LiveGraphError(ParallelTopologyError, RuntimeError):
+    """A manager is to be closed while CUDA graphs are alive that captured its collectives; NCCL would wait for them."""
+
+
 class RendezvousError(ParallelTopologyError, RuntimeError):
     """The rendezvous store cannot be reached or hosted."""
 
@@ -67,9 +77,35 @@ class CreationError(ParallelTopologyError, RuntimeError):
     """A process group could not be created, or is not what the plan says."""
 
 
+class MismatchError(ParallelTopologyError, RuntimeError):
+    """The ranks' collectives do not match: another operation, shape, dtype or order; the message names who differs."""
+
+
 class CollectiveError(ParallelTopologyError, RuntimeError):
     """A collective failed, most often because a peer is gone."""
 
 
+class WireError(ParallelTopologyError, RuntimeError):
+    """Bytes from a peer that are no value, or hold a class that the receiver did not allow."""
+
+
 class GroupTimeoutError(ParallelTopologyError, TimeoutError):
     """Ranks did not arrive before the deadline; the message names them where they can be known."""
+
+
+class DeadRankError(ParallelTopologyError, RuntimeError):
+    """A rank whose process ended without a word."""
+
+
+class StuckRankError(ParallelTopologyError, TimeoutError):
+    """A rank that was still running at the deadline."""
+
+
+class RanksFailedError(ParallelTopologyError, ExceptionGroup[Exception]):
+    """A call that not all ranks finished: one error a rank, the deaths first.
+
+    Attributes:
+        ranks: whose errors `exceptions` are, in their order.
+    """
+
+    ranks: tuple[int, ...]

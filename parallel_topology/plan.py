@@ -58,19 +58,25 @@ class Plan:
         topology: ParallelTopology,
         combinations: Iterable[tuple[str, ...]],
         isolated: Mapping[str, tuple[str, ...]],
+        separate: Iterable[str] = (),
     ) -> None:
         self.topology = topology
         self.families: dict[str, Family] = {}
         homes: dict[Ranks, str] = {}  # the first group of a family stands for all: they are shifts of it
-        for name, axes, alone in _declared(topology, combinations, isolated):
+        alone = {*isolated, *separate}
+        for name, axes in _declared(topology, combinations, isolated):
             first = topology.group(*axes, rank=topology.world[0])
-            shares = None if alone else homes.setdefault(first, name)
+            shares = None if name in alone else homes.setdefault(first, name)
             self.families[name] = Family(
                 name=name,
                 axes=axes,
                 size=len(first),
                 count=topology.world_size // len(first),
                 shares=None if shares == name else shares,
+            )
+        if unknown := [name for name in separate if name not in self.families]:
+            raise UnknownAxisError(
+                f"options for {unknown[0]!r}: there is no such group; there are {', '.join(self.families)}"
             )
 
     @property
@@ -128,14 +134,14 @@ class Plan:
 
 def _declared(
     topology: ParallelTopology, combinations: Iterable[tuple[str, ...]], isolated: Mapping[str, tuple[str, ...]]
-) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """Name, axes and whether isolated, of every family."""
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Name and axes of every family."""
     seen = {"world": topology.axes, **{axis: (axis,) for axis in topology.all_axes}}
     for axes in combinations:
         if isinstance(axes, str):
             raise UnknownAxisError(f"groups={axes!r}: expected tuples of axes, as in [('tp', 'pp')]")
         seen.setdefault(topology.group_name(*axes), tuple(axes))
-    yield from ((name, axes, False) for name, axes in seen.items())
+    yield from seen.items()
     for name, axes in isolated.items():
         if name in seen:
             raise TopologyError(f"isolated group {name!r}: there is a group of this name; choose another")
@@ -143,7 +149,7 @@ def _declared(
             raise UnknownAxisError(f"isolated={{{name!r}: {axes!r}}}: expected a tuple of axes, as in ('tp', 'pp')")
         require_free(name)
         topology.group_name(*axes)
-        yield name, tuple(axes), True
+        yield name, tuple(axes)
 
 
 def _described(family: Family) -> str:

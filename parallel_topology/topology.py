@@ -218,19 +218,24 @@ class ParallelTopology(BaseModel):
         return Diff(self, other)
 
     def plan(
-        self, *, groups: Iterable[tuple[str, ...]] = (), isolated: Mapping[str, tuple[str, ...]] | None = None
+        self,
+        *,
+        groups: Iterable[tuple[str, ...]] = (),
+        isolated: Mapping[str, tuple[str, ...]] | None = None,
+        separate: Iterable[str] = (),
     ) -> Plan:
         """Every process group that a `GroupManager` with the same arguments would create, before anything runs.
 
         Args:
             groups: combinations of axes besides the single axes.
             isolated: name -> axes of groups that share their communicator with no other group of the same ranks.
+            separate: names of other groups that share with none, as those do that have `GroupOptions` of their own.
 
         Raises:
-            UnknownAxisError: an axis that is not there.
+            UnknownAxisError: an axis or name that is not there.
             TopologyError: a name of `isolated` is taken.
         """
-        return Plan(self, groups, isolated or {})
+        return Plan(self, groups, isolated or {}, tuple(separate))
 
     # Ranks and coordinates
 
@@ -344,6 +349,18 @@ class ParallelTopology(BaseModel):
 
     def __repr__(self) -> str:
         return f"ParallelTopology.parse({self._text!r})"
+
+    def _repr_html_(self) -> str | None:
+        """A picture in a notebook; None, and so the text, of worlds that are too large for one."""
+        from parallel_topology.render import html, scene
+
+        return html.frame(self) if self.world_size <= scene.MOST_DRAWN else None
+
+    def _repr_svg_(self) -> str | None:
+        """For notebooks that show no HTML. They keep it in their file, so it is not of the largest worlds."""
+        from parallel_topology.render import scene, svg
+
+        return svg.svg(self) if self.world_size <= scene.MOST_SAVED else None
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some arguments changed, checked like any other topology."""

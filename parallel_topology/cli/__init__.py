@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import typer
 
+from parallel_topology.cli.check import check
 from parallel_topology.cli.demo import demo
+from parallel_topology.cli.diff import diff
+from parallel_topology.cli.env import env
+from parallel_topology.cli.errors import OneLineErrors
+from parallel_topology.cli.orders import orders
+from parallel_topology.cli.selftest import selftest
+from parallel_topology.cli.show import show
 
-app = typer.Typer(name="parallel-topology", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="parallel-topology", cls=OneLineErrors, invoke_without_command=True, pretty_exceptions_enable=False
+)
 
 
 @app.callback()
-def _root() -> None:  # pyright: ignore[reportUnusedFunction] (typer: keeps a single command a subcommand)
+def _root(context: typer.Context) -> None:  # pyright: ignore[reportUnusedFunction] (typer registers it)
     """Layouts and process groups for models spread over many devices."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
+app.command()(check)
 app.command()(demo)
+app.command()(show)
+app.command()(diff)
+app.command()(env)
+app.command()(orders)
+app.command()(selftest)

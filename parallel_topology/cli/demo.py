@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parallel_topology.cli.errors import fail, one_line_errors
+from parallel_topology.cli.output import without_numpy_warning
 from parallel_topology.errors import TopologyError
 from parallel_topology.render.text import grid
 from parallel_topology.topology import ParallelTopology
@@ -31,9 +30,7 @@ def demo(
     Example: parallel-topology demo --text README.md --engines tp2-pp2,tp4,pp4
     """
     console = Console()
-    # torch works without NumPy and warns that it is not there, here and in every worker.
-    warnings.filterwarnings("ignore", "Failed to initialize NumPy")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:Failed to initialize NumPy")
+    without_numpy_warning()
     with one_line_errors():
         topologies = _engine_topologies(engines)
         content = _content(text)

@@ -46,8 +46,9 @@ class Card:
     backend: str
     library: str
     torch: str
-    earlier_groups: int = 0
-    """Process groups that torch's registry holds already, where it names ours by their number (`from_world`)."""
+    options: tuple[str, ...] = ()
+    checks: bool = False
+    """Whether calls are compared before they are made; those that do not would not answer."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,11 @@ def shown_ranks(ranks: Sequence[int]) -> str:
     """`rank 3`, `ranks 0, 1, 2`; cut after 16."""
     shown = ", ".join(map(str, ranks[:16])) + (f", ... ({len(ranks)} ranks)" if len(ranks) > 16 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether one of torch's errors says that time ran out; it has no type for that in all backends."""
+    return any(word in str(error).lower() for word in ("timed out", "timeout"))
 
 
 def first_line(error: BaseException) -> str:

@@ -2,76 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError
+from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError, ParallelTopologyError
 from parallel_topology.groups import torch_private
-from parallel_topology.groups.agreement import STORE_ERRORS, first_line
+from parallel_topology.groups.agreement import STORE_ERRORS, first_line, is_timeout
+from parallel_topology.groups.checked import CheckedCommunicator
+from parallel_topology.groups.communicator import Communicator, Membership, find_factory
+from parallel_topology.groups.group_options import GroupOptions
+from parallel_topology.groups.links import Links
+from parallel_topology.groups.options import Options
 from parallel_topology.groups.rendezvous import gloo_device
+from parallel_topology.groups.torch_communicator import TorchCommunicator
 from parallel_topology.groups.witness import Witness
 from parallel_topology.layout import Ranks
 
 BACKENDS = ("gloo", "nccl")
-_c10d: Any = dist  # its functions are not typed
-
-
-@dataclass
-class Links:
-    """The process groups of one set of ranks, shared by all groups of a manager that have these ranks.
-
-    Attributes:
-        device_group: for tensors on the manager's device; None in a group of one rank, which needs none.
-        cpu_group: gloo, for CPU tensors and control; the same object as `device_group` when that is gloo.
-        label: the name under which they were created.
-        timeout: how long operations wait.
-        witness: asked who was where when an operation fails.
-        process: the process that made them; a forked child has no part in their connections.
-        closed: by the manager; nothing may use these any more.
-    """
-
-    device_group: dist.ProcessGroup | None = None
-    cpu_group: dist.ProcessGroup | None = None
-    label: str = ""
-    timeout: timedelta = timedelta()
-    witness: Witness | None = None
-    process: int = field(default_factory=os.getpid)
-    closed: bool = False
-
-    def taken(self) -> list[dist.ProcessGroup]:
-        """The process groups, each once, which are nobody's here from now on."""
-        self.closed = True
-        groups = self._distinct()
-        self.device_group = self.cpu_group = None
-        return groups
-
-    def start_gather(self, number: torch.Tensor) -> Callable[[], list[int]]:
-        """Begin to gather one number from each member over the CPU group; call the result to wait for all of them."""
-        numbers = [torch.empty_like(number) for _ in range(_c10d.get_world_size(self.cpu_group))]
-        work = _c10d.all_gather(numbers, number, group=self.cpu_group, async_op=True)
-
-        def finish() -> list[int]:
-            work.wait()
-            return [int(one) for one in numbers]
-
-        return finish
-
-    def set_timeout(self, timeout: timedelta) -> None:
-        """How long operations wait from now on."""
-        self.timeout = timeout
-        for group in self._distinct():
-            torch_private.set_timeout(group, timeout)
-
-    def _distinct(self) -> list[dist.ProcessGroup]:
-        """The process groups, each once: with gloo, device and CPU group are the same object."""
-        groups = {id(group): group for group in (self.device_group, self.cpu_group) if group is not None}
-        return list(groups.values())
+_PLAIN = GroupOptions()
 
 
 def choose_backend(backend: str | None) -> str:
@@ -109,32 +60,59 @@ class Creator:
     """Makes the process groups of one manager over a store, with no default group, and takes them down."""
 
     def __init__(
-        self, store: dist.Store, witness: Witness, *, backend: str, device: torch.device, timeout: float
+        self, store: dist.Store, witness: Witness, options: Options, *, backend: str, device: torch.device
     ) -> None:
         self._store = store
         self._witness = witness
+        self._options = options
         self._backend = backend
         self._device = device
-        self._timeout = timedelta(seconds=timeout)
         self._gloo_device = gloo_device(store)
         self._made: list[tuple[Links, Ranks]] = []
 
-    def make(self, ranks: Ranks, rank: int, *, label: str) -> Links:
+    def make(self, family: str, ranks: Ranks, rank: int, *, label: str) -> Links:
         """The process groups of `ranks`, as its member `rank` (a position) sees them. All members must call this.
 
         Raises:
             GroupTimeoutError: a member did not come in time.
             CreationError: a backend could not connect to all members.
+            BackendError: a communicator cannot work here, or an option has no meaning for the backend.
         """
-        links = Links(label=label, timeout=self._timeout, witness=self._witness)
+        options = self._options.per_group.get(family, _PLAIN)
+        self._require_meaning(options, family)
+        timeout = timedelta(seconds=options.timeout or self._options.timeout)
+        links = Links(label=label, timeout=timeout, witness=self._witness)
         self._made.append((links, ranks))
         try:
-            self._connect(links, ranks, rank, label)
+            self._connect(links, ranks, rank, label, options)
+            links.communicators = self._chain(Membership(label, ranks, rank, self._device, links, options))
         except STORE_ERRORS as error:
+            if isinstance(error, ParallelTopologyError):
+                raise
             raise self._failure(
                 f"group {label} = {ranks} could not be created", label, ranks[rank], ranks, error
             ) from error
         return links
+
+    def _require_meaning(self, options: GroupOptions, family: str) -> None:
+        only_nccl = options.nccl_config | ({"high_priority_stream": True} if options.high_priority_stream else {})
+        if only_nccl and self._backend != "nccl":
+            given = ", ".join(f"{name}={value!r}" for name, value in only_nccl.items())
+            raise BackendError(f"options of {family!r}: {given}: only NCCL has these; the backend is {self._backend!r}")
+
+    def _chain(self, membership: Membership) -> tuple[Communicator, ...]:
+        """The communicators asked for, torch's last unless placed."""
+        names = membership.options.communicators
+        chain: list[Communicator] = []
+        for name in names if "torch" in names else (*names, "torch"):
+            if name == "torch":
+                made: Communicator = TorchCommunicator(
+                    membership.links, membership.device, membership.size, membership.rank
+                )
+            else:
+                made = find_factory(name, self._options.communicators)(membership)
+            chain.append(CheckedCommunicator(made, membership) if self._options.check_calls else made)
+        return tuple(chain)
 
     def verify(self, rank: int) -> None:
         """Gather the members' ranks on all groups, at once: as many messages as one by one, one round of waiting.
@@ -161,16 +139,16 @@ class Creator:
         kind = GroupTimeoutError if is_timeout(error) else CreationError
         return kind(f"{what} at rank {rank}: {first_line(error)}; {said}")
 
-    def _connect(self, links: Links, ranks: Ranks, rank: int, label: str) -> None:
+    def _connect(self, links: Links, ranks: Ranks, rank: int, label: str, options: GroupOptions) -> None:
         size = len(ranks)
         store = dist.PrefixStore(f"{label}/gloo", self._store)
-        gloo = torch_private.gloo_backend(store, rank, size, self._timeout, self._gloo_device)
+        gloo = torch_private.gloo_backend(store, rank, size, links.timeout, self._gloo_device)
         links.device_group = links.cpu_group = torch_private.new_process_group(
             store, rank, size, description=label, key=f"{label}/gloo", kind="gloo", backends={"cpu": gloo}
         )
         if self._backend == "nccl":
             store = dist.PrefixStore(f"{label}/nccl", self._store)
-            nccl = torch_private.nccl_backend(store, rank, size, self._timeout, self._device)
+            nccl = torch_private.nccl_backend(store, rank, size, _nccl_options(links, options), self._device)
             links.device_group = torch_private.new_process_group(
                 store, rank, size, description=label, key=f"{label}/nccl", kind="nccl",
                 backends={"cuda": nccl}, device=self._device,
@@ -185,6 +163,11 @@ class Creator:
         released: list[str] = []
         while self._made:
             links, _ = self._made.pop()
+            if links.live_graphs():  # only when aborting: NCCL would wait for them, also in an abort
+                links.taken()
+                continue
+            for communicator in links.communicators:
+                communicator.close(abort=abort)
             for group in links.taken():
                 self._end(group, abort)
                 released.append(links.label)
@@ -200,15 +183,19 @@ class Creator:
 class WorldCreator(Creator):
     """Makes the groups out of a default group, known to torch's registry; the default group stays the caller's."""
 
-    def _connect(self, links: Links, ranks: Ranks, rank: int, label: str) -> None:
-        links.device_group = links.cpu_group = self._registered(self._backend, ranks, rank, label)
+    def _connect(self, links: Links, ranks: Ranks, rank: int, label: str, options: GroupOptions) -> None:
+        nccl_options = _nccl_options(links, options) if self._backend == "nccl" else None
+        links.device_group = self._registered(self._backend, links, ranks, rank, label, nccl_options)
+        links.cpu_group = links.device_group
         if self._backend == "nccl":
-            links.cpu_group = self._registered("gloo", ranks, rank, label)
+            links.cpu_group = self._registered("gloo", links, ranks, rank, label)
 
-    def _registered(self, backend: str, ranks: Ranks, rank: int, label: str) -> dist.ProcessGroup:
+    def _registered(
+        self, backend: str, links: Links, ranks: Ranks, rank: int, label: str, options: Any = None
+    ) -> dist.ProcessGroup:
         return torch_private.new_registered_group(
-            self._store, list(ranks), rank,
-            name=f"{label}@{ranks[0]}/{backend}", description=label, backend=backend, timeout=self._timeout,
+            self._store, list(ranks), rank, name=f"{label}@{ranks[0]}/{backend}", description=label,
+            backend=backend, timeout=links.timeout, options=options,
         )  # fmt: skip
 
     def _end(self, group: dist.ProcessGroup, abort: bool) -> None:
@@ -217,6 +204,7 @@ class WorldCreator(Creator):
         dist.destroy_process_group(group)
 
 
-def is_timeout(error: BaseException) -> bool:
-    """Whether one of torch's errors says that time ran out; it has no type for that in all backends."""
-    return any(word in str(error).lower() for word in ("timed out", "timeout"))
+def _nccl_options(links: Links, options: GroupOptions) -> Any:
+    return torch_private.nccl_options(
+        links.timeout, high_priority=options.high_priority_stream, config=options.nccl_config
+    )

@@ -7,9 +7,9 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from importlib.metadata import version
 from typing import Any, NoReturn, Self
 
 import torch
@@ -18,41 +18,41 @@ import torch.distributed as dist
 from parallel_topology.errors import (
     BackendError,
     ClosedError,
+    LiveGraphError,
     RankError,
     RendezvousError,
     TopologyError,
     UnknownAxisError,
 )
 from parallel_topology.groups import torch_private
-from parallel_topology.groups.agreement import STORE_ERRORS, Agreed, Card, Meeting, first_line
+from parallel_topology.groups.agreement import STORE_ERRORS, first_line
+from parallel_topology.groups.communicator import Factory
 from parallel_topology.groups.creation import (
     BACKENDS,
     Creator,
-    Links,
     WorldCreator,
     choose_backend,
     choose_device,
 )
 from parallel_topology.groups.group import ParallelGroup
+from parallel_topology.groups.group_options import GroupOptions
+from parallel_topology.groups.joining import agree, bind
 from parallel_topology.groups.options import (
     DEFAULT_TIMEOUT,
     Options,
     caller,
     end_at_exit,
     find_local_rank,
-    host_identity,
     require_seconds,
     token_from,
 )
 from parallel_topology.groups.rendezvous import launched_store, open_store
 from parallel_topology.groups.witness import Witness
 from parallel_topology.launch import LaunchInfo
-from parallel_topology.plan import Family
 from parallel_topology.rank_view import RankView
 from parallel_topology.topology import ParallelTopology
 
 _log = logging.getLogger("parallel_topology")
-_VERSION = version("parallel-topology")  # searched for on the whole import path: once, not for each manager
 
 
 class GroupManager(RankView):
@@ -81,6 +81,10 @@ class GroupManager(RankView):
         operation_timeout: seconds to wait in operations, if not `timeout`; `set_timeout` changes it later.
         token: a secret that all ranks hold; a rank without it is refused. See docs/reliability.md for what it protects.
         verify: check members and their order with a small all-gather on each group, all at once: one round trip more.
+        options: axis, or other group's name -> `GroupOptions`, or their fields.
+        communicators: name -> factory of communicators that `options` name, besides those of installed packages.
+        check_calls: compare the calls of all members before each is made, for a small exchange more: to find out which
+            rank calls something else.
 
     Raises:
         RankError: `rank` is not in the topology.
@@ -110,12 +114,15 @@ class GroupManager(RankView):
         operation_timeout: float | None = None,
         token: str | None = None,
         verify: bool = True,
+        options: Mapping[str, GroupOptions | Mapping[str, Any]] | None = None,
+        communicators: Mapping[str, Factory] | None = None,
+        check_calls: bool = False,
     ) -> None:
-        options = Options(
+        told = Options(
             tuple(groups), dict(isolated or {}), backend, device, local_rank, name, timeout, operation_timeout, token,
-            verify,
+            verify, GroupOptions.by_axis(options or {}), dict(communicators or {}), check_calls,
         )  # fmt: skip
-        self._build(topology, rank, store, options, Creator)
+        self._build(topology, rank, store, told, Creator)
 
     def _build(
         self,
@@ -128,7 +135,7 @@ class GroupManager(RankView):
         begun = time.perf_counter()
         self._open = False  # until there is something to close
         position = topology.position(rank)
-        self.plan = topology.plan(groups=options.groups, isolated=options.isolated)
+        self.plan = topology.plan(groups=options.groups, isolated=options.isolated, separate=options.per_group)
         self.topology = topology
         self.rank = rank
         self.name = options.name
@@ -137,15 +144,13 @@ class GroupManager(RankView):
         self._store = store
         self._groups: dict[str, ParallelGroup] = {}
         self._creator = self._witness = None
-        agreed = self._agree(creator) if topology.world_size > 1 else None
+        agreed = agree(self.plan, rank, store, options, self.backend) if topology.world_size > 1 else None
         agreed_in = time.perf_counter() - begun
         self.local_rank = find_local_rank(options, agreed, position)
         self.device = choose_device(options.device, self.backend, self.local_rank)
         if agreed is not None:
             self._witness = Witness(dist.PrefixStore("witness", agreed.store), rank)
-            self._creator = creator(
-                agreed.store, self._witness, backend=self.backend, device=self.device, timeout=options.timeout
-            )
+            self._creator = creator(agreed.store, self._witness, options, backend=self.backend, device=self.device)
         self._made_at = caller()
         self._at_exit = end_at_exit(self)
         self._open = True
@@ -163,7 +168,9 @@ class GroupManager(RankView):
 
     def _create(self, prefix: str) -> None:
         for family in self.plan.families.values():
-            self._groups[family.name] = self._bind(family, prefix)
+            self._groups[family.name] = bind(
+                family, self.plan, self.rank, self._groups, self.device, prefix, self._creator
+            )
         # Either way nobody leaves before all have built all groups: the store, or its host, may go away after this.
         if self._options.verify and self._creator is not None:
             self._creator.verify(self.rank)
@@ -192,7 +199,9 @@ class GroupManager(RankView):
 
     @classmethod
     def from_env(cls, topology: ParallelTopology, *, env: Mapping[str, str] | None = None, **options: Any) -> Self:
-        """Take rank and meeting place from the launcher's environment variables (torchrun's).
+        """Take rank and meeting place from the launcher's environment variables; docs/launchers.md lists launchers.
+
+        Where the launcher names no place (MPI), MASTER_ADDR and MASTER_PORT do: the host of rank 0 and a free port.
 
         A token may stand in PARALLEL_TOPOLOGY_TOKEN, or in the file that PARALLEL_TOPOLOGY_TOKEN_FILE names.
 
@@ -201,20 +210,20 @@ class GroupManager(RankView):
             options: as for `GroupManager`.
 
         Raises:
-            LaunchError: there is no launcher, or its variables contradict each other.
-            RankError: this process's rank is not in the topology.
+            LaunchError: there is no launcher, or its variables are incomplete or contradict each other.
+            RankError: this process's rank is not in the topology, or the topology has ranks that were not started.
         """
         env = os.environ if env is None else env
         info = LaunchInfo.from_env(env)
-        if info.rank not in topology.world:
+        if info.rank not in topology.world or max(topology.world) >= info.world_size:
             raise RankError(
                 f"{info.launcher} started rank {info.rank} of {info.world_size}, but {topology} has {topology.world}; "
-                "give the topology more ranks (an axis dp?), or build managers only on its own ranks"
+                "give the topology as many ranks (an axis dp?), or build managers only on its own ranks"
             )
         options.setdefault("local_rank", info.local_rank)
         options.setdefault("token", token_from(env))
         if topology.world_size > 1:
-            options["store"] = launched_store(info, options.get("timeout", DEFAULT_TIMEOUT))
+            options["store"] = launched_store(info, topology.world, options.get("timeout", DEFAULT_TIMEOUT))
         return cls(topology, rank=info.rank, **options)
 
     @classmethod
@@ -242,6 +251,7 @@ class GroupManager(RankView):
         default_backend = str(dist.get_backend())
         options.setdefault("backend", default_backend if default_backend in BACKENDS else None)
         options["groups"] = tuple(options.get("groups", ()))
+        options["per_group"] = GroupOptions.by_axis(options.pop("options", {}))
         manager = cls.__new__(cls)
         store = dist.PrefixStore("parallel_topology", torch_private.default_store())
         manager._build(topology, dist.get_rank(), store, Options(**options), WorldCreator)
@@ -320,6 +330,24 @@ class GroupManager(RankView):
         ]
         return "\n".join([f"{self!r} on {self.device}, local rank {self.local_rank}, made at {self._made_at}", *lines])
 
+    @contextmanager
+    def capture(
+        self, prefer: str | None = None, stream: torch.cuda.Stream | None = None
+    ) -> Generator[torch.cuda.Stream | None]:
+        """As `ParallelGroup.capture`, of all groups at once and on one stream.
+
+        Args:
+            prefer: a communicator, asked first in those groups that have it.
+            stream: to capture on; without it a new one.
+        """
+        if stream is None and self.device.type == "cuda":
+            stream = torch.cuda.Stream(self.device)
+        with ExitStack() as inside:
+            for group in self._groups.values():
+                has_it = prefer in [communicator.name for communicator in group.communicators]
+                inside.enter_context(group.capture(prefer if has_it else None, stream))
+            yield stream
+
     def close(self) -> list[str]:
         """Take down the groups, the last one made first.
 
@@ -328,13 +356,24 @@ class GroupManager(RankView):
 
         Returns:
             The labels of the process groups that were released; none the second time.
+
+        Raises:
+            LiveGraphError: CUDA graphs that captured these groups are alive; the manager stays open.
         """
+        held = {group.links.label: count for group in self._groups.values() if (count := group.links.live_graphs())}
+        if held and self._open:
+            graphs = ", ".join(f"{count} of {label}" for label, count in held.items())
+            raise LiveGraphError(
+                f"close: CUDA graphs are alive that captured collectives: {graphs}; NCCL would wait for them for ever. "
+                "Call their reset() or delete them first"
+            )
         return self._end(abort=False)
 
     def abort(self) -> list[str]:
         """Like `close()`, for groups whose operations may never end: what is under way is given up.
 
-        Gloo cannot interrupt an operation that another thread is in; that thread gets its error at the timeout.
+        Gloo cannot interrupt an operation that another thread is in; that thread gets its error at the timeout. NCCL
+        waits for CUDA graphs that captured its groups: where such are alive, its groups are left as they are.
         """
         return self._end(abort=True)
 
@@ -386,37 +425,3 @@ class GroupManager(RankView):
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.backend
         return f"<GroupManager {self.name} of {self.topology} at rank {self.rank} ({state})>"
-
-    def _agree(self, creator: type[Creator]) -> Agreed:
-        if self._store is None:
-            raise RendezvousError(
-                f"{self.topology} has {self.topology.world_size} ranks, which need a place to meet: give store=, or "
-                "use GroupManager.from_env or GroupManager.connect"
-            )
-        families = [f"{family.name}({'-'.join(family.axes)})" for family in self.plan.families.values()]
-        card = Card(
-            topology=str(self.topology),
-            groups=tuple(families),
-            backend=self.backend,
-            library=_VERSION,
-            torch=torch.__version__,
-            earlier_groups=torch_private.registered_groups() if creator is WorldCreator else 0,
-        )
-        meeting = Meeting(
-            self._store, self.name, self.topology.world, self.rank, host_identity(), self._options.timeout,
-            self._options.token,
-        )  # fmt: skip
-        return meeting.agree(card)
-
-    def _bind(self, family: Family, prefix: str) -> ParallelGroup:
-        ranks = self.topology.group(*family.axes, rank=self.rank)
-        number = self.topology.groups(*family.axes).index(ranks)
-        label = f"{prefix}/{family.name}" if family.name == "world" else f"{prefix}/{family.name}[{number}]"
-        rank = ranks.index(self.rank)
-        if family.shares is not None:
-            links = self._groups[family.shares].links
-        elif family.creates and self._creator is not None:
-            links = self._creator.make(ranks, rank, label=label)
-        else:
-            links = Links()
-        return ParallelGroup(family.name, ranks, rank, label=label, device=self.device, links=links)

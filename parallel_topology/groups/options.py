@@ -15,6 +15,8 @@ import torch
 
 from parallel_topology.errors import GroupArgumentError, LaunchError
 from parallel_topology.groups.agreement import Agreed
+from parallel_topology.groups.communicator import Factory
+from parallel_topology.groups.group_options import GroupOptions
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds a manager waits for its peers, in creation and in every operation, unless told otherwise."""
@@ -34,6 +36,9 @@ class Options:
     operation_timeout: float | None = None
     token: str | None = field(default=None, repr=False)
     verify: bool = True
+    per_group: Mapping[str, GroupOptions] = field(default_factory=dict[str, GroupOptions])
+    communicators: Mapping[str, Factory] = field(default_factory=dict[str, Factory])
+    check_calls: bool = False
 
     def __post_init__(self) -> None:
         require_seconds("timeout", self.timeout)

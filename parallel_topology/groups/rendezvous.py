@@ -12,7 +12,9 @@ import torch.distributed as dist
 
 from parallel_topology.errors import RendezvousError
 from parallel_topology.groups import torch_private
+from parallel_topology.groups.starts import Start
 from parallel_topology.launch import LaunchInfo
+from parallel_topology.layout import Ranks
 
 
 def open_store(url: str, *, is_host: bool, timeout: float) -> dist.Store:
@@ -47,11 +49,20 @@ def join_store(host: str, port: int, timeout: float) -> dist.TCPStore:
     return _tcp_store(host, port, timeout, is_master=False)
 
 
-def launched_store(info: LaunchInfo, timeout: float) -> dist.Store:
-    """The store of a launcher's job, with keys of this start's own."""
-    is_host = info.rank == 0 and not info.store_is_hosted
-    store = (host_store if is_host else join_store)(info.address, info.port, timeout)
-    return dist.PrefixStore(f"parallel_topology/start{info.restart}", store)
+def launched_store(info: LaunchInfo, world: Ranks, timeout: float) -> dist.Store:
+    """The store of a launcher's job, with keys of this start's own.
+
+    Raises:
+        LaunchError: the launcher did not say where the ranks meet.
+        RendezvousError: the store cannot be hosted or reached.
+        GroupTimeoutError: a launcher hosts the store, and not all of `world` came.
+    """
+    address, port = info.meeting_place()
+    if info.store_is_hosted:  # by torchrun's agent, which restarts its workers and keeps the store
+        store = join_store(address, port, timeout)
+        return Start(dist.PrefixStore("parallel_topology", store), world, info.rank, timeout).keys()
+    store = (host_store if info.rank == 0 else join_store)(address, port, timeout)
+    return dist.PrefixStore("parallel_topology", store)
 
 
 def gloo_device(store: dist.Store) -> Any:

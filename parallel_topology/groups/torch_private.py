@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -20,10 +20,44 @@ _nccl: Any = getattr(dist, "ProcessGroupNCCL", None)
 _GroupClass: Any = dist.ProcessGroup
 _c10d: Any = dist
 
-# torch 2.13 renamed `all_gather_into_tensor` and made the old name warn.
-all_gather_single: Any = getattr(
-    dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-)
+_AllgatherOptions: Any = _c10d.distributed_c10d.AllgatherOptions  # not exported beside the other options
+
+
+def all_gather(group: Any, outputs: list[torch.Tensor], tensor: torch.Tensor, *, async_op: bool) -> Any:
+    """Into a tensor for each member."""
+    return group.allgather([outputs], [tensor], _gather_options(async_op))
+
+
+def all_gather_single(group: Any, output: torch.Tensor, tensor: torch.Tensor, *, async_op: bool) -> Any:
+    """Into one tensor. torch 2.13 has a public name for this method, and keeps the old one."""
+    return group._allgather_base(output, tensor, _gather_options(async_op))
+
+
+def reduce_scatter_single(group: Any, output: torch.Tensor, tensor: torch.Tensor, options: Any) -> Any:
+    """Out of one tensor. torch 2.13 has a public name for this method, and keeps the old one."""
+    return group._reduce_scatter_base(output, tensor, options)
+
+
+class coalesced:  # noqa: N801 (a context manager, used like a function)
+    """Sends and receives inside become one call, as in `batch_isend_irecv`; `work` is there afterwards."""
+
+    def __init__(self, group: Any, device: torch.device) -> None:
+        self._group = group
+        self._device = device
+        self.work: Any = None
+
+    def __enter__(self) -> Self:
+        self._group._start_coalescing(self._device)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.work = self._group._end_coalescing(self._device)
+
+
+def _gather_options(async_op: bool) -> Any:
+    options = _AllgatherOptions()
+    options.asyncOp = async_op
+    return options
 
 
 def gloo_device(*, hostname: str = "", interface: str = "") -> Any:
@@ -43,10 +77,17 @@ def gloo_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, de
     return _gloo(store, rank, size, options)
 
 
-def nccl_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, device: torch.device) -> Any:
-    """Connects at once rather than at the first collective, so that what fails fails here."""
-    options = _nccl.Options()
+def nccl_options(timeout: timedelta, *, high_priority: bool, config: Mapping[str, Any]) -> Any:
+    """Options of NCCL process groups; `config` are fields of NCCL's own configuration."""
+    options = _nccl.Options(is_high_priority_stream=high_priority)
     options._timeout = timeout
+    for name, value in config.items():
+        setattr(options.config, name, value)
+    return options
+
+
+def nccl_backend(store: dist.Store, rank: int, size: int, options: Any, device: torch.device) -> Any:
+    """Connects at once rather than at the first collective, so that what fails fails here."""
     backend = _nccl(store, rank, size, options)
     backend.eager_connect_single_device(device)
     return backend
@@ -92,7 +133,15 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
 
 
 def new_registered_group(
-    store: dist.Store, ranks: list[int], rank: int, *, name: str, description: str, backend: str, timeout: timedelta
+    store: dist.Store,
+    ranks: list[int],
+    rank: int,
+    *,
+    name: str,
+    description: str,
+    backend: str,
+    timeout: timedelta,
+    options: Any = None,
 ) -> dist.ProcessGroup:
     """A process group that torch's registry knows, made by its members only, with these in the order given.
 
@@ -104,11 +153,13 @@ def new_registered_group(
         store: for nothing but this group.
         name: no other living group of this process has it.
         description: shown by torch's profiler and flight recorder.
+        options: the backend's own.
     """
     torch_c10d = _c10d.distributed_c10d
     group, _ = torch_c10d._new_process_group_helper(
-        len(ranks), rank, ranks, torch_c10d.Backend(backend), store, name, timeout=timeout, group_desc=description
-    )
+        len(ranks), rank, ranks, torch_c10d.Backend(backend), store, name, backend_options=options, timeout=timeout,
+        group_desc=description,
+    )  # fmt: skip
     torch_c10d._world.pg_group_ranks[group] = {member: index for index, member in enumerate(ranks)}
     return group
 
@@ -121,11 +172,6 @@ def default_store() -> dist.Store:
 def default_group_splits() -> bool:
     """Whether torch would split new groups off the default one's communicator: all its ranks must then take part."""
     return _c10d.distributed_c10d._get_default_group().bound_device_id is not None
-
-
-def registered_groups() -> int:
-    """How many groups torch's registry holds."""
-    return len(_c10d.distributed_c10d._world.pg_names)
 
 
 def is_registered(group: dist.ProcessGroup) -> bool:

@@ -2,12 +2,210 @@
 
 from __future__ import annotations
 
-from parallel_topology.topology import ParallelTopology
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from parallel_topology.render.cells import Painter, drawn, wrapped
+from parallel_topology.render.scene import Axis, Run, Scene
+
+if TYPE_CHECKING:
+    from parallel_topology.hosts import Hosts
+    from parallel_topology.layout import Ranks
+    from parallel_topology.rank_view import RankGroup
+    from parallel_topology.topology import ParallelTopology
+
+NARROWEST = 20
+"""Columns that a picture needs at least; it is drawn so wide when it is given fewer."""
+MOST_CELLS = 128
+"""Ranks that are drawn one by one; more are folded."""
+MOST_RUNS = 32
+"""Lines that hosts are folded to, where they are alike enough."""
+MOST_GROUPS = 16
+"""Groups of an axis that are written out."""
+
+
+def show(
+    topology: ParallelTopology,
+    *,
+    hosts: Hosts | None = None,
+    rank: int | None = None,
+    axis: str | None = None,
+    marked: Mapping[int, str] | None = None,
+    width: int = 80,
+    color: bool = False,
+    fold: bool | None = None,
+) -> str:
+    """A picture of a layout for the terminal: hosts as boxes, ranks as cells, and a line for each axis.
+
+    >>> from parallel_topology import Hosts, ParallelTopology
+    >>> print(show(ParallelTopology(tp=2, pp=2), hosts=Hosts.parse("2x2"), rank=3, axis="pp", width=60))
+    tp2-pp2: 4 ranks on 2 hosts of 2
+    ╭ host 0 ─────────╮ ╭ host 1 ─────────╮
+    │ 0       1       │ │ 2       [3]     │
+    │ tp0 pp0 tp1 pp0 │ │ tp0 pp1 tp1 pp1 │
+    │         pp<>    │ │                 │
+    ╰─────────────────╯ ╰─────────────────╯
+    <BLANKLINE>
+    axis  groups  size  stride  hosts each
+    pp         2     2       2           2  crosses hosts
+    <BLANKLINE>
+    rank 3 on host 1, local rank 1: tp1 pp1
+      pp  [1, 3] position 1, prev 1, next 1; hosts 0-1
+
+    Args:
+        topology: the layout.
+        hosts: where its ranks are, if that is known.
+        rank: a rank whose groups and neighbours are marked: `<` is the previous one, `>` the next.
+        axis: the only axis (`"tp"`) or axes together (`"tp-pp"`) to look at; otherwise every one.
+        marked: rank -> a short note, for ranks to draw attention to, such as those that move.
+        width: the most columns that a line may take, 20 or more.
+        color: whether to colour by pipeline stage, with ANSI escapes.
+        fold: whether to sum up hosts that are alike instead of drawing each rank; None does for more than 128 ranks.
+
+    Raises:
+        TopologyError: `hosts` do not hold all ranks.
+        RankError: `rank`, or one that is marked, is not in the topology.
+        UnknownAxisError: `axis` is not there.
+    """
+    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked)
+    folded = topology.world_size > MOST_CELLS if fold is None else fold
+    picture = _Text(scene, max(width, NARROWEST), Painter(scene, color))
+    return "\n".join(line.rstrip() for line in picture.lines(folded))
+
+
+class _Text:
+    """One picture while it is being written."""
+
+    def __init__(self, scene: Scene, width: int, paint: Painter) -> None:
+        self.scene = scene
+        self.width = width
+        self.paint = paint
+
+    def lines(self, folded: bool) -> Iterator[str]:
+        scene = self.scene
+        yield from wrapped(f"{scene.title}: {scene.summary}", self.width)
+        if folded:
+            yield from self._folded()
+            if scene.rank is not None and scene.hosts is not None:
+                home = scene.hosts.host_of(scene.rank)
+                yield ""
+                yield from drawn(scene, [box for box in scene.boxes if box.host == home], self.width, self.paint)
+        else:
+            yield from drawn(scene, scene.boxes, self.width, self.paint)
+        yield ""
+        for line in axis_lines(scene):
+            yield from wrapped(line, self.width)
+        if scene.rank is not None:
+            yield ""
+            yield from self._chosen(scene.rank)
+        elif len(scene.axes) == 1:
+            yield ""
+            yield from self._groups()
+        if self.paint.colors:
+            yield from wrapped(f"colour: {scene.stage_axis}", self.width)
+
+    # Hosts folded
+
+    def _folded(self) -> Iterator[str]:
+        runs = self.scene.runs(MOST_RUNS)
+        rows = [self._run(run) for run in runs[:MOST_RUNS]]
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        for run, (hosts, ranks, indices, notes) in zip(runs, rows, strict=False):
+            stages = run.extents.get(self.scene.stage_axis, (0,))
+            swatch = self.paint("  ", stages[0]) + " " if self.paint.colors and len(stages) == 1 else ""
+            text = "  ".join(filter(None, [hosts.ljust(widths[0]), ranks.ljust(widths[1]), indices, notes]))
+            first, *more = wrapped(text, self.width - 3 * bool(self.paint.colors))
+            yield (swatch or "   " * bool(self.paint.colors)) + first
+            yield from more
+        if left := runs[MOST_RUNS:]:
+            boxes = sum(len(run.boxes) for run in left)
+            what = "hosts" if self.scene.hosts is not None else "rows"
+            yield from wrapped(
+                f"... and {boxes:,} more {what} with {sum(run.size for run in left):,} ranks", self.width
+            )
+
+    def _run(self, run: Run) -> tuple[str, str, str, str]:
+        """Hosts, ranks, the indices of each axis, and what is picked out there."""
+        hosts = [box.host for box in run.boxes if box.host is not None]
+        ranks = [rank for box in run.boxes for rank in box.ranks]
+        indices = " ".join(f"{axis}{ranges(values)}" for axis, values in run.extents.items())
+        here = set(ranks)
+        notes: list[str] = [f"[{self.scene.rank}]"] * (self.scene.rank in here)
+        for name, group in self.scene.groups.items():
+            count = sum(member in here for member in group.ranks)
+            notes += [f"{name}: {count}"] * bool(count and len(group) > 1)
+        if moved := sum(rank in here for rank in self.scene.marked):
+            notes.append(f"{moved:,} marked*")
+        return (
+            f"host{'s' * (len(hosts) > 1)} {ranges(hosts)}" if hosts else "",
+            f"rank{'s' * (len(ranks) > 1)} {ranges(ranks)}",
+            indices + (" (not all combinations)" if not run.whole else ""),
+            f"<- {', '.join(notes)}" if notes else "",
+        )
+
+    # Lines beneath
+
+    def _chosen(self, rank: int) -> Iterator[str]:
+        scene = self.scene
+        where = ""
+        if scene.hosts is not None:
+            where = f" on host {scene.hosts.host_of(rank)}, local rank {scene.hosts.local_rank_of(rank)}"
+        yield from wrapped(f"rank {rank}{where}: {scene.label(rank)}".rstrip(": "), self.width)
+        longest = max(map(len, scene.groups))
+        for name, group in scene.groups.items():
+            yield from wrapped(f"  {name.ljust(longest)}  {self._member(group)}", self.width, indent=longest + 4)
+
+    def _member(self, group: RankGroup) -> str:
+        if group.size == 1:
+            return f"{group.ranks!r} alone"
+        text = f"{group.ranks!r} position {group.rank}, prev {group.prev_rank}, next {group.next_rank}"
+        return text + self._hosts_of(group.ranks)
+
+    def _hosts_of(self, group: Ranks) -> str:
+        if self.scene.hosts is None:
+            return ""
+        hosts = self.scene.hosts.hosts_of(group)
+        return f"; host{'s' * (len(hosts) > 1)} {ranges(hosts)}"
+
+    def _groups(self) -> Iterator[str]:
+        """The groups of the only axis that is looked at."""
+        (axis,) = self.scene.axes
+        for number, group in enumerate(axis.groups[:MOST_GROUPS]):
+            yield from wrapped(f"{axis.name} group {number}: {group!r}{self._hosts_of(group)}", self.width)
+        if len(axis.groups) > MOST_GROUPS:
+            yield from wrapped(f"... and {len(axis.groups) - MOST_GROUPS:,} more groups", self.width)
+
+
+def axis_lines(scene: Scene) -> Iterator[str]:
+    """A table: for each axis its groups, their size and stride, and how they lie on hosts."""
+    hosts = scene.hosts is not None
+    heads = ["axis", "groups", "size", "stride"] + ["hosts each"] * hosts
+    views = dict(scene.topology.views)
+    facts = [[axis.name, *axis_facts(axis)] for axis in scene.axes]
+    widths = [max(len(row[column]) for row in [heads, *facts]) for column in range(len(heads))]
+    yield _columns(heads, widths)
+    shown = ""
+    for axis, row in zip(scene.axes, facts, strict=True):
+        if axis.view != shown:
+            yield f"view {axis.view}: {views[axis.view]}"
+            shown = axis.view
+        yield _columns(row, widths)
+    if scene.topology.ranks:
+        yield "strides count positions: the ranks are placed one by one"
+    if not hosts:
+        yield "hosts are not given, so nothing is said about them"
+
+
+def axis_facts(axis: Axis) -> list[str]:
+    """Groups, size, stride and, when hosts are known, hosts of each group and whether it crosses them."""
+    facts = [f"{len(axis.groups):,}", f"{axis.size:,}", ",".join(map(str, axis.strides)) or "-"]
+    return facts if axis.spans is None else [*facts, ranges(axis.spans.histogram), axis.where]
 
 
 def grid(topology: ParallelTopology) -> list[str]:
     """The ranks as a table: a row per index of the slowest axis, a column per coordinate of the others.
 
+    >>> from parallel_topology import ParallelTopology
     >>> print("\\n".join(grid(ParallelTopology(tp=2, pp=2))))
            tp0  tp1
     pp0      0    1
@@ -22,6 +220,35 @@ def grid(topology: ParallelTopology) -> list[str]:
     for index, row in enumerate(topology.groups(*inner) if inner else ([rank] for rank in topology.world)):
         lines.append(f"{outer}{index}".ljust(margin) + "".join(str(rank).rjust(width + 2) for rank in row))
     return [line.rstrip() for line in lines]
+
+
+def ranges(numbers: Iterable[int], most: int = 4) -> str:
+    """Numbers as runs, of which the first few are written out.
+
+    >>> ranges([0, 1, 2, 3, 8, 10, 11]), ranges(range(0, 40, 2))
+    ('0-3,8,10-11', '0,2,4,6,... 38 (20)')
+    """
+    runs: list[list[int]] = []
+    total = 0
+    for number in numbers:
+        total += 1
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    shown = ",".join("-".join(map(str, run)) for run in runs[:most])
+    return shown if len(runs) <= most else f"{shown},... {runs[-1][-1]} ({total:,})"
+
+
+def plain(text: str) -> str:
+    """A picture without the characters that not every terminal has."""
+    return text.translate(str.maketrans("╭╮╰╯─│…", "++++-|~"))
+
+
+def _columns(row: Sequence[str], widths: Sequence[int]) -> str:
+    """The first to the left, numbers to the right, what has no width as it is."""
+    cells = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=False)]
+    return "  ".join([row[0].ljust(widths[0]), *cells, *row[len(widths) :]])
 
 
 def _label(coordinate: dict[str, int], axes: list[str]) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from parallel_topology.testing.failures import DeadlockError, MismatchError
+from parallel_topology.errors import MismatchError
+from parallel_topology.testing.failures import DeadlockError
 
 P2P = ("send", "recv")
+UNEVEN = ("all_gather_v", "reduce_scatter_v", "all_to_all")
+"""Operations in which the members' tensors may differ in length."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,10 @@ class Call:
         label: the group's full name, `engine/tp[1]`.
         ranks: the members' global ranks, in group order.
         shape, dtype, bytes: of this rank's tensor, as it goes in (for `recv`: as it comes out).
-        peer: the global rank of the other side of `send` and `recv`, and of the source of `broadcast`.
+        peer: the global rank of the other side of `send` and `recv`, and of the source or destination of the others.
         reduce: the reduction, where there is one: `"SUM"`.
         channel: groups with one channel share connections, so that their calls must be in one order.
+        blocking: whether the rank went on only when the operation was done.
     """
 
     rank: int
@@ -39,9 +43,10 @@ class Call:
     peer: int | None = None
     reduce: str | None = None
     channel: str = ""
+    blocking: bool = True
 
     def __str__(self) -> str:
-        towards = {"send": " to", "recv": " from", "broadcast": " from"}.get(self.operation, "")
+        towards = _TOWARDS.get(self.operation, "")
         peer = f"{towards} {self.peer}" if self.peer is not None and towards else ""
         reduce = f" {self.reduce}" if self.reduce not in (None, "SUM") else ""
         what = f" of {self.dtype}{list(self.shape)}" if self.operation != "barrier" else ""
@@ -72,21 +77,25 @@ class Call:
         return tuple(rank for rank in self.ranks if rank != self.rank)
 
 
+_TOWARDS = {
+    "send": " to", "recv": " from", "broadcast": " from", "scatter": " from", "gather": " to", "reduce": " to",
+}  # fmt: skip
+
 Calls = Mapping[int, Sequence[Call]]
 """Global rank -> its calls, in order."""
 
 
 def mismatch(one: Call, other: Call) -> MismatchError | None:
     """Why two calls in the same slot and place do not fit together, if they do not."""
-    if one.operation in P2P and other.operation in P2P:
-        fields = ["dtype", "shape"]
-    else:
-        fields = ["operation", "reduce", "peer", "dtype", "shape"]
-    for field in fields:
-        if getattr(one, field) != getattr(other, field):
+    fields = [] if one.operation in P2P and other.operation in P2P else ["operation", "reduce", "peer"]
+    for field in [*fields, "dtype", "shape"]:
+        mine, theirs = getattr(one, field), getattr(other, field)
+        if field == "shape" and one.operation in UNEVEN:
+            mine, theirs = mine[1:], theirs[1:]
+        if mine != theirs:
             return MismatchError(
                 f"rank {one.rank} calls {one}, but rank {other.rank} calls {other}: "
-                f"{field} {_shown(getattr(one, field))} against {_shown(getattr(other, field))}"
+                f"{field} {_shown(mine)} against {_shown(theirs)}"
             )
     return None
 
@@ -127,8 +136,8 @@ def check_complete(calls: Calls, *, buffered_sends: bool = False) -> None:
     """
     if error := find_mismatch(calls):
         raise error
-    place = _replay(calls, buffered_sends)
-    waiting = {rank: calls[rank][at] for rank, at in place.items() if at < len(calls[rank])}
+    place, alone = _replay(calls, buffered_sends)
+    waiting = alone | {rank: calls[rank][at] for rank, at in place.items() if at < len(calls[rank])}
     if waiting:
         ends = {rank: "makes no more calls" for rank in calls if rank not in waiting}
         raise _deadlock(waiting, ends, place)
@@ -164,39 +173,30 @@ def find_deadlock(calls: Calls, done: Mapping[int, int], ended: set[int]) -> Dea
     return _deadlock(stuck, ends, {rank: len(calls[rank]) - 1 for rank in stuck})
 
 
-def _replay(calls: Calls, buffered_sends: bool) -> dict[int, int]:
-    """How far each rank comes."""
+def _replay(calls: Calls, buffered_sends: bool) -> tuple[dict[int, int], dict[int, Call]]:
+    """How far each rank comes, and of those that come to the end a call whose other side never came."""
     order = {rank: list(numbered(calls[rank])) for rank in calls}
     place = dict.fromkeys(calls, 0)
-    sent: set[tuple[object, ...]] = set()
-
-    def at(rank: int, key: tuple[object, ...], operation: str | None = None) -> bool:
-        if rank not in order or place[rank] == len(order[rank]):
-            return False
-        call, number = order[rank][place[rank]]
-        return (*call.slot, number) == key and operation in (None, call.operation)
-
+    came: defaultdict[tuple[object, ...], set[int]] = defaultdict(set)  # the meeting -> who is there, or was
     ready = list(calls)
     while ready:
         rank = ready.pop()
         if place[rank] == len(order[rank]):
             continue
         call, number = order[rank][place[rank]]
-        key = (*call.slot, number)
-        if call.operation == "send" and buffered_sends:
-            sent.add(key)
+        meeting = came[*call.slot, number]
+        meeting.add(rank)
+        goes_on = not call.blocking or (call.operation == "send" and buffered_sends)
+        if goes_on or meeting.issuperset(call.needs):
             place[rank] += 1
             ready += [rank, *(other for other in call.needs if other in order)]
-        elif call.operation == "recv" and key in sent:
-            place[rank] += 1
-            ready.append(rank)
-        else:
-            partner = {"send": "recv", "recv": "send"}.get(call.operation)
-            if all(at(other, key, partner) for other in call.needs):
-                for other in (rank, *call.needs):
-                    place[other] += 1
-                    ready.append(other)
-    return place
+    alone: dict[int, Call] = {}
+    for rank in calls:
+        if place[rank] == len(order[rank]):
+            for call, number in order[rank]:
+                if not came[*call.slot, number].issuperset(call.needs):
+                    alone.setdefault(rank, call)
+    return place, alone
 
 
 def _deadlock(waiting: Mapping[int, Call], ends: Mapping[int, str], place: Mapping[int, int]) -> DeadlockError:

@@ -1,6 +1,6 @@
-"""Recording what real groups are called with: each group of a test's manager tells a tape before and after a call.
+"""Recording what real groups are called with: communicators that tell a tape before and after a call.
 
-Only managers that a test harness made are recorded; `ParallelGroup` itself knows nothing of this.
+They are put in front of the communicators of managers that a test harness made.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from parallel_topology.groups.communicator import Communicator, Work
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.testing.calls import Call, mismatch
@@ -101,50 +103,96 @@ class FileTape:
 def record(groups: GroupManager, tape: Tape) -> None:
     """From now on, every call on one of the manager's groups goes on the tape."""
     channels: dict[int, str] = {}
-    for group in _groups_of(groups):
+    for name in groups.plan.families:
+        group: ParallelGroup = getattr(groups, name)
         channel = channels.setdefault(id(group.links), f"{groups.name}/{group.name}")
-        # On the instance, where it hides the method: the class, and all other managers, stay as they are.
-        vars(group)["_run"] = partial(_recorded, tape, channel, group, getattr(group, "_run"))  # noqa: B009
+        group.communicators = tuple(
+            _Recorded(communicator, group, channel, tape) for communicator in group.communicators
+        )
 
 
-def describe(group: ParallelGroup, channel: str, operation: str, tensor: Tensor, options: dict[str, Any]) -> Call:
-    """The call that a group is about to make, from what its `_run` is given."""
-    position: int | None = next((options[name] for name in ("peer", "group_src") if name in options), None)
-    reduce = str(options["op"]) if "op" in options else None
-    return Call(
-        rank=group.ranks[group.rank],
-        operation=operation,
-        group=group.name,
-        label=group.label,
-        ranks=tuple(group.ranks),
-        shape=tuple(tensor.shape),
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        bytes=tensor.numel() * tensor.element_size(),
-        peer=None if position is None else group.ranks[position],
-        reduce=None if reduce is None else reduce.rpartition(".")[2],
-        channel=channel,
-    )
+def describe(
+    group: ParallelGroup, channel: str, operation: str, tensor: Tensor, arguments: Mapping[str, Any]
+) -> list[Call]:
+    """What a communicator was asked for: one call, or for an exchange a send and a receive."""
+    if operation == "exchange":
+        towards = {"dst": arguments["dst"], "async_op": True}
+        by = {"src": arguments["src"], "async_op": arguments["async_op"]}
+        there = describe(group, channel, "send", tensor, towards)
+        return there + describe(group, channel, "recv", arguments["output"], by)
+    position: int | None = next((arguments[name] for name in ("src", "dst") if name in arguments), None)
+    reduce = str(arguments["op"]) if "op" in arguments else None
+    return [
+        Call(
+            rank=group.ranks[group.rank],
+            operation=operation,
+            group=group.name,
+            label=group.label,
+            ranks=tuple(group.ranks),
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            bytes=tensor.numel() * tensor.element_size(),
+            peer=None if position is None else group.ranks[position],
+            reduce=None if reduce is None else reduce.rpartition(".")[2],
+            channel=channel,
+            blocking=not arguments["async_op"],
+        )
+    ]
 
 
-def _groups_of(groups: GroupManager) -> Iterable[ParallelGroup]:
-    return [getattr(groups, name) for name in groups.plan.families]
+class _Recorded(Communicator):
+    """A communicator that tells a tape before and after what another one carries out."""
+
+    def __init__(self, inner: Communicator, group: ParallelGroup, channel: str, tape: Tape) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._of = (group, channel)
+        self._tape = tape
+
+    def handles(self, operation: str, tensor: Tensor) -> bool:
+        return self._inner.handles(operation, tensor)
+
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        *before, call = describe(*self._of, operation, tensor, arguments)
+        for one in before:
+            self._tape.begin(one)
+            self._tape.end(failed=False)
+        self._tape.begin(call)
+        try:
+            work = self._inner.issue(operation, tensor, **arguments)
+        except BaseException:
+            self._tape.end(failed=True)
+            raise
+        if work is None or not call.blocking:
+            self._tape.end(failed=False)
+            return work
+        return _RecordedWork(work, self._tape)
+
+    def warmup(self) -> None:
+        self._inner.warmup()
+
+    def capture(self) -> AbstractContextManager[None]:
+        return self._inner.capture()
+
+    def close(self, *, abort: bool) -> None:
+        self._inner.close(abort=abort)
 
 
-def _recorded(
-    tape: Tape,
-    channel: str,
-    group: ParallelGroup,
-    run: Callable[..., None],
-    operation: str,
-    call: Callable[..., Any],
-    tensor: Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> None:
-    tape.begin(describe(group, channel, operation, tensor, kwargs))
-    try:
-        run(operation, call, tensor, *args, **kwargs)
-    except BaseException:
-        tape.end(failed=True)
-        raise
-    tape.end(failed=False)
+class _RecordedWork:
+    """Work that is waited for at once."""
+
+    def __init__(self, work: Work, tape: Tape) -> None:
+        self._work = work
+        self._tape = tape
+
+    def wait(self, timeout: timedelta | None = None) -> object:
+        try:
+            result = self._work.wait() if timeout is None else self._work.wait(timeout)
+        except BaseException:
+            self._tape.end(failed=True)
+            raise
+        self._tape.end(failed=False)
+        return result
+
+    def is_completed(self) -> bool:
+        return self._work.is_completed()

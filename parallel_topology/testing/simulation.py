@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
 import torch
-from torch import Tensor
 
 from parallel_topology.errors import TopologyError, UnknownAxisError
-from parallel_topology.groups.creation import Links
 from parallel_topology.groups.group import ParallelGroup
+from parallel_topology.groups.links import Links
 from parallel_topology.layout import Ranks
 from parallel_topology.rank_view import RankView
 from parallel_topology.testing.calls import Call, check_complete
-from parallel_topology.testing.recording import describe
+from parallel_topology.testing.simulated_communicator import SimulatedCommunicator
 from parallel_topology.topology import ParallelTopology
 
 
@@ -24,18 +23,13 @@ class SimulatedGroup(ParallelGroup):
     """A `ParallelGroup` whose collectives check their arguments and record the call, but reach nobody.
 
     Results have the right shape, dtype and device and, on tensors that hold values, values as if all members had
-    this member's: `all_reduce` and `recv` leave the tensor as it is, `all_gather` repeats it.
+    this member's: `all_reduce` and `recv` leave the tensor as it is, `all_gather` repeats it. Where members' shapes may
+    differ, what would come from the others is zero.
     """
 
     def __init__(self, name: str, ranks: Ranks, rank: int, *, label: str, calls: list[Call], channel: str) -> None:
         super().__init__(name, ranks, rank, label=label, device=torch.device("cpu"), links=Links())
-        self._calls = calls
-        self._channel = channel
-
-    def _run(self, operation: str, call: Callable[..., Any], tensor: Tensor, *args: Any, **kwargs: Any) -> None:
-        self._calls.append(describe(self, self._channel, operation, tensor, kwargs))
-        if operation == "all_gather":
-            args[0].copy_(torch.cat([tensor] * self.size))
+        self.communicators = (SimulatedCommunicator(self, calls, channel),)
 
 
 class SimulatedManager(RankView):

@@ -27,9 +27,10 @@ def _waiting(innermost: FrameType) -> str:
     frame: FrameType | None = innermost
     while frame is not None:
         module, local = frame.f_globals.get("__name__", ""), frame.f_locals
-        if module == "parallel_topology.groups.group" and frame.f_code.co_name == "_run" and "operation" in local:
-            group = local["self"]
-            return f"waiting in {local['operation']} on {group.label} = {group.ranks}, "
+        if module == "parallel_topology.groups.bound" and frame.f_code.co_name == "_carry_out":
+            return f"waiting in {local['operation']} on {local['self'].label} = {local['self'].ranks}, "
+        if module == "parallel_topology.groups.handle" and frame.f_code.co_name == "wait":
+            return f"waiting for {local['self']}, "
         if module == "parallel_topology.groups.manager" and frame.f_code.co_name == "__init__":
             return f"waiting in the creation of manager {local.get('name')!r} of {local.get('topology')}, "
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""ParallelGroup: each collective against what plain torch gives in one process."""
+"""ParallelGroup: peers and arguments, groups of one rank, handles, and members that do not take part."""
 
 from __future__ import annotations
 
@@ -10,135 +10,129 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, GroupTimeoutError, ParallelTopology
+from parallel_topology import (
+    ClosedError,
+    CollectiveError,
+    GroupArgumentError,
+    GroupManager,
+    GroupTimeoutError,
+    Handle,
+    ParallelTopology,
+)
 from parallel_topology.testing.threads import run_threads
 
-SHAPES = [(), (1,), (5,), (2, 3), (2, 3, 4), (0,), (3, 0)]
 
-
-def value(rank: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(rank)).mul(10).to(dtype)
-
-
-def _all_reduce(groups: GroupManager) -> None:
-    for shape in SHAPES:
-        for op, plain in (
-            (dist.ReduceOp.SUM, lambda stacked: stacked.sum(0)),
-            (dist.ReduceOp.MAX, lambda stacked: stacked.amax(0)),
-            (dist.ReduceOp.MIN, lambda stacked: stacked.amin(0)),
-            (dist.ReduceOp.PRODUCT, lambda stacked: stacked.prod(0)),
-        ):
-            mine = value(groups.rank, shape)
-            assert groups.tp.all_reduce(mine, op) is mine
-            torch.testing.assert_close(mine, plain(torch.stack([value(rank, shape) for rank in groups.tp.ranks])))
-
-
-def _all_gather(groups: GroupManager) -> None:
-    for shape in SHAPES:
-        for dim in range(-len(shape), max(len(shape), 1)):
-            parts = [value(rank, shape).reshape(shape or (1,)) for rank in groups.tp.ranks]
-            gathered = groups.tp.all_gather(value(groups.rank, shape), dim=dim)
-            torch.testing.assert_close(gathered, torch.cat(parts, dim), rtol=0, atol=0)
-
-
-def _broadcast(groups: GroupManager) -> None:
-    for source, rank in enumerate(groups.tp.ranks):
-        for arguments in ({"src": source}, {"src_rank": rank}):
-            mine = value(groups.rank, (4,))
-            assert groups.tp.broadcast(mine, **arguments) is mine
-            assert torch.equal(mine, value(rank, (4,)))
-    mine = value(groups.rank, (4,))
-    groups.tp.broadcast(mine)
-    assert torch.equal(mine, value(groups.tp.first_rank, (4,)))
-
-
-def _ring(groups: GroupManager) -> None:
-    """To the next and from the previous, evens first: blocking sends need a partner that receives."""
-    tp = groups.tp
-    got = torch.empty(3)
+@pytest.mark.ranks(["tp2@5", "tp4@5"])
+def test_a_ring_of_blocking_sends_needs_a_partner_that_receives(groups: GroupManager):
+    tp, got = groups.tp, torch.empty(3)
+    mine = torch.full((3,), float(groups.rank))
     if tp.rank % 2 == 0:
-        tp.send(value(groups.rank, (3,)))
+        tp.send(mine)
         tp.recv(got)
     else:
         tp.recv(got)
-        tp.send(value(groups.rank, (3,)))
-    assert torch.equal(got, value(tp.prev_rank, (3,)))
+        tp.send(mine)
+    assert got.tolist() == [tp.prev_rank] * 3
+    assert tp.send_recv(mine).tolist() == [tp.prev_rank] * 3  # no partner needed
+    backwards = tp.send_recv(mine, torch.empty(3), dst_rank=tp.prev_rank, src=(tp.rank + 1) % tp.size)
+    assert backwards.tolist() == [tp.next_rank] * 3
 
 
-def _named_peers(groups: GroupManager) -> None:
-    tp = groups.tp
-    if tp.is_first:
-        tp.send(torch.ones(1), dst=tp.size - 1)
-        tp.send(torch.ones(1) * 2, dst_rank=tp.last_rank)
-    elif tp.is_last:
-        assert tp.recv(torch.zeros(1), src=0) == 1
-        assert tp.recv(torch.zeros(1), src_rank=tp.first_rank) == 2
-
-
-def _non_contiguous(groups: GroupManager) -> None:
-    tp = groups.tp
+@pytest.mark.ranks("tp3@5")
+def test_what_is_done_in_place_is_done_in_strided_tensors_too(groups: GroupManager):
     base = torch.zeros(3, 2)
     column = base[:, 1]
-    column.copy_(value(groups.rank, (3,)))
-    tp.all_reduce(column)
-    expected = sum(value(rank, (3,)) for rank in tp.ranks)
-    torch.testing.assert_close(base[:, 1], expected)
-    assert base[:, 0].eq(0).all()
-    gathered = tp.all_gather(value(groups.rank, (2, 3)).T, dim=1)
-    assert torch.equal(gathered, torch.cat([value(rank, (2, 3)).T for rank in tp.ranks], dim=1))
-    tp.broadcast(column.copy_(value(groups.rank, (3,))), src=1)
-    assert torch.equal(column, value(tp.ranks[1], (3,)))
-    if tp.is_first:
-        tp.send(value(7, (2, 3)).T)
-    elif tp.rank == 1:
-        received = torch.zeros(2, 3).T
-        tp.recv(received)
-        assert torch.equal(received, value(7, (2, 3)).T)
+    for use in (
+        lambda: groups.tp.all_reduce(column),
+        lambda: groups.tp.broadcast(column, src=1),
+        lambda: groups.tp.all_reduce(column, async_op=True).wait(),
+        lambda: groups.tp.scatter(column, torch.arange(9.0) if groups.tp.is_first else None),
+    ):
+        column.fill_(groups.rank)
+        assert use() is column
+        assert base[:, 0].eq(0).all()
+        assert base[:, 1].tolist() != [groups.rank] * 3 or groups.tp.rank == 1
 
 
-BODIES = [_all_reduce, _all_gather, _broadcast, _named_peers, _non_contiguous]
-
-
-@pytest.mark.ranks(["tp2@5", "tp3@5", "tp4@5"])
-@pytest.mark.parametrize("body", BODIES)
-def test_equals_plain_torch(groups: GroupManager, body: Any):
-    body(groups)
-
-
-@pytest.mark.ranks("tp3@5", world="processes")
-@pytest.mark.parametrize("body", BODIES)
-def test_equals_plain_torch_in_processes(groups: GroupManager, body: Any):
-    body(groups)
-
-
-@pytest.mark.ranks([2, 4])
-def test_ring(groups: GroupManager):
-    _ring(groups)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8])
 @pytest.mark.ranks(2)
-def test_dtypes(groups: GroupManager, dtype: torch.dtype):
-    summed = groups.tp.all_reduce(torch.tensor([1, 2, 3]).to(dtype))
-    assert torch.equal(summed, torch.tensor([2, 4, 6]).to(dtype))
-    assert groups.tp.all_gather(summed).dtype == dtype
+def test_out_of_place(groups: GroupManager):
+    mine = torch.ones(2)
+    for result in (
+        groups.tp.all_reduce(mine, inplace=False),
+        groups.tp.all_reduce(mine, inplace=False, async_op=True).wait(),
+    ):
+        assert result.tolist() == [2, 2]
+    assert mine.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("use", "message"),
-    [
-        (lambda tp: tp.broadcast(torch.ones(1), src=2), "engine/tp[0]: src=2 is outside the group: expected 0..1"),
-        (lambda tp: tp.broadcast(torch.ones(1), src=-1), "engine/tp[0]: src=-1 is outside the group"),
-        (
-            lambda tp: tp.broadcast(torch.ones(1), src_rank=0),
-            "engine/tp[0]: src_rank=0 is not a member: expected one of [5",
-        ),
-        (lambda tp: tp.broadcast(torch.ones(1), src=0, src_rank=5), "engine/tp[0]: both src=0 and src_rank=5"),
-        (lambda tp: tp.send(torch.ones(1), dst=tp.rank), "send on engine/tp[0]: rank "),
-        (lambda tp: tp.recv(torch.ones(1), src_rank=tp.ranks[tp.rank]), "recv on engine/tp[0]: rank "),
-        (lambda tp: tp.all_reduce(torch.ones(1, device="meta")), "all_reduce on engine/tp[0]: the tensor is on meta"),
-    ],
-)
+@pytest.mark.ranks(2)
+def test_a_handle_gives_the_same_again(groups: GroupManager):
+    handle = groups.tp.all_gather(torch.tensor([groups.rank]), async_op=True)
+    first = handle.wait()
+    assert first.tolist() == [0, 1]
+    assert handle.wait() is first
+    assert handle.is_done()
+    assert repr(handle) == "<Handle of all_gather on engine/tp[0], done>"
+
+
+def test_a_group_of_one_rank_gives_back_what_it_is_given():
+    with GroupManager(ParallelTopology(tp=1), rank=0) as groups:
+        tp, x = groups.tp, torch.ones(2)
+        for result in (
+            tp.all_reduce(x),
+            tp.all_reduce(x, async_op=True),
+            tp.all_gather(x),
+            tp.all_gather_v(x),
+            tp.reduce_scatter(x),
+            tp.reduce_scatter_v(x, [2]),
+            tp.broadcast(x, async_op=True),
+            tp.reduce(x),
+            tp.gather(x),
+            tp.all_to_all(x),
+            tp.send_recv(x),
+            tp.broadcast_object(x),
+            tp.all_gather_object(x)[0],
+        ):
+            assert (result.wait() if isinstance(result, Handle) else result) is x
+        assert tp.scatter(torch.zeros(2), x).tolist() == [1, 1]
+        tp.barrier()
+        with pytest.raises(GroupArgumentError, match="would be its own peer"):
+            tp.send(x)
+    with pytest.raises(ClosedError):
+        tp.all_reduce(x)
+
+
+REFUSED: list[tuple[Any, str]] = [
+    (lambda tp: tp.broadcast(torch.ones(1), src=2), "engine/tp[0]: src=2 is outside the group: expected 0..1"),
+    (lambda tp: tp.broadcast(torch.ones(1), src=-1), "engine/tp[0]: src=-1 is outside the group"),
+    (lambda tp: tp.broadcast(torch.ones(1), src_rank=0), "engine/tp[0]: src_rank=0 is not a member: expected one of ["),
+    (lambda tp: tp.broadcast(torch.ones(1), src=0, src_rank=5), "engine/tp[0]: both src=0 and src_rank=5"),
+    (lambda tp: tp.gather(torch.ones(1), dst=3), "engine/tp[0]: dst=3 is outside the group"),
+    (lambda tp: tp.reduce(torch.ones(1), dst_rank=9), "engine/tp[0]: dst_rank=9 is not a member"),
+    (lambda tp: tp.broadcast_object(1, src=2), "engine/tp[0]: src=2 is outside the group"),
+    (lambda tp: tp.send(torch.ones(1), dst=tp.rank), "send on engine/tp[0]: rank "),
+    (lambda tp: tp.irecv(torch.ones(1), src_rank=tp.ranks[tp.rank]), "irecv on engine/tp[0]: rank "),
+    (lambda tp: tp.all_reduce(torch.ones(1, device="meta")), "all_reduce on engine/tp[0]: the tensor is on meta"),
+    (lambda tp: tp.all_reduce(torch.ones(1), dist.ReduceOp.BAND), "all_reduce on engine/tp[0]: RedOpType.BAND of a to"),
+    (lambda tp: tp.all_reduce(torch.tensor([1]), dist.ReduceOp.AVG), "all_reduce on engine/tp[0]: RedOpType.AVG of a"),
+    (lambda tp: tp.all_reduce(torch.ones(1, dtype=torch.int16)), "all_reduce on engine/tp[0]: Invalid scalar type; co"),
+    (lambda tp: tp.all_gather(torch.ones(1), dim=1), "all_gather on engine/tp[0]: dim=1 of a tensor of shape [1]"),
+    (lambda tp: tp.reduce_scatter(torch.ones(3)), "reduce_scatter on engine/tp[0]: dim 0 of [3] does not divide by 2"),
+    (lambda tp: tp.reduce_scatter(torch.tensor(1.0)), "reduce_scatter on engine/tp[0]: dim=0 of a tensor of shape []"),
+    (lambda tp: tp.reduce_scatter_v(torch.ones(3), [1, 1]), "reduce_scatter_v on engine/tp[0]: sizes=[1, 1] make 2, b"),
+    (lambda tp: tp.reduce_scatter_v(torch.ones(3), [3]), "reduce_scatter_v on engine/tp[0]: sizes=[3]; expected 2 len"),
+    (lambda tp: tp.all_gather_v(torch.ones(3), [1, 1]), "all_gather_v on engine/tp[0]: sizes=[1, 1], but this member,"),
+    (lambda tp: tp.all_to_all(torch.ones(3)), "all_to_all on engine/tp[0]: dim 0 of [3] does not divide by 2"),
+    (lambda tp: tp.all_to_all(torch.ones(3), [1, 2]), "all_to_all on engine/tp[0]: output_splits=[1, 2], input_splits"),
+    (lambda tp: tp.all_to_all(torch.ones(3), [1, 2], [1, 1]), "all_to_all on engine/tp[0]: input_splits=[1, 1] make 2"),
+    (lambda tp: tp.all_to_all(torch.ones(3), [0, 0], [1, 2]), "all_to_all on engine/tp[0]: output_splits=[0, 0], but"),
+    (lambda tp: tp.all_to_all(torch.ones(3), [0, 0], [-1, 4]), "all_to_all on engine/tp[0]: input_splits=[-1, 4]; exp"),
+    (lambda tp: tp.scatter(torch.ones(1), None if tp.is_first else torch.ones(2)), "scatter on engine/tp[0]: tensor="),
+    (lambda tp: tp.set_timeout(0), "seconds=0: expected a number of seconds above 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("use", "message"), REFUSED, ids=[message[-40:] for _, message in REFUSED])
 @pytest.mark.ranks("tp2@5")
 def test_refused_arguments(groups: GroupManager, use: Any, message: str):
     with pytest.raises(GroupArgumentError) as caught:
@@ -158,6 +152,26 @@ def test_a_peer_that_does_not_take_part_is_a_timeout():
                 GroupTimeoutError, match=re.escape("all_reduce on engine/tp[0] = [0, 1] failed at rank 0")
             ):
                 groups.tp.all_reduce(torch.ones(1))
+            over.set()
+
+    run_threads(["rank"] * 2, body, timeout=30)
+
+
+def test_a_handle_says_the_same_about_it():
+    store, over = dist.HashStore(), threading.Event()
+
+    def body(position: int) -> None:
+        with GroupManager(ParallelTopology(tp=2), rank=position, store=store, timeout=20) as groups:
+            if position == 1:
+                assert over.wait(20)
+                return
+            handle = groups.tp.irecv(torch.ones(1))
+            assert not handle.is_done()
+            for _ in range(2):
+                with pytest.raises(
+                    GroupTimeoutError, match=re.escape("recv on engine/tp[0] = [0, 1] failed at rank 0")
+                ):
+                    handle.wait(timeout=0.5)
             over.set()
 
     run_threads(["rank"] * 2, body, timeout=30)

@@ -394,10 +394,13 @@ class TestWaysIn:
             GroupManager.connect(f"tcp://127.0.0.1:{port}", ParallelTopology(tp=2), rank=1, timeout=1)
 
     def test_from_env_without_a_launcher(self):
-        with pytest.raises(
-            LaunchError, match="no launcher was found: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"
-        ):
+        with pytest.raises(LaunchError, match="no launcher was found"):
             GroupManager.from_env(ParallelTopology(tp=2), env={})
+
+    def test_from_env_without_a_meeting_place(self):
+        env = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+        with pytest.raises(LaunchError, match="openmpi started rank 1 of 2, but does not say where the ranks meet"):
+            GroupManager.from_env(ParallelTopology(tp=2), env=env)
 
     def test_from_env_with_the_bare_variables(self):
         env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -412,6 +415,11 @@ class TestWaysIn:
         env = {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
         with pytest.raises(RankError, match=re.escape("env started rank 2 of 4, but tp2 has [0, 1]")):
             GroupManager.from_env(ParallelTopology(tp=2), env=env)
+
+    def test_from_env_with_too_few_ranks(self):
+        env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+        with pytest.raises(RankError, match=re.escape("env started rank 0 of 2, but tp4 has [0, 1, 2, 3]")):
+            GroupManager.from_env(ParallelTopology(tp=4), env=env)
 
     def test_under_torchrun(self, tmp_path: Path):
         script = tmp_path / "job.py"

@@ -12,7 +12,10 @@ from parallel_topology.groups import torch_private
 
 
 def test_the_names_are_there():
-    for name in ("_set_default_backend", "_register_backend", "_set_group_name", "_set_group_desc"):
+    for name in (
+        "_set_default_backend", "_register_backend", "_set_group_name", "_set_group_desc", "_allgather_base",
+        "_reduce_scatter_base", "_start_coalescing", "_end_coalescing",
+    ):  # fmt: skip
         assert hasattr(dist.ProcessGroup, name)
     for name in ("_Options", "create_device", "create_default_device"):
         assert hasattr(dist.ProcessGroupGloo, name)
@@ -32,7 +35,7 @@ def test_a_hand_made_group_works_without_a_default_group_and_is_in_no_registry()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dist.all_reduce(tensor, group=group)
-        torch_private.all_gather_single(gathered, tensor, group=group)
+        torch_private.all_gather_single(group, gathered, tensor, async_op=False).wait()
     assert gathered.item() == 1
     assert not dist.is_initialized()
     assert group not in dist.distributed_c10d._world.pg_map

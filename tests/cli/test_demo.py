@@ -1,4 +1,4 @@
-"""The command line, as a person runs it."""
+"""The demo, as a person runs it."""
 
 from __future__ import annotations
 
@@ -43,15 +43,3 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
-
-
-def test_a_missing_extra_is_one_line(tmp_path: Path):
-    """As in an environment without typer: a package of that name that cannot be found hides the real one."""
-    program = (
-        "import sys; sys.modules['typer'] = None\n"
-        "from parallel_topology.__main__ import main\n"
-        "main()"
-    )  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "the command line needs typer: pip install 'parallel-topology[cli]'\n"

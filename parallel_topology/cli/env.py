@@ -1,0 +1,56 @@
+"""`parallel-topology env`: which launcher started this process, and which variables say so."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, cast
+
+from rich.table import Table
+
+from parallel_topology.cli.errors import one_line_errors
+from parallel_topology.cli.options import JsonOption
+from parallel_topology.cli.output import console, print_json
+from parallel_topology.launch import LaunchInfo
+
+PACKAGES = ("parallel-topology", "torch", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
+
+
+def env(as_json: JsonOption = False) -> None:
+    """Show which launcher started this process, what it says, and which variables decided.
+
+    Exit status: 0, or 2 when there is no launcher or its variables contradict each other.
+
+    Example: RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 parallel-topology env
+    """
+    with one_line_errors():
+        found = asdict(LaunchInfo.from_env(os.environ))
+    installed = {name: number for name in PACKAGES if (number := _version(name))}
+    if as_json:
+        print_json({**found, "installed": installed})
+    else:
+        _show({**found, "installed": installed})
+
+
+def _show(found: dict[str, Any]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in found.items():
+        lines = _lines(value)
+        for number, line in enumerate(lines):
+            table.add_row("" if number else name, line)
+    console().print(table)
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{key}={inner}" for key, inner in cast("dict[str, object]", value).items()]
+    return ["not said" if value is None else str(value)]
+
+
+def _version(package: str) -> str | None:
+    """As its metadata say: importing torch would take seconds."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,46 @@
+"""Arguments and options that several commands take, read into values before a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.hosts import Hosts
+from parallel_topology.topology import ParallelTopology
+
+Value = TypeVar("Value")
+
+
+def reader(parse: Callable[[str], Value]) -> Callable[[Any], Value]:
+    """For typer's `parser=`: an error of ours becomes a usage error that keeps its words and names the argument."""
+
+    def read(text: Any) -> Value:
+        try:
+            return parse(str(text))
+        except ParallelTopologyError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return read
+
+
+def spec(help: str = "A topology, fastest axis first, as in tp8-dp2-pp4.") -> Any:
+    """An argument that is a topology."""
+    return typer.Argument(metavar="SPEC", help=help, parser=reader(ParallelTopology.parse), show_default=False)
+
+
+SpecArgument = Annotated[ParallelTopology, spec()]
+
+_HOSTS = typer.Option(
+    "--hosts",
+    metavar="HOSTS",
+    help="Which ranks are on which host: 2x4 is 2 hosts of 4, 4,4,2 lists what each has, 0,4/1,5 every rank.",
+    parser=reader(Hosts.parse),
+    show_default=False,
+)
+HostsOption = Annotated[Hosts, _HOSTS]
+OptionalHostsOption = Annotated[Hosts | None, _HOSTS]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

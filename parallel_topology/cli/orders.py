@@ -1,0 +1,57 @@
+"""`parallel-topology orders`: all orders of a topology's axes, ranked by what crosses hosts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from parallel_topology.cli.errors import one_line_errors
+from parallel_topology.cli.options import HostsOption, JsonOption, SpecArgument
+from parallel_topology.cli.output import console, print_json
+from parallel_topology.traffic import RankedOrder, ranked_orders
+
+SHOWN = 24
+"""Orders in the table: all those of four axes."""
+
+
+def orders(
+    spec: SpecArgument,
+    hosts: HostsOption,
+    heaviest: Annotated[
+        str,
+        typer.Option(metavar="AXES", help="Axes that come before tp, cp, ... because their traffic is heavier."),
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Rank all orders of a topology's axes by what crosses hosts: the mean number of hosts of a group, axis by axis.
+
+    The axis with the heaviest traffic decides, then the next one: tp, cp, ep, dp, pp unless --heaviest says otherwise.
+
+    Example: parallel-topology orders tp4-dp2-pp2 --hosts 2x8
+
+    Example: parallel-topology orders tp4-dp2-pp2 --hosts 2x8 --heaviest tp,pp
+    """
+    with one_line_errors():
+        ranked = ranked_orders(spec, hosts, heaviest.split(",") if heaviest else ())
+    if as_json:
+        listed = [{"order": one.order, "hosts_per_group": one.hosts_per_group} for one in ranked]
+        print_json({"topology": str(spec), "hosts": str(hosts), "orders": listed})
+    else:
+        _show(ranked, spec.order)
+
+
+def _show(ranked: list[RankedOrder], given: str) -> None:
+    table = Table("order", box=None, pad_edge=False)
+    axes = list(ranked[0].hosts_per_group)
+    for axis in axes:
+        table.add_column(f"{axis} on hosts", justify="right")
+    table.add_column("")
+    for one in ranked[:SHOWN]:
+        counts = [f"{count:g}" for count in one.hosts_per_group.values()]
+        table.add_row(one.order, *counts, "as given" if one.order == given else "")
+    out = console()
+    out.print(table)
+    if len(ranked) > SHOWN:
+        out.print(f"... and {len(ranked) - SHOWN} more, all of them with --json")

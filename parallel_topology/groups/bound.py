@@ -1,0 +1,170 @@
+"""BoundGroup: what stands between a group's collectives and its communicators: checks, waiting, and errors."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel_topology.errors import (
+    ClosedError,
+    CollectiveError,
+    GroupArgumentError,
+    GroupTimeoutError,
+    ParallelTopologyError,
+)
+from parallel_topology.groups import compiled
+from parallel_topology.groups.agreement import first_line, is_timeout
+from parallel_topology.groups.communicator import Communicator, Work
+from parallel_topology.groups.handle import Handle
+from parallel_topology.groups.links import Links
+from parallel_topology.groups.options import require_seconds
+from parallel_topology.layout import Ranks
+from parallel_topology.rank_view import RankGroup
+
+
+class BoundGroup(RankGroup):
+    """A `RankGroup` with connections.
+
+    Attributes:
+        label: the group's name among all managers, such as `engine/tp[1]`; torch's profiler shows it.
+        device: where the device group's tensors are.
+        links: the process groups, shared with this manager's other groups of the same ranks.
+        communicators: asked in this order who carries out a call; the last one is torch's.
+        key: by which compiled code finds this group; no other has it in this process, ever.
+    """
+
+    def __init__(self, name: str, ranks: Ranks, rank: int, *, label: str, device: torch.device, links: Links) -> None:
+        super().__init__(name, ranks, rank)
+        self.label = label
+        self.device = device
+        self.links = links
+        self.communicators: tuple[Communicator, ...] = links.communicators
+        self.key = compiled.register(self, label)
+        self._sent: dict[int, bytes] = {}  # what was last described to each member, and by each member
+        self._received: dict[int, bytearray] = {}
+
+    @property
+    def device_group(self) -> dist.ProcessGroup | None:
+        """torch's process group for this group's device; None in a group of one rank."""
+        self._require_open("device_group")
+        return self.links.device_group
+
+    @property
+    def cpu_group(self) -> dist.ProcessGroup | None:
+        """torch's gloo process group for CPU tensors; None in a group of one rank."""
+        self._require_open("cpu_group")
+        return self.links.cpu_group
+
+    def barrier(self) -> None:
+        """Wait until every member has called this. It runs on the CPU group and does not wait for device work."""
+        if not self._is_alone("barrier"):
+            token = torch.zeros(1, dtype=torch.int8, device="cpu")
+            self._issue("barrier", token, _nothing, False)
+
+    def set_timeout(self, seconds: float) -> None:
+        """Let operations wait this long from now on; every member calls it, and a barrier comes first.
+
+        Groups of one manager that share their process groups (equal ranks, not isolated) share the timeout too.
+
+        Raises:
+            GroupArgumentError: `seconds` is not above 0.
+        """
+        require_seconds("seconds", seconds)
+        self.barrier()
+        self.links.set_timeout(timedelta(seconds=seconds))
+
+    def _require_open(self, operation: str) -> None:
+        if self.links.closed:
+            raise ClosedError(f"{operation} on {self.label}: its manager was closed")
+
+    def _is_alone(self, operation: str) -> bool:
+        if self.links.closed:
+            self._require_open(operation)
+        return self.size == 1
+
+    def _other(self, operation: str, peer: int) -> int:
+        """The same position, if there is somebody else there."""
+        if self._is_alone(operation) or peer == self.rank:
+            raise GroupArgumentError(f"{operation} on {self.label}: rank {self.ranks[self.rank]} would be its own peer")
+        return peer
+
+    def _peer(self, argument: str, position: int | None, rank: int | None, default: int) -> int:
+        """A member's position, from a position or a global rank."""
+        if position is not None and rank is not None:
+            raise GroupArgumentError(
+                f"{self.label}: both {argument}={position} and {argument}_rank={rank}; expected one of them"
+            )
+        if rank is not None:
+            if rank not in self.ranks:
+                raise GroupArgumentError(
+                    f"{self.label}: {argument}_rank={rank} is not a member: expected one of {self.ranks}"
+                )
+            return self.ranks.index(rank)
+        if position is None:
+            return default % self.size
+        if not 0 <= position < self.size:
+            raise GroupArgumentError(
+                f"{self.label}: {argument}={position} is outside the group: expected 0..{self.size - 1}"
+            )
+        return position
+
+    def _issue(
+        self, operation: str, tensor: Tensor, finish: Callable[[], Any], async_op: bool, **arguments: Any
+    ) -> Any:
+        """Let the first communicator that takes it carry out an operation; what `finish` returns, or a handle on it.
+
+        Args:
+            operation: the communicator's method.
+            tensor: contiguous, what the operation is about.
+            arguments: the method's.
+        """
+        if self.links.process != os.getpid():
+            raise ClosedError(
+                f"{operation} on {self.label}: its manager belongs to process {self.links.process}, of which this one "
+                "was forked; make a manager of its own here"
+            )
+        try:
+            if async_op:
+                work = self._start(operation, tensor, async_op, arguments)
+                return Handle(self, operation, work, finish)
+            self._carry_out(operation, tensor, arguments)
+        except ParallelTopologyError:
+            raise
+        except RuntimeError as error:
+            raise self.failure(operation, error) from error
+        return finish()
+
+    def _start(self, operation: str, tensor: Tensor, async_op: bool, arguments: dict[str, Any]) -> Work | None:
+        for communicator in self.communicators:
+            if communicator.handles(operation, tensor):
+                return communicator.issue(operation, tensor, async_op=async_op, **arguments)
+        raise GroupArgumentError(
+            f"{operation} on {self.label}: the tensor is on {tensor.device}, expected {self.device} or cpu"
+        )
+
+    def _carry_out(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> None:
+        work = self._start(operation, tensor, False, arguments)
+        if work is not None:
+            work.wait()
+
+    def failure(self, operation: str, error: RuntimeError) -> ParallelTopologyError:
+        """What to raise for an error of torch's: where it happened, and who else was there."""
+        # The traceback's frames hold work and process group: whoever keeps the error would keep its sockets open after
+        # close(), and peers that wait for this rank would not see it go.
+        traceback.clear_frames(error.__traceback__)
+        if "scalar type" in str(error):
+            return GroupArgumentError(f"{operation} on {self.label}: {first_line(error)}; convert the tensor first")
+        said = self.links.witness.report(self.label, self.ranks, operation) if self.links.witness else ""
+        where = f"{operation} on {self.label} = {self.ranks} failed at rank {self.ranks[self.rank]}"
+        return (GroupTimeoutError if is_timeout(error) else CollectiveError)(f"{where}: {first_line(error)}; {said}")
+
+
+def _nothing() -> None:
+    return None

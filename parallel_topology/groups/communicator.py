@@ -1,0 +1,186 @@
+"""The seam below a group's collectives: what a communicator has to offer, and how one is chosen for a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from parallel_topology.errors import BackendError
+from parallel_topology.groups.group_options import GroupOptions
+from parallel_topology.layout import Ranks
+
+if TYPE_CHECKING:
+    from parallel_topology.groups.links import Links
+
+ENTRY_POINTS = "parallel_topology.communicators"
+"""The entry-point group under which installed packages offer communicator factories by name."""
+
+
+class Work(Protocol):
+    """An operation under way, such as torch's `Work`."""
+
+    def wait(self, timeout: timedelta = ...) -> object: ...
+    def is_completed(self) -> bool: ...
+
+
+class Communicator:
+    """Carries out collectives for the members of one group. Derive from it and override what yours can do.
+
+    A group asks each communicator of its chain in turn whether it handles a call; the last one is torch's. Tensors
+    come contiguous; sources and destinations are positions in the group. A method returns the work under way, or None
+    when all is done, or in the order of the current stream. With `async_op` false a device's operation must be
+    ordered after what is on the current stream, and what comes next after it.
+
+    One that cannot work where it is made raises `BackendError` in its factory: there is no disabled state.
+    """
+
+    name: str
+
+    def handles(self, operation: str, tensor: Tensor) -> bool:
+        """Whether this carries out `operation` (a method's name) on such a tensor.
+
+        The answer must be the same on every member: decide by operation, dtype, device type, and by shape only where
+        the operation demands equal shapes.
+        """
+        raise NotImplementedError
+
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        """Carry out `operation`; every call comes this way. For those that watch or check the calls of another."""
+        return getattr(self, operation)(tensor, **arguments)
+
+    def all_reduce(self, tensor: Tensor, *, op: Any, async_op: bool) -> Work | None:
+        """Reduce in place."""
+        raise NotImplementedError
+
+    def reduce(self, tensor: Tensor, *, op: Any, dst: int, async_op: bool) -> Work | None:
+        """Reduce in place on the member `dst`; what is left in the others' tensors does not matter."""
+        raise NotImplementedError
+
+    def broadcast(self, tensor: Tensor, *, src: int, async_op: bool) -> Work | None:
+        """Overwrite every tensor with that of `src`."""
+        raise NotImplementedError
+
+    def all_gather(self, tensor: Tensor, *, output: Tensor, async_op: bool) -> Work | None:
+        """`output` is `[size * n, ...]` for a tensor `[n, ...]`."""
+        raise NotImplementedError
+
+    def all_gather_v(self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], async_op: bool) -> Work | None:
+        """`output` is `[sum(sizes), ...]`; `tensor` is `[sizes[rank], ...]`."""
+        raise NotImplementedError
+
+    def reduce_scatter(self, tensor: Tensor, *, output: Tensor, op: Any, async_op: bool) -> Work | None:
+        """`tensor` is `[size * n, ...]`, `output` this member's `[n, ...]`."""
+        raise NotImplementedError
+
+    def reduce_scatter_v(
+        self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], op: Any, async_op: bool
+    ) -> Work | None:
+        """`tensor` is `[sum(sizes), ...]`, `output` is `[sizes[rank], ...]`."""
+        raise NotImplementedError
+
+    def gather(self, tensor: Tensor, *, output: Tensor | None, dst: int, async_op: bool) -> Work | None:
+        """`output`, on `dst` only, is `[size * n, ...]` for tensors `[n, ...]`."""
+        raise NotImplementedError
+
+    def scatter(self, tensor: Tensor, *, source: Tensor | None, src: int, async_op: bool) -> Work | None:
+        """`source`, on `src` only, is `[size * n, ...]`; `tensor` takes this member's `[n, ...]`."""
+        raise NotImplementedError
+
+    def all_to_all(
+        self,
+        tensor: Tensor,
+        *,
+        output: Tensor,
+        output_splits: Sequence[int],
+        input_splits: Sequence[int],
+        async_op: bool,
+    ) -> Work | None:
+        """Rows of `tensor` by `input_splits` go to the members in turn; `output` takes theirs by `output_splits`."""
+        raise NotImplementedError
+
+    def send(self, tensor: Tensor, *, dst: int, async_op: bool) -> Work | None:
+        """Send to one member."""
+        raise NotImplementedError
+
+    def recv(self, tensor: Tensor, *, src: int, async_op: bool) -> Work | None:
+        """Receive from one member."""
+        raise NotImplementedError
+
+    def exchange(self, tensor: Tensor, *, output: Tensor, dst: int, src: int, async_op: bool) -> Work | None:
+        """Send to one member and receive from one, both at once, so that a ring of these cannot deadlock."""
+        raise NotImplementedError
+
+    def barrier(self, tensor: Tensor, *, async_op: bool) -> Work | None:
+        """Wait for all members. `tensor` is one number on the CPU, free to be used."""
+        raise NotImplementedError
+
+    def warmup(self) -> None:
+        """Connect and allocate what a first call would, on the current stream: all members call this before capture."""
+
+    def capture(self) -> AbstractContextManager[None]:
+        """Entered while CUDA graphs are captured."""
+        return nullcontext()
+
+    def close(self, *, abort: bool) -> None:
+        """Release what this holds. With `abort`, what is under way may never end, and is given up."""
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What a communicator's factory is told.
+
+    Attributes:
+        label: the group's name among all managers, `engine/tp[1]`.
+        ranks: the members' global ranks, in group order.
+        rank: this member's position.
+        device: where the manager's tensors are.
+        links: the group's process groups; `cpu_group` is there to exchange what a connection needs.
+        options: the group's.
+    """
+
+    label: str
+    ranks: Ranks
+    rank: int
+    device: torch.device
+    links: Links
+    options: GroupOptions
+
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return len(self.ranks)
+
+
+Factory = Callable[[Membership], Communicator]
+"""Makes a communicator for one group; all members call it at the same time.
+
+Raises `BackendError` where it cannot work.
+"""
+
+
+def find_factory(name: str, given: Mapping[str, Factory]) -> Factory:
+    """The factory called `name`: one of those given, our own, or an installed package's entry point.
+
+    Raises:
+        BackendError: there is none of that name.
+    """
+    if name in given:
+        return given[name]
+    if name == "nccl":
+        from parallel_topology.groups.nccl import NcclCommunicator  # needs the extra
+
+        return NcclCommunicator
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in found:
+        return found[name].load()
+    known = ", ".join(["torch", "nccl", *given, *found])
+    raise BackendError(
+        f"communicator {name!r} is not known: expected one of {known}, or a factory in communicators={{{name!r}: ...}}"
+    )

@@ -1,0 +1,216 @@
+"""A value with tensors inside, as a structure (plain: encoded, small) and the tensors (sent as they are)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from parallel_topology.errors import GroupArgumentError, WireError
+
+MAX_DEPTH = 100
+"""Containers inside containers that a value may have: far less than Python's own recursion allows."""
+
+Path: TypeAlias = "tuple[Path, object] | None"
+"""The keys and indices that lead to a value, innermost first: a pair is cheap to make for each container."""
+
+_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a receiver must know to allocate a tensor; it stands in a structure where the tensor was.
+
+    Attributes:
+        device: the type of the sender's device, such as `"cuda"`.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    device: str
+
+
+def flatten_tensors(value: Any) -> tuple[Any, list[Tensor]]:
+    """Take the tensors out of nested dicts, lists and tuples.
+
+    A tensor that occurs twice is taken out, and sent, twice.
+
+    Returns:
+        The structure, equal to `value` but for a `TensorSpec` in place of each tensor, and the tensors in the order
+        of their places. `encode(structure)` is equal for values of equal types, keys, shapes and plain leaves, so it
+        can be the key of a cache.
+
+    Raises:
+        GroupArgumentError: a tensor that cannot be sent, a `TensorSpec` in `value`, or a value nested too deep.
+    """
+    tensors: list[Tensor] = []
+
+    def take(leaf: Any, path: Path) -> Any:
+        if isinstance(leaf, TensorSpec):
+            raise GroupArgumentError(f"{shown(path)}: a TensorSpec, which is only to stand for a tensor")
+        if not isinstance(leaf, Tensor):
+            return leaf
+        _require_plain(leaf, path)
+        tensors.append(leaf)
+        return TensorSpec(leaf.dtype, tuple(leaf.shape), leaf.device.type)
+
+    return _with_leaves(value, take), tensors
+
+
+def tensor_specs(structure: Any) -> list[TensorSpec]:
+    """What to allocate for a structure, in the order of the tensors.
+
+    A structure from a peer may ask for any size: who allocates decides how much to believe.
+    """
+    specs: list[TensorSpec] = []
+
+    def note(leaf: Any, path: Path) -> None:
+        if isinstance(leaf, TensorSpec):
+            specs.append(leaf)
+
+    _with_leaves(structure, note)
+    return specs
+
+
+def unflatten(structure: Any, tensors: Sequence[Tensor]) -> Any:
+    """The value, from its structure and its tensors: what `flatten_tensors` took apart.
+
+    Raises:
+        GroupArgumentError: not as many tensors as the structure has places, or one of another shape or dtype.
+    """
+    if len(specs := tensor_specs(structure)) != len(tensors):
+        raise GroupArgumentError(f"{len(tensors)} tensors for a structure with {len(specs)} places")
+    left: Iterator[Tensor] = iter(tensors)
+
+    def put(leaf: Any, path: Path) -> Any:
+        if not isinstance(leaf, TensorSpec):
+            return leaf
+        tensor = next(left)
+        if tensor.dtype != leaf.dtype or tuple(tensor.shape) != leaf.shape:
+            raise GroupArgumentError(
+                f"{shown(path)}: got {tensor.dtype} of shape {tuple(tensor.shape)}, expected {leaf.dtype} of shape "
+                f"{leaf.shape}"
+            )
+        return tensor
+
+    return _with_leaves(structure, put)
+
+
+def contents_of(tensor: Tensor, path: Path) -> Tensor:
+    """A tensor's bytes as one row, still on its device.
+
+    Raises:
+        GroupArgumentError: the tensor is more than dtype, shape and bytes.
+    """
+    _require_plain(tensor, path)
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    # As numbers, because torch does not copy all dtypes (uint4) and warns of others (complex32).
+    number = _NUMBERS.get(tensor.itemsize)
+    return (tensor.view(number) if number else tensor).contiguous().reshape(-1).view(torch.uint8)
+
+
+def tensor_of(contents: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor with a copy of these bytes, on the CPU.
+
+    Raises:
+        WireError: the dtype is a quantized one, for which bytes are not all.
+    """
+    if name_of(dtype).startswith("q"):
+        raise WireError(f"a peer sent a tensor of {dtype}; expected one that is not quantized")
+    # frombuffer takes no empty buffer, and a bytearray is memory that may be written to
+    flat = torch.frombuffer(bytearray(contents or b"\0"), dtype=torch.uint8)[: len(contents)]
+    if dtype == torch.bool:
+        flat = flat != 0  # torch relies on a bool's byte being 0 or 1
+    return flat.view(dtype).reshape(shape)
+
+
+def bytes_of(tensor: Tensor) -> bytearray:
+    """The bytes that a uint8 tensor on the CPU holds; torch itself gives them only by way of NumPy."""
+    copy = bytearray(tensor.numel())
+    if copy:  # frombuffer takes no empty buffer
+        torch.frombuffer(copy, dtype=torch.uint8).copy_(tensor)
+    return copy
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`bfloat16`"""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that a peer named.
+
+    Raises:
+        WireError: this torch does not have it.
+    """
+    if name not in _DTYPES:
+        raise WireError(f"a peer sent the dtype {name!r:.80}, which this torch, {torch.__version__}, does not have")
+    return _DTYPES[name]
+
+
+def shape_of(dims: list[Any]) -> tuple[int, ...]:
+    """The shape that a peer sent.
+
+    Raises:
+        WireError: torch could make no tensor of it, because the product of the dims exceeds 63 bits.
+    """
+    strides = 1
+    for dim in dims:
+        if type(dim) is not int or dim < 0 or (strides := strides * max(dim, 1)) >= 2**63:
+            raise WireError(f"a peer sent a shape that no tensor can have: {dims!r:.80}")
+    return tuple(dims)
+
+
+def spec_of(dtype: str, dims: list[Any], device: str) -> TensorSpec:
+    """The spec that a peer sent.
+
+    Raises:
+        WireError: as `dtype_of` and `shape_of`.
+        RuntimeError: torch knows no such device.
+    """
+    return TensorSpec(dtype_of(dtype), shape_of(dims), torch.device(device).type)
+
+
+def too_deep(path: Path) -> GroupArgumentError:
+    """The error to raise for a container inside `MAX_DEPTH` others."""
+    return GroupArgumentError(f"{shown(path):.120}...: nested more than {MAX_DEPTH} deep; does it contain itself?")
+
+
+def shown(path: Path) -> str:
+    """`value['a'][3]`"""
+    steps = ""
+    while path is not None:
+        path, step = path
+        try:
+            steps = f"[{step!r:.80}]{steps}"
+        except Exception:  # a key's own repr, or that of an int of thousands of digits
+            steps = f"[a {type(step).__name__}]{steps}"
+    return f"value{steps}"
+
+
+def _with_leaves(value: Any, leaf: Callable[[Any, Path], Any], path: Path = None, depth: int = 0) -> Any:
+    """`value` with `leaf(leaf, path)` in place of each leaf."""
+    kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if kind not in (list, tuple, dict):
+        return leaf(value, path)
+    if depth >= MAX_DEPTH:
+        raise too_deep(path)
+    if kind is dict:
+        return {key: _with_leaves(inner, leaf, (path, key), depth + 1) for key, inner in value.items()}
+    inside = [_with_leaves(inner, leaf, (path, index), depth + 1) for index, inner in enumerate(value)]
+    return inside if kind is list else tuple(inside)
+
+
+def _require_plain(tensor: Tensor, path: Path) -> None:
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        said = f"a {type(tensor).__qualname__}"
+    elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else tensor.layout
+        said = "a tensor on the meta device" if tensor.is_meta else f"a tensor that is {kind}"
+    else:
+        return
+    raise GroupArgumentError(f"{shown(path)}: {said} cannot be sent: expected a dense torch.Tensor that holds data")

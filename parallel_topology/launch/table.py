@@ -1,0 +1,211 @@
+"""The launchers, in the order in which they are looked for, and the choice between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel_topology.errors import LaunchError
+from parallel_topology.launch.launcher import Facts, Launcher
+from parallel_topology.launch.pods import Incomplete, KubeflowTrainer, LeaderWorkerSet, Lightning
+from parallel_topology.launch.slurm import Slurm
+from parallel_topology.launch.variables import Variables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torchrun(Launcher):
+    """Its agents may host the store, and restart the workers.
+
+    https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables; torch 2.13:
+    torch/distributed/elastic/agent/server/local_elastic_agent.py (_start_workers).
+    """
+
+    def facts(self, env: Variables) -> Facts:
+        facts = super().facts(env)
+        hosted = "TORCHELASTIC_USE_AGENT_STORE"
+        facts["store_is_hosted"] = hosted in env and env.text(hosted) == "True"
+        facts["restart"] = env.number_if_set("TORCHELASTIC_RESTART_COUNT") or 0
+        return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare(Launcher):
+    """The variables of torch's `env://`, set by hand, by a PyTorchJob v1, or by any program that knows no other.
+
+    https://docs.pytorch.org/docs/stable/distributed.html#environment-variable-initialization
+    """
+
+    def numbers(self, env: Variables) -> Facts:
+        # A PyTorchJob v1 counts pods in RANK: https://github.com/kubeflow/training-operator, 1417bbc:
+        # pkg/controller.v1/pytorch/envvar.go.
+        several = "PET_NPROC_PER_NODE" in env and env.text("PET_NPROC_PER_NODE") != "1"
+        if several and "LOCAL_RANK" not in env:
+            raise LaunchError(
+                f"{env.shown('PET_NPROC_PER_NODE')} asks for several processes in this pod, and RANK counts pods: "
+                "start the program with torchrun"
+            )
+        return super().numbers(env)
+
+
+TORCHRUN = Torchrun(
+    name="torchrun",
+    marks=("TORCHELASTIC_RUN_ID",),
+    rank="RANK",
+    world_size="WORLD_SIZE",
+    local_rank="LOCAL_RANK",
+    local_size="LOCAL_WORLD_SIZE",
+    host_index="GROUP_RANK",
+    host_count="GROUP_WORLD_SIZE",
+    gives_address=True,
+)
+
+# RANK and WORLD_SIZE by themselves: the first that fits names itself, all read the same.
+TORCH_NAMES: tuple[Launcher, ...] = (
+    Launcher(  # https://github.com/deepspeedai/DeepSpeed, 048b0d5: deepspeed/launcher/launch.py
+        name="deepspeed",
+        marks=("RANK", "CROSS_RANK", "CROSS_SIZE"),
+        rank="RANK",
+        world_size="WORLD_SIZE",
+        local_rank="LOCAL_RANK",
+        local_size="LOCAL_SIZE",
+        host_index="CROSS_RANK",
+        host_count="CROSS_SIZE",
+        gives_address=True,
+    ),
+    Launcher(  # https://github.com/ray-project/ray, 014c1dc: python/ray/train/torch/config.py
+        name="ray",
+        marks=("RANK", "NODE_RANK", "ACCELERATE_TORCH_DEVICE"),
+        rank="RANK",
+        world_size="WORLD_SIZE",
+        local_rank="LOCAL_RANK",
+        local_size="LOCAL_WORLD_SIZE",
+        host_index="NODE_RANK",
+        gives_address=True,
+    ),
+    Bare(
+        name="env",
+        marks=("RANK",),
+        rank="RANK",
+        world_size="WORLD_SIZE",
+        local_rank="LOCAL_RANK",
+        local_size="LOCAL_WORLD_SIZE",
+        gives_address=True,
+    ),
+)
+
+MPI: tuple[Launcher, ...] = (
+    Launcher(  # https://lightning.ai/docs/pytorch/stable/api/pytorch_lightning.plugins.environments.LSFEnvironment.html
+        name="jsrun",
+        marks=("JSM_NAMESPACE_RANK",),
+        rank="JSM_NAMESPACE_RANK",
+        world_size="JSM_NAMESPACE_SIZE",
+        local_rank="JSM_NAMESPACE_LOCAL_RANK",
+        local_size="JSM_NAMESPACE_LOCAL_SIZE",
+    ),
+    Launcher(  # https://mvapich.cse.ohio-state.edu/userguide (src/pm/mpirun/mpispawn.c: MV2_COMM_WORLD_*)
+        name="mvapich",
+        marks=("MV2_COMM_WORLD_RANK",),
+        rank="MV2_COMM_WORLD_RANK",
+        world_size="MV2_COMM_WORLD_SIZE",
+        local_rank="MV2_COMM_WORLD_LOCAL_RANK",
+        local_size="MV2_COMM_WORLD_LOCAL_SIZE",
+    ),
+    Launcher(  # https://docs.open-mpi.org/en/v5.0.x/tuning-apps/environment-var.html; seen in 4.1.4
+        # Its _NODE_RANK is no host's index: it counts processes on the host, over all jobs.
+        name="openmpi",
+        marks=("OMPI_COMM_WORLD_RANK",),
+        rank="OMPI_COMM_WORLD_RANK",
+        world_size="OMPI_COMM_WORLD_SIZE",
+        local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
+        local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    Launcher(  # MPICH, Intel MPI: https://github.com/pmodels/mpich, src/pm/hydra; seen in MPICH 4.0.2.
+        # PMI_RANK alone is no mark: srun --mpi=pmi2 sets it too.
+        name="hydra",
+        marks=("PMI_RANK", "MPI_LOCALRANKID"),
+        rank="PMI_RANK",
+        world_size="PMI_SIZE",
+        local_rank="MPI_LOCALRANKID",
+        local_size="MPI_LOCALNRANKS",
+    ),
+)
+
+# In this order: mpirun within a job of SLURM starts its daemons by srun, whose variables (of the daemon, not of the
+# rank) leak into the ranks; SLURM's cray_shasta plugin sets PALS_*; a JobSet's pods have JOB_COMPLETION_INDEX whatever
+# else started them.
+OTHERS: tuple[Launcher, ...] = (
+    Slurm(),
+    Launcher(  # https://github.com/flux-framework/flux-coral2, src/shell/plugins/cray_pals.c, which imitates it
+        name="pals",
+        marks=("PALS_RANKID",),
+        rank="PALS_RANKID",
+        world_size="PMI_SIZE",
+        local_rank="PALS_LOCAL_RANKID",
+        local_size="PALS_LOCAL_SIZE",
+        host_index="PALS_NODEID",
+    ),
+    Lightning(),
+    KubeflowTrainer(),
+    LeaderWorkerSet(),
+    Incomplete(
+        name="pmix",
+        marks=("PMIX_RANK",),
+        says="a PMIx launcher tells the rank, but not how many there are",
+    ),
+    Incomplete(
+        name="indexed-job",
+        marks=("JOB_COMPLETION_INDEX",),
+        says="an Indexed Job or JobSet tells which pod this is, but neither how many there are nor where they meet",
+        advice="start the program with torchrun --node-rank=$JOB_COMPLETION_INDEX --nnodes=... --master-addr=...; or ",
+    ),
+)
+
+
+def find(env: Variables) -> tuple[str, Facts]:
+    """The name of the launcher that started this process, and what it said.
+
+    Raises:
+        LaunchError: there is none, or what it or they said cannot be.
+    """
+    if TORCHRUN.started(env):  # its agents may be started by any of the others
+        return TORCHRUN.name, TORCHRUN.facts(env)
+    torch_names = [launcher for launcher in TORCH_NAMES if launcher.started(env)][:1]
+    found = torch_names + [launcher for launcher in MPI if launcher.started(env)]
+    if found:
+        for other in found[1:]:
+            _compare(env, found[0], other)
+        return found[0].name, found[0].facts(env)
+    for launcher in OTHERS:
+        if launcher.started(env):
+            return launcher.name, launcher.facts(env)
+    raise LaunchError(_nothing_found(env))
+
+
+def _compare(env: Variables, one: Launcher, other: Launcher) -> None:
+    """Two launchers of processes that both left their variables have to mean the same process."""
+    for fact in ("rank", "world_size"):
+        names: tuple[str, str] = (getattr(one, fact), getattr(other, fact))
+        if not env.missing(names) and not env.equal(*names):
+            raise LaunchError(
+                f"{one.name} and {other.name} contradict each other: {env.shown(*names)}; "
+                "unset the variables of the one that did not start this process"
+            )
+
+
+def _nothing_found(env: Variables) -> str:
+    everyone = (TORCHRUN, *TORCH_NAMES, *MPI, *OTHERS)
+    looked_for = ", ".join(f"{launcher.name} ({', '.join(launcher.marks)})" for launcher in everyone)
+    hints: list[str] = []
+    told: set[str] = set()
+    for launcher in (TORCH_NAMES[-1], *MPI, *OTHERS):
+        half = [name for name in (launcher.rank, launcher.world_size) if name in env and name not in told]
+        if half:
+            told.update(half)
+            missing = dict.fromkeys(env.missing((*launcher.marks, launcher.rank, launcher.world_size)))
+            hints.append(f"Of {launcher.name} there is {env.shown(*half)}, but not {', '.join(missing)}. ")
+    if "SLURM_JOB_ID" in env:
+        hints.append(f"This is inside SLURM's job {env.text('SLURM_JOB_ID')}, but not a task of srun: use srun. ")
+    return (
+        f"no launcher was found. {''.join(hints)}Start the program with torchrun, or say where the ranks meet with "
+        "GroupManager.connect('tcp://host:port', topology, rank=...), or give a store of your own with "
+        f"GroupManager(topology, rank=..., store=...). Looked for {looked_for}"
+    )

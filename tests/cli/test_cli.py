@@ -1,0 +1,171 @@
+"""What holds for all commands: errors, help and its examples, completion, colours, widths, and what is imported."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parallel_topology.cli import app
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {command.callback.__name__: command.callback for command in app.registered_commands if command.callback}
+EXAMPLES = [
+    (name, example)
+    for name, callback in COMMANDS.items()
+    for example in re.findall(r"Example: (.*)", callback.__doc__ or "")
+]
+SCRIPTS = Path(sys.executable).parent
+
+
+def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a line as a person would, in a new process."""
+    surroundings = {**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False, env=surroundings, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", "tp8", "--bogus"], "No such option: --bogus"),
+        (["check"], "Missing argument 'SPEC'"),
+        (["chek"], "No such command 'chek'"),
+        (["orders", "tp2"], "Missing option '--hosts'"),
+        (["check", "tp8", "pp2"], "unexpected extra argument"),
+        (["check", "tp8x", "--layers", "8"], "Invalid value for 'SPEC': cannot read 'tp8x' in 'tp8x': expected axes"),
+        (["check", "tp8", "--hosts", "2by4"], "Invalid value for '--hosts': cannot read hosts '2by4': expected hosts"),
+        (["check", "tp8", "--layers", "many"], "Invalid value for '--layers'"),
+        (["check", "tp8", "--layers", "0"], "Invalid value for '--layers'"),
+        (["check", "tp8"], "nothing to check: expected --hosts, or a size such as --layers 80"),
+        (["check", "tp8", "--hosts", "1x4"], "the hosts 1x4 hold 4 ranks, 0..3, but tp8 has 8: rank 7 is on no host"),
+        (["diff", "tp8", "tp4", "--hosts", "1x4"], "but tp8 has 8: rank 7 is on no host"),
+        (["diff", "tp8"], "Missing argument 'SPEC'"),
+        (["orders", "tp8", "--hosts", "1x8", "--heaviest", "xp"], "tp8 has no axis 'xp'; it has 'tp'"),
+        (["env"], "no launcher was found: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"),
+        (["selftest", "tp8", "--timeout", "0"], "Invalid value for '--timeout'"),
+        (["selftest", "x"], "Invalid value for 'SPEC': cannot read 'x' in 'x'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, arguments, said):
+    done = run(*arguments)
+    assert done.status == 2
+    assert done.out == ""
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("parallel-topology: ")
+    assert said in done.err
+
+
+def test_without_a_command_there_is_help(run):
+    done = run()
+    assert done.status == 0
+    assert all(name in done.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself_with_an_example(run, name):
+    done = run(name, "--help")
+    assert done.status == 0
+    assert "Example:" in done.out
+    assert name in dict(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [
+        pytest.param(name, example, marks=[pytest.mark.slow] if name in ("demo", "selftest") else [])
+        for name, example in EXAMPLES
+    ],
+)
+def test_examples_run(name, example):
+    done = shell(example)
+    assert done.returncode == (1 if name == "diff" else 0), done.stderr
+    assert done.stdout
+
+
+def test_completion():
+    words = {"COMP_WORDS": "parallel-topology or", "COMP_CWORD": "1"}
+    done = shell("parallel-topology", _PARALLEL_TOPOLOGY_COMPLETE="complete_bash", **words)
+    assert done.stdout.split() == ["orders"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "check tp8-pp4 --hosts 4x8 --layers 80",
+        "diff tp2-pp2 pp2-tp2 --hosts 2x2",
+        "orders tp2-pp2 --hosts 2x2 --json",
+        "env",
+        "selftest --help",
+        "--help",
+    ],
+)
+def test_what_needs_no_torch_does_not_import_it(arguments):
+    program = (
+        "import sys\n"
+        "from parallel_topology.__main__ import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print('torch' in sys.modules, file=sys.stderr)"
+    )
+    launcher = "RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500"
+    done = shell(f"{launcher} python -c {shlex.quote(program)} {arguments}")
+    assert done.stderr == "False\n"
+
+
+def on_terminal(command: str, **env: str) -> str:
+    """What a command prints when it believes to be on a terminal."""
+    leader, follower = pty.openpty()
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **env}
+    with subprocess.Popen(
+        [sys.executable, "-m", "parallel_topology", *shlex.split(command)],
+        stdout=follower, stderr=follower, env=surroundings, cwd=ROOT,
+    ) as process:  # fmt: skip
+        os.close(follower)
+        read = b""
+        try:
+            while piece := os.read(leader, 4096):
+                read += piece
+        except OSError:  # a terminal that nobody writes to any more
+            pass
+        finally:
+            os.close(leader)
+        process.wait(60)
+    return read.decode().replace("\r\n", "\n")
+
+
+def test_colours_only_on_a_terminal_that_wants_them(run):
+    line = "check tp8 --layers 80 --model-heads 60"
+    coloured = on_terminal(line, COLUMNS="200")
+    assert "\x1b[" in coloured
+    plain = on_terminal(line, COLUMNS="200", NO_COLOR="1")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", plain) == re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert not re.search(r"\x1b\[(3|4)[0-9]m", plain)
+    assert "\x1b" not in run(*line.split()).out
+
+
+def test_a_narrow_terminal_wraps_and_a_pipe_does_not(run):
+    line = "check tp8-pp4 --hosts 8x4 --layers 82 --vocab 50257"
+    narrow = on_terminal(line, COLUMNS="40", NO_COLOR="1")
+    assert max(map(len, narrow.splitlines())) <= 40
+    wide = run(*line.split()).out
+    assert len(wide.splitlines()) == 4
+    assert sorted(re.findall(r"\d+", narrow)) == sorted(re.findall(r"\d+", wide))  # nothing is cut
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path):
+    """As in an environment without typer: a package of that name that cannot be found hides the real one."""
+    program = (
+        "import sys; sys.modules['typer'] = None\n"
+        "from parallel_topology.__main__ import main\n"
+        "main()"
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "the command line needs typer: pip install 'parallel-topology[cli]'\n"

@@ -1,0 +1,122 @@
+"""Objects between members: what arrives is what was sent; what cannot be sent, or read, is an error everywhere."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, WireError
+from parallel_topology.groups.group import ParallelGroup
+
+
+class Request(BaseModel):
+    number: int
+    prompt: str
+
+
+def value(rank: int) -> Any:
+    return {
+        "rank": rank,
+        "pair": (rank, [None, "text"]),
+        7: torch.arange(rank),
+        "request": Request(number=rank, prompt="é"),
+    }
+
+
+def same(one: Any, other: Any) -> bool:
+    tensors = one.pop(7), other.pop(7)
+    return one == other and torch.equal(*tensors) and tensors[0].dtype == tensors[1].dtype
+
+
+def _every_way(groups: GroupManager) -> None:
+    tp, models = groups.tp, (Request,)
+    mine = value(groups.rank)
+    for source, rank in enumerate(tp.ranks):
+        got = tp.broadcast_object(mine if tp.rank == source else "ignored", source, models=models)
+        assert same(got, value(rank)), got
+        mine = value(groups.rank)
+    for rank, got in zip(tp.ranks, tp.all_gather_object(mine, models=models), strict=True):
+        assert same(got, value(rank))
+    if tp.is_first and tp.size > 1:
+        tp.send_object(value(groups.rank))
+    elif tp.rank == 1:
+        assert same(tp.recv_object(src_rank=tp.first_rank, models=models), value(tp.first_rank))
+
+
+@pytest.mark.ranks([1, 2, "tp3@5"])
+def test_what_arrives_is_what_was_sent(groups: GroupManager):
+    _every_way(groups)
+
+
+@pytest.mark.ranks(2, world="processes")
+def test_what_arrives_is_what_was_sent_in_processes(groups: GroupManager):
+    _every_way(groups)
+
+
+WAYS: dict[str, Any] = {
+    "broadcast_object": lambda tp, value, **how: tp.broadcast_object(value, **how),
+    "all_gather_object": lambda tp, value, **how: tp.all_gather_object(value, **how),
+    "send_object": lambda tp, value, **how: tp.send_object(value, **how) if tp.is_first else tp.recv_object(**how),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.ranks(2)
+def test_what_cannot_be_sent_is_an_error_on_all_members(groups: GroupManager, way: Any):
+    mine = threading.Lock() if groups.tp.is_first else 1
+    expected = GroupArgumentError if groups.tp.is_first else CollectiveError
+    with pytest.raises(expected, match="lock" if groups.tp.is_first else "rank 0 could not send its object"):
+        way(groups.tp, mine)
+    assert groups.tp.all_reduce(torch.ones(1)) == 2  # and the group goes on
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.ranks(2)
+def test_what_is_too_large_is_refused_before_it_is_sent(groups: GroupManager, way: Any):
+    how = {"max_bytes": 100}
+    mine = "x" * 200 if groups.tp.is_first else 1
+    expected = GroupArgumentError if groups.tp.is_first else CollectiveError
+    with pytest.raises(expected, match=r"more than max_bytes=100" if groups.tp.is_first else "could not send"):
+        way(groups.tp, mine, **how)
+    assert groups.tp.all_reduce(torch.ones(1)) == 2
+
+
+@pytest.mark.ranks(2)
+def test_what_a_peer_announces_is_not_allocated_unseen(groups: GroupManager):
+    if groups.tp.is_first:
+        groups.tp.send(torch.tensor([2**60]))
+    else:
+        with pytest.raises(WireError, match="rank 0 announces 1152921504606846976 bytes"):
+            groups.tp.recv_object()
+
+
+@pytest.mark.ranks(2)
+def test_pickle_only_where_both_sides_ask_for_it(groups: GroupManager):
+    tp = groups.tp
+    for_pickle = {"complex": 1j}
+    for both in (True, False):
+        if tp.is_first:
+            tp.send_object(for_pickle, unsafe_pickle=True)
+        elif both:
+            assert tp.recv_object(unsafe_pickle=True) == for_pickle
+        else:
+            with pytest.raises(WireError):
+                tp.recv_object()
+
+
+@pytest.mark.ranks(2)
+def test_models_are_built_only_if_named(groups: GroupManager):
+    if groups.tp.is_first:
+        groups.tp.send_object(Request(number=1, prompt=""))
+    else:
+        with pytest.raises(WireError, match="Request"):
+            groups.tp.recv_object()
+
+
+def test_torch_pickles_nothing_of_ours():
+    """torch's own object collectives are not used: they unpickle what a peer sends (CVE-2025-47277)."""
+    assert not any("object_list" in name for name in vars(ParallelGroup))
