@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,12 +49,7 @@ def all_reduce(groups: GroupManager) -> dict[str, float]:
 
 
 def accessors(groups: GroupManager) -> dict[str, float]:
-    class Plain:
-        def __init__(self) -> None:
-            self.tp = Plain.__new__(Plain)
-            self.tp.rank = 0
-
-    plain, dist_group = Plain(), dist.group.WORLD
+    plain, dist_group = SimpleNamespace(tp=SimpleNamespace(rank=0)), dist.group.WORLD
     ways: dict[str, Callable[[], object]] = {
         "plain.tp.rank": lambda: plain.tp.rank,
         "groups.tp.rank": lambda: groups.tp.rank,
