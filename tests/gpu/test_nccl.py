@@ -24,10 +24,8 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-CHAINS = [
-    (),
-    pytest.param(("nccl",), marks=pytest.mark.skipif(find_spec("nccl") is None, reason="needs the extra nccl")),
-]
+needs_nccl4py = pytest.mark.skipif(find_spec("nccl") is None, reason="needs the extra nccl")
+CHAINS = [(), pytest.param(("nccl",), marks=needs_nccl4py)]
 
 
 def on_one_gpu(groups: GroupManager, folder: str, body: Callable[..., None], *args: Any) -> None:
@@ -140,9 +138,7 @@ def test_capture_and_replay_of_two_managers_and_close_with_a_live_graph(tmp_path
 
 
 def _options(connect: Callable[..., GroupManager]) -> None:
-    options = {
-        "tp": {"high_priority_stream": True, "max_ctas": 1, "min_ctas": 1, "cga_cluster_size": 0, "net_name": "Socket"}
-    }
+    options = {"tp": {"high_priority_stream": True, "max_ctas": 1, "min_ctas": 1, "net_name": "Socket"}}
     with connect("tp2", options=options) as groups:
         assert groups.tp.device_group is not groups.world.device_group
         assert groups.tp.all_reduce(torch.ones(4, device=groups.device)).eq(2).all()
