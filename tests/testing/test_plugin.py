@@ -91,7 +91,7 @@ def test_one_report_with_the_first_failure_as_pytest_shows_it(run, world: str):
         """
 @pytest.mark.ranks("tp2-pp2")
 def test_it(groups):
-    print("said by", groups.rank)
+    print(f"said by {groups.rank}")  # in one piece: threads write between the pieces
     names = ["a", "b", groups.rank]
     if groups.rank != 2:
         groups.world.barrier()
