@@ -66,14 +66,15 @@ class WorkerPool:
     """Workers that are started when they are needed and kept for the next call. Close it, or leave `with`.
 
     Args:
-        setup: called with `arguments` once in each worker, before anything else is imported there.
+        setup: called with `arguments` once in each worker, before anything else is imported there; returns how an
+            error's traceback is told.
         preload: modules that the server imports besides torch, so that its workers have them from the start.
         keep: how many idle workers are kept at most.
     """
 
     def __init__(
         self,
-        setup: Callable[..., object] | None = None,
+        setup: Callable[..., Callable[[BaseException], str]] | None = None,
         *arguments: Any,
         preload: Sequence[str] = (),
         keep: int = 16,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.testing.current import current_pool
 from parallel_topology.testing.failures import OUTPUT, DeadRankError, StuckRankError, raise_failures
 from parallel_topology.testing.pool import Worker, WorkerPool
 from parallel_topology.testing.workers import Job
@@ -51,7 +50,7 @@ def run_processes(
         timeout: seconds for the whole, once the processes have started.
         on_message: if given, `fn(position, send, *args)` is called instead, and what a worker passes to `send` comes
             here with its position.
-        pool: where the workers come from; without it from the pytest run's pool, or they are new.
+        pool: where the workers come from; without it they are new.
         diagnosis: asked now and then whether the ranks wait in vain.
         grace: seconds the others may go on after the first failure; `GRACE` if not given.
 
@@ -64,7 +63,7 @@ def run_processes(
     body = pickle.dumps((fn, args))
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-output-"))
-        pool = pool or current_pool() or stack.enter_context(WorkerPool())
+        pool = pool or stack.enter_context(WorkerPool())
         workers = pool.take(len(labels))
         world = _World(labels, workers, folder, on_message, diagnosis, GRACE if grace is None else grace)
         try:

@@ -47,7 +47,7 @@ def run_ranks(
             threads share them, seeded with `seed`.
         check: whether the calls on all ranks are checked against each other: in threads before they reach gloo, and
             in either world when ranks stop making progress and when all have returned.
-        pool: the workers for `world="processes"`; without it those of the pytest run, or new ones for this call.
+        pool: the workers for `world="processes"`, as the fixture `rank_workers` has them; without it new ones.
         options: as for `GroupManager`.
 
     Raises:
