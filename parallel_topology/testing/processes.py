@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds the others may go on after the first failure, unless told otherwise."""
-LOOK = 1.0
+LOOK = 0.5
 """Seconds without news after which the ranks are looked at: do they wait for each other?"""
 ANSWER = 2.0
 """Seconds that stuck workers may take to say where they are."""
@@ -122,20 +122,17 @@ class _World:
         return str(Path(self._folder, f"output-{position}"))
 
     def collect(self, deadline: float, timeout: float) -> list[Any]:
-        why, suspected = f"{timeout:g} s after the start", ""
+        why = f"{timeout:g} s after the start"
         cause: ParallelTopologyError | None = None
         ending = False
         while self._running and time.monotonic() < deadline:
             for ready in wait(list(self._running), timeout=max(min(deadline - time.monotonic(), LOOK), 0.001)):
                 self._hear(cast("Connection", ready))
-                suspected = ""
                 break
             else:
-                found = self._suspect()
-                if found is not None and str(found) == suspected:
-                    cause, why = found, "the ranks wait for each other"
+                if cause := self._suspect():
+                    why = "the ranks wait for each other"
                     break
-                suspected = str(found) if found is not None else ""
             if self._failures and not ending:
                 ending = True
                 if time.monotonic() + self._grace < deadline:

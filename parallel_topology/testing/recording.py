@@ -142,9 +142,21 @@ def _recorded(
     **kwargs: Any,
 ) -> None:
     tape.begin(describe(group, channel, operation, tensor, kwargs))
+    failed = False
+
+    def heard(*given: Any, **options: Any) -> None:
+        nonlocal failed
+        try:
+            call(*given, **options)
+        except BaseException:  # said now: before `run` raises it asks the others where they were, and waits for them
+            failed = True
+            tape.end(failed=True)
+            raise
+
     try:
-        run(operation, call, tensor, *args, **kwargs)
+        run(operation, heard, tensor, *args, **kwargs)
     except BaseException:
-        tape.end(failed=True)
+        if not failed:
+            tape.end(failed=True)
         raise
     tape.end(failed=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,7 @@ def run_threads(
 
     Args:
         timeout: seconds for the whole.
-        diagnosis: asked now and then whether the ranks wait in vain; twice the same answer ends them before the
-            deadline.
+        diagnosis: asked now and then whether the ranks wait in vain, which ends them before the deadline.
         interrupt: ends the communication of the rank at a position, so that it stops waiting.
 
     Raises:
@@ -52,12 +52,17 @@ def run_threads(
             `StuckRankError` with its stack and the group and operation it waits in.
     """
     done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+    heard = weakref.ref(done)  # what a rank says after the end is dropped: its traceback may hold process groups
+
+    def tell(position: int, result: Any, error: BaseException | None) -> None:
+        if (queue := heard()) is not None:
+            queue.put((position, result, error))
 
     def run(position: int) -> None:
         try:
-            done.put((position, fn(position, *args), None))
+            tell(position, fn(position, *args), None)
         except BaseException as error:  # it is raised again, in the caller's thread
-            done.put((position, None, error))
+            tell(position, None, error)
 
     threads = [
         threading.Thread(target=run, args=(position,), name=label, daemon=True) for position, label in enumerate(labels)
@@ -68,7 +73,6 @@ def run_threads(
     failures: dict[int, BaseException] = {}
     running = set(range(len(labels)))
     cause: ParallelTopologyError | None = None
-    suspected = ""
     started = time.monotonic()
     deadline, why = started + timeout, f"{timeout:g} s after the start"
     try:
@@ -78,11 +82,9 @@ def run_threads(
             except Empty:
                 if time.monotonic() >= deadline:
                     break
-                found = diagnosis.suspect(set(range(len(labels))) - running) if diagnosis and not failures else None
-                if found is not None and str(found) == suspected:
-                    cause, why = found, "the ranks wait for each other"
+                if diagnosis and not failures and (cause := diagnosis.suspect(set(range(len(labels))) - running)):
+                    why = "the ranks wait for each other"
                     break
-                suspected = str(found) if found is not None else ""
                 continue
             running.discard(position)
             results[position] = result
@@ -93,6 +95,7 @@ def run_threads(
         for position in sorted(running):
             failures[position] = StuckRankError(f"still running at its end ({why}), {where(threads[position].ident)}")
     finally:
+        del done
         _end([threads[position] for position in running], running, interrupt)
     for position in set(range(len(labels))) - running:
         threads[position].join()

@@ -345,52 +345,6 @@ def test_without_a_marked_test_torch_is_not_imported():
     assert "@pytest.mark.ranks(topology" in done.stdout
 
 
-@pytest.mark.parametrize("threads", [30, pytest.param(180, marks=pytest.mark.slow)])
-def test_200_tests_leak_nothing(pytester: pytest.Pytester, threads: int):
-    """No threads, no descriptors, no files: looked at after some, and after all."""
-    pytester.makepyfile(
-        FILE
-        + """
-import gc, glob, tempfile, threading
-
-def state():
-    gc.collect()
-    return (
-        len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), threading.active_count(),
-        len(glob.glob(tempfile.gettempdir() + "/ranks-*")),
-    )
-
-seen = {}
-
-@pytest.mark.ranks("tp2-pp2")
-@pytest.mark.parametrize("number", range(180))
-def test_threads(groups, number):
-    groups.world.all_reduce(torch.ones(1))
-
-@pytest.mark.ranks(2, world="processes")
-@pytest.mark.parametrize("number", range(20))
-def test_processes(groups, number):
-    groups.world.all_reduce(torch.ones(1))
-
-@pytest.fixture(autouse=True)
-def look(request):
-    yield
-    kind, number = request.node.originalname, request.node.callspec.params["number"]
-    if number == 2:
-        seen[kind] = state()
-    if number in (179, 19) and kind in seen:
-        if (kind, number) in {("test_threads", 179), ("test_processes", 19)}:
-            now = state()
-            assert all(a <= b for a, b in zip(now, seen[kind])), (seen[kind], now)
-        """.replace("179", str(threads - 1)).replace("180", str(threads))
-    )
-    if threads > 100:  # the whole of it where nothing else has run
-        result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q", timeout=110)
-    else:
-        result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-q")
-    result.assert_outcomes(passed=threads + 20)
-
-
 def test_inner_runs_close_their_workers(run):
     before = set(threading.enumerate())
     run("@pytest.mark.ranks(2, world='processes')\ndef test_it(groups): pass").assert_outcomes(passed=1)

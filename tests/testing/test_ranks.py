@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from parallel_topology import GroupManager, ParallelTopology
+from parallel_topology import CollectiveError, GroupManager, ParallelTopology
+from parallel_topology.groups import witness
 from parallel_topology.testing import WorkerPool, rank_generator, run_ranks, threads
 from parallel_topology.testing.failures import DeadlockError, DeadRankError, MismatchError, StuckRankError
 from parallel_topology.testing.processes import run_processes
@@ -92,6 +94,26 @@ def test_a_stuck_thread_is_named_with_its_stack():
     assert caught.group_contains(StuckRankError, match=r"threading\.Event\(\)\.wait\(\)")
 
 
+def test_a_thread_that_is_left_behind_keeps_no_connections():
+    over = threading.Event()
+
+    def body(groups: GroupManager) -> None:
+        if groups.rank == 1:
+            over.wait()
+        groups.world.barrier()
+
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before, deadline = descriptors(), time.monotonic() + 30
+    with pytest.raises(ExceptionGroup, match="2 of 2 ranks failed"):
+        run_ranks("tp2", body, timeout=0.5, check=False, operation_timeout=90)
+    while descriptors() > before:
+        assert time.monotonic() < deadline
+    over.set()
+
+
 def test_a_stuck_process_is_killed_and_named_with_its_stack():
     with pytest.raises(ExceptionGroup, match="1 of 2 ranks failed, first b with StuckRankError") as caught:
         run_processes(["a", "b"], _one_is_stuck, timeout=1)
@@ -122,6 +144,18 @@ def test_a_deadlock_is_named_long_before_the_deadline(world: Any):
     )
     assert caught.group_contains(DeadlockError, match=said)
     assert caught.group_contains(StuckRankError, match=r"waiting in all_reduce on engine/tp\[0\] = \[0, 1\]")
+
+
+def test_a_rank_whose_call_failed_does_not_wait(monkeypatch: pytest.MonkeyPatch):
+    """Before it raises it asks the others where they were, which takes a while: that is no deadlock."""
+    monkeypatch.setattr(witness, "GRACE", 2.0)
+
+    def body(groups: GroupManager) -> None:
+        if groups.tp.is_first:
+            with pytest.raises(CollectiveError):
+                groups.tp.all_reduce(torch.ones(1))
+
+    run_ranks("tp2", body)
 
 
 @pytest.mark.parametrize("body", [_other_shapes, _quietly_wrong])
