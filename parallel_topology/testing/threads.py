@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,8 @@ def run_threads(
         if (queue := heard()) is not None:
             queue.put((position, result, error))
 
-    def run(position: int) -> None:
-        try:
-            tell(position, fn(position, *args), None)
-        except BaseException as error:  # it is raised again, in the caller's thread
-            tell(position, None, error)
-
     threads = [
-        threading.Thread(target=run, args=(position,), name=label, daemon=True) for position, label in enumerate(labels)
+        _Rank(label, partial(fn, position, *args), partial(tell, position)) for position, label in enumerate(labels)
     ]
     for thread in threads:
         thread.start()
@@ -103,7 +98,39 @@ def run_threads(
     return results
 
 
-def _end(threads: list[threading.Thread], positions: set[int], interrupt: Callable[[int], None] | None) -> None:
+class _Rank(threading.Thread):
+    """One rank's thread, which can be interrupted until it has told how it ended."""
+
+    def __init__(self, label: str, call: Callable[[], Any], tell: Callable[[Any, BaseException | None], None]) -> None:
+        super().__init__(name=label, daemon=True)
+        self._call = call
+        self._tell = tell
+        self._leaving = threading.Lock()
+        self._left = False
+
+    def run(self) -> None:
+        try:
+            try:
+                self._tell(self._call(), None)
+            except BaseException as error:  # it is raised again, in the caller's thread
+                self._tell(None, error)
+            self._leave()
+        except RankInterrupt:  # it was on its way out
+            self._leave()
+
+    def interrupt(self) -> None:
+        """Raise `RankInterrupt` where it runs; at most once. Outside `run` nobody would catch it."""
+        with self._leaving:
+            if not self._left:
+                thread, error = ctypes.c_ulong(self.ident or 0), ctypes.py_object(RankInterrupt)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+
+    def _leave(self) -> None:
+        with self._leaving:
+            self._left = True
+
+
+def _end(threads: list[_Rank], positions: set[int], interrupt: Callable[[int], None] | None) -> None:
     """Stop ranks that still run, as far as threads can be stopped."""
     if not threads:
         return
@@ -111,7 +138,7 @@ def _end(threads: list[threading.Thread], positions: set[int], interrupt: Callab
         if interrupt is not None:
             interrupt(position)
     for thread in threads:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(RankInterrupt))
+        thread.interrupt()
     deadline = time.monotonic() + FAREWELL
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))

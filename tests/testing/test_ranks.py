@@ -19,6 +19,7 @@ from parallel_topology.testing import WorkerPool, rank_generator, run_ranks, thr
 from parallel_topology.testing.failures import DeadlockError, DeadRankError, MismatchError, StuckRankError
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads
+from tests.waiting import eventually
 
 
 def _place(groups: GroupManager, offset: int) -> tuple[int, dict[str, int]]:
@@ -106,12 +107,27 @@ def test_a_thread_that_is_left_behind_keeps_no_connections():
         gc.collect()
         return len(os.listdir("/proc/self/fd"))
 
-    before, deadline = descriptors(), time.monotonic() + 30
+    before = descriptors()
     with pytest.raises(ExceptionGroup, match="2 of 2 ranks failed"):
         run_ranks("tp2", body, timeout=0.5, check=False, operation_timeout=90)
-    while descriptors() > before:
-        assert time.monotonic() < deadline
+    assert eventually(lambda: descriptors() <= before)
     over.set()
+
+
+def test_a_thread_that_is_interrupted_on_its_way_out_takes_no_notice():
+    told, over = threading.Event(), threading.Event()
+
+    def tell(result: object, error: BaseException | None) -> None:
+        told.set()
+        over.wait(20)
+
+    rank = threads._Rank("a", lambda: 1 / 0, tell)
+    rank.start()
+    assert told.wait(20)
+    rank.interrupt()
+    over.set()
+    rank.join(20)
+    rank.interrupt()
 
 
 def test_a_stuck_process_is_killed_and_named_with_its_stack():
