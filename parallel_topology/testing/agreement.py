@@ -30,11 +30,8 @@ def parallel_assert(group: ParallelGroup, condition: object, message: str = "") 
     failed = {rank: text for rank, (held, text) in zip(group.ranks, told, strict=True) if not held}
     if failed:
         lines = [f"  rank {rank}: {text}" for rank, text in failed.items() if text]
-        raise AgreementError(
-            "\n".join(
-                [f"the condition does not hold on {shown_ranks(list(failed))} of {group.label} = {group.ranks}", *lines]
-            )
-        )
+        head = f"the condition does not hold on {shown_ranks(list(failed))} of {group.label} = {group.ranks}"
+        raise AgreementError("\n".join([head, *lines]))
 
 
 def assert_agree(
@@ -63,14 +60,8 @@ def assert_agree(
         for first, places in kinds.items()
     ]
     differ = [group.ranks[place] for first, places in kinds.items() if first != usual for place in places]
-    raise AgreementError(
-        "\n".join(
-            [
-                f"{what} on {shown_ranks(sorted(differ))} differs from the others of {group.label} = {group.ranks}",
-                *lines,
-            ]
-        )
-    )
+    head = f"{what} on {shown_ranks(sorted(differ))} differs from the others of {group.label} = {group.ranks}"
+    raise AgreementError("\n".join([head, *lines]))
 
 
 def gather_values(group: ParallelGroup, value: Any) -> list[Any]:

@@ -132,9 +132,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
         return None
     from parallel_topology.testing.pytest_run import run_item
 
-    arguments: dict[str, Any] = pyfuncitem.funcargs
-    place = _parse(arguments["topology"]), arguments["world"], arguments["rank_workers"]
-    run_item(pyfuncitem, _marker(pyfuncitem), *place)
+    values: dict[str, Any] = pyfuncitem.funcargs
+    topology = _parse(values["topology"])
+    run_item(pyfuncitem, _marker(pyfuncitem), topology, values["world"], values["rank_workers"])
     return True
 
 
