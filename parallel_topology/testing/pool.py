@@ -36,7 +36,10 @@ class Worker:
         try:
             self.receive()
         except (EOFError, OSError):
-            raise DeadRankError(f"a worker process did not start: {self.cause_of_death()}") from None
+            raise DeadRankError(
+                f"a worker process did not start: {self.cause_of_death()}, and printed why. Workers import the script "
+                'that starts them: what it is to do itself goes under `if __name__ == "__main__":`'
+            ) from None
 
     def send(self, job: Job | None) -> None:
         """Give it a job, or ask where it stands. That it has died is seen when its answer is awaited."""

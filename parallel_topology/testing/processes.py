@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.testing.failures import OUTPUT, DeadRankError, StuckRankError, raise_failures
+from parallel_topology.testing.failures import OUTPUT, DeadRankError, RanksUsageError, StuckRankError, raise_failures
 from parallel_topology.testing.pool import Worker, WorkerPool
 from parallel_topology.testing.workers import Job
 
@@ -59,8 +59,15 @@ def run_processes(
             signal or exit status, one still running at the deadline is killed and a `StuckRankError` with its stack
             and the group and operation it waits in. What a failed rank printed is in its notes.
         DeadRankError: the processes did not start.
+        RanksUsageError: the function or its arguments cannot be pickled.
     """
-    body = pickle.dumps((fn, args))
+    try:
+        body = pickle.dumps((fn, args))
+    except Exception as error:
+        raise RanksUsageError(
+            f"what the ranks are to call cannot travel to other processes ({type(error).__name__}: {error}): expected "
+            "a function at the top level of a module, and arguments that can be pickled; threads take any"
+        ) from error
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-output-"))
         pool = pool or stack.enter_context(WorkerPool())

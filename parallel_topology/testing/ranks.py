@@ -54,6 +54,7 @@ def run_ranks(
         ExceptionGroup: one or more ranks failed; every rank's error, the first failure first, each with a note that
             names rank and coordinate. A `DeadlockError` or `MismatchError` that explains them comes before them.
         TopologyError: the notation cannot be read.
+        RanksUsageError: for processes, the function or its arguments cannot be pickled.
         ValueError: `world` is neither.
     """
     if isinstance(topology, str):

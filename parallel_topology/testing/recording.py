@@ -141,10 +141,12 @@ def _recorded(
     *args: Any,
     **kwargs: Any,
 ) -> None:
+    __tracebackhide__ = True
     tape.begin(describe(group, channel, operation, tensor, kwargs))
     failed = False
 
     def heard(*given: Any, **options: Any) -> None:
+        __tracebackhide__ = True
         nonlocal failed
         try:
             call(*given, **options)

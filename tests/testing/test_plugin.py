@@ -323,7 +323,7 @@ def test_it(groups):
     groups.world.barrier()
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=60)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=110)
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
     assert "StuckRankError: still running at its end (1 s after the start), " in text

@@ -16,7 +16,13 @@ import torch
 from parallel_topology import CollectiveError, GroupManager, ParallelTopology
 from parallel_topology.groups import witness
 from parallel_topology.testing import WorkerPool, rank_generator, run_ranks, threads
-from parallel_topology.testing.failures import DeadlockError, DeadRankError, MismatchError, StuckRankError
+from parallel_topology.testing.failures import (
+    DeadlockError,
+    DeadRankError,
+    MismatchError,
+    RanksUsageError,
+    StuckRankError,
+)
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads
 from tests.waiting import eventually
@@ -132,7 +138,7 @@ def test_a_thread_that_is_interrupted_on_its_way_out_takes_no_notice():
 
 def test_a_stuck_process_is_killed_and_named_with_its_stack(rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup, match="1 of 2 ranks failed, first b with StuckRankError") as caught:
-        run_processes(["a", "b"], _one_is_stuck, timeout=1, pool=rank_workers)
+        run_processes(["a", "b"], _one_is_stuck, timeout=3, pool=rank_workers)
     assert caught.group_contains(StuckRankError, match=r"threading\.Event\(\)\.wait\(\)")
 
 
@@ -238,6 +244,11 @@ def _draw(groups: GroupManager) -> float:
 def test_an_error_that_cannot_travel_is_told_in_words(rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup, match="LocalError: planted"):
         run_processes(["a"], _unpicklable, timeout=20, pool=rank_workers)
+
+
+def test_a_function_that_cannot_travel():
+    with pytest.raises(RanksUsageError, match=r"cannot travel to other processes \(.*<lambda>.*\): expected a"):
+        run_ranks("tp2", lambda groups: groups.rank, world="processes")
 
 
 def test_messages_come_with_their_position(rank_workers: WorkerPool):
