@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology
-from parallel_topology.testing import run_ranks
-from parallel_topology.testing.threads import run_threads
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from-vllm.md"
 CELLS = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
@@ -54,30 +53,29 @@ def test_every_row_is_tested():
     assert set(ROWS) == set(expected(0)) | set(GROUPS) | OTHERS
 
 
-def test_what_each_call_gives():
-    def body(groups: GroupManager) -> None:
-        scope = {"groups": groups, "ParallelTopology": ParallelTopology, "tp": TP, "pp": PP}
-        for call, value in expected(groups.rank).items():
-            assert eval(ROWS[call], scope) == value, call
-        for call, size in GROUPS.items():
-            group = eval(ROWS[call], scope)
-            assert isinstance(group, dist.ProcessGroup)
-            assert group.size() == size(groups.rank)
-
-    run_ranks(f"tp{TP}-pp{PP}", body)
+@pytest.mark.ranks(f"tp{TP}-pp{PP}")
+def test_what_each_call_gives(groups: GroupManager):
+    scope = {"groups": groups, "ParallelTopology": ParallelTopology, "tp": TP, "pp": PP}
+    for call, value in expected(groups.rank).items():
+        assert eval(ROWS[call], scope) == value, call
+    for call, size in GROUPS.items():
+        group = eval(ROWS[call], scope)
+        assert isinstance(group, dist.ProcessGroup)
+        assert group.size() == size(groups.rank)
 
 
-def test_beginning_and_end(tmp_path: Path):
-    store = dist.HashStore()
+@pytest.fixture
+def store() -> dist.Store:
+    return dist.HashStore()
 
-    def body(rank: int) -> None:
-        scope: dict[str, Any] = {"GroupManager": GroupManager, "ParallelTopology": ParallelTopology, "tp": 2, "pp": 1}
-        scope |= {"rank": rank, "store": store, "local_rank": rank, "backend": "gloo"}
-        scope |= {"topology": ParallelTopology(tp=2), "init_method": f"file://{tmp_path}/store"}
-        for call in (*OTHERS - {"destroy_model_parallel()"},):
-            groups = eval(ROWS[call], scope)
-            assert groups.tp.size == 2
-            eval(ROWS["destroy_model_parallel()"], {"groups": groups})
-            assert groups.closed
 
-    run_threads(["rank"] * 2, body, timeout=30)
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("call", sorted(OTHERS - {"destroy_model_parallel()"}))
+def test_beginning_and_end(groups: GroupManager, store: dist.Store, tmp_path: Path, call: str):
+    scope: dict[str, Any] = {"GroupManager": GroupManager, "ParallelTopology": ParallelTopology, "tp": 2, "pp": 1}
+    scope |= {"rank": groups.rank, "store": store, "local_rank": groups.rank, "backend": "gloo"}
+    scope |= {"topology": ParallelTopology(tp=2), "init_method": f"file://{tmp_path}/store"}
+    made = eval(ROWS[call], scope)
+    assert made.tp.size == 2
+    eval(ROWS["destroy_model_parallel()"], {"groups": made})
+    assert made.closed
