@@ -8,7 +8,7 @@ def main() -> None:
     try:
         from parallel_topology.cli import app
 
-        app()
+        app(prog_name="parallel-topology")  # however it is started: completion makes a variable of it
     except ModuleNotFoundError as error:
         if error.name not in ("rich", "typer"):
             raise

@@ -85,7 +85,7 @@ def run(topologies: Sequence[ParallelTopology], text: bytes, on_phase: Report, *
     on_phase("reference, one process")
     batches = _batches(text, config.max_seq - 1)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices are small: on a busy machine threads that wait for each other take far longer
+    torch.set_num_threads(1)  # small matrices: on a busy machine threads wait for each other far longer than they work
     expected = [dense_logits(config, tokens) for tokens in batches]
     torch.set_num_threads(threads)
     outcome = Outcome(tokens=sum(tokens.numel() for tokens in batches))

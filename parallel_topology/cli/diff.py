@@ -14,6 +14,7 @@ from parallel_topology.cli.pictures import OutputOption, print_picture, require_
 from parallel_topology.diff import Diff
 from parallel_topology.hosts import Hosts
 from parallel_topology.render.cells import wrapped
+from parallel_topology.render.text import MOST_CELLS
 from parallel_topology.topology import ParallelTopology
 
 
@@ -26,7 +27,7 @@ def diff(
 ) -> None:
     """Show which ranks move when one topology takes another's place; with hosts, also what crosses them.
 
-    The picture is of AFTER: a rank that moved has a star, and beneath it where it was.
+    The picture, of up to 128 ranks, is of AFTER: a rank that moved has a star, and beneath it where it was.
 
     Exit status: 0 when nothing moves, 1 when something does, 2 when the input is wrong.
 
@@ -44,7 +45,7 @@ def diff(
             if output is not None:  # first: where it cannot be written, there is an error and nothing else
                 write_picture(output, after, hosts=hosts, marked=found.notes)
             _show(found, hosts)
-            if output is None and found.notes:
+            if output is None and found.notes and after.world_size <= MOST_CELLS:  # of more there are only counts
                 typer.echo()
                 print_picture(after, hosts=hosts, marked=found.notes)
     if found:

@@ -34,7 +34,7 @@ def columns() -> int:
 def table(*headings: str) -> Table:
     """A table without lines, to which columns and rows are added; without headings it has no head.
 
-    The columns of these headings are names, which are never cut: what follows them has to wrap.
+    The columns of these headings hold names: where there is little room, the others wrap first.
     """
     from rich.table import Column, Table
 

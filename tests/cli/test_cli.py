@@ -96,6 +96,17 @@ def test_completion():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "env"),
+    [("--help", {}), ("show --help", {}), ("", {"_PARALLEL_TOPOLOGY_COMPLETE": "source_bash"}), ("show tp2-pp4", {})],
+)
+def test_the_module_is_the_script(arguments, env):
+    script = shell(f"parallel-topology {arguments}", **env)
+    module = shell(f"python -m parallel_topology {arguments}", **env)
+    assert (script.returncode, script.stdout, script.stderr) == (0, module.stdout, module.stderr)
+    assert script.stdout
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         "show tp2-pp4 --hosts 2x4",
@@ -136,6 +147,22 @@ def test_a_narrow_terminal_wraps_and_a_pipe_does_not(run):
     wide = run(*line.split()).out
     assert len(wide.splitlines()) == 4
     assert sorted(re.findall(r"\d+", narrow)) == sorted(re.findall(r"\d+", wide))  # nothing is cut
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("orders tp2-cp2-dp2-pp2 --hosts 2x8", {"tp-cp-dp-pp", "pp-dp-cp-tp"}),
+        (
+            "diff tp4-dp2-pp2 dp2-tp4-pp2 --hosts 2x8",
+            {"rank 14: tp=2 dp=1 pp=1 -> ", "    group 0 = [0, 8] "},
+        ),
+    ],
+)
+def test_a_narrow_terminal_cuts_no_names(line, names):
+    shown = on_terminal(line, 60, NO_COLOR="1")
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", text)) for text in shown.splitlines()) <= 60
+    assert all(name in shown for name in names)
 
 
 def test_a_missing_extra_is_one_line(tmp_path: Path):

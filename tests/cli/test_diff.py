@@ -43,6 +43,13 @@ def test_a_picture_says_where_ranks_were_and_which_are_new(run):
     assert re.findall(r"was (?:\w+\d ?)+\b|new", picture) == ["was tp0 pp1", "was tp1", "new", "new"]
 
 
+def test_ranks_that_a_picture_would_only_count_have_none(run):
+    assert "╭" in run("diff", "tp8-pp16", "pp16-tp8").out
+    many = run("diff", "tp8-pp17", "pp17-tp8").out
+    assert many.startswith("tp8-pp17 -> pp17-tp8: ")
+    assert many.endswith(" more\n")
+
+
 @pytest.mark.parametrize("name", ["moved.svg", "moved.html"])
 def test_a_picture_in_a_file(run, tmp_path, name):
     file = tmp_path / name

@@ -80,7 +80,7 @@ def test_a_rank_that_is_stuck_is_named():
 
 
 def info(world_size: int, local_size: int | None = None, **facts: Any) -> LaunchInfo:
-    given = {"rank": 0, "address": "127.0.0.1", "port": 1, **facts}
+    given: dict[str, Any] = {"rank": 0, "address": "127.0.0.1", "port": 1, **facts}
     return LaunchInfo(launcher="torchrun", world_size=world_size, local_size=local_size, **given)
 
 
