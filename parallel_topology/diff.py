@@ -39,6 +39,16 @@ class Diff:
                 if _without_trivial(old, self.before) != _without_trivial(new, self.after):
                     yield rank, old, new
 
+    @property
+    def notes(self) -> dict[int, str]:
+        """For a picture of `after`: where each rank that moved was before, or `new`.
+
+        >>> from parallel_topology import ParallelTopology
+        >>> ParallelTopology(tp=2, pp=2).diff(ParallelTopology(pp=2, tp=3)).notes
+        {2: 'was tp0 pp1', 3: 'was tp1', 4: 'new', 5: 'new'}
+        """
+        return {rank: _was(old, new) for rank, old, new in self.moved} | dict.fromkeys(self.added, "new")
+
     def __bool__(self) -> bool:
         return bool(self.removed or self.added) or next(self.moved, None) is not None
 
@@ -61,3 +71,9 @@ def _without_trivial(coordinate: dict[str, int], topology: ParallelTopology) -> 
 
 def _shown(coordinate: dict[str, int]) -> str:
     return " ".join(f"{axis}={index}" for axis, index in coordinate.items())
+
+
+def _was(old: dict[str, int], new: dict[str, int]) -> str:
+    """The indices that changed: a picture shows the others anyway, and has little room."""
+    changed = {axis: index for axis, index in old.items() if new.get(axis, 0) != index}
+    return f"was {' '.join(f'{axis}{index}' for axis, index in (changed or old).items())}"

@@ -84,7 +84,10 @@ def run(topologies: Sequence[ParallelTopology], text: bytes, on_phase: Report, *
     started = time.perf_counter()
     on_phase("reference, one process")
     batches = _batches(text, config.max_seq - 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small matrices: on a busy machine threads wait for each other far longer than they work
     expected = [dense_logits(config, tokens) for tokens in batches]
+    torch.set_num_threads(threads)
     outcome = Outcome(tokens=sum(tokens.numel() for tokens in batches))
     outcome.seconds["reference"] = time.perf_counter() - started
 

@@ -25,10 +25,5 @@ def _root(context: typer.Context) -> None:  # pyright: ignore[reportUnusedFuncti
         typer.echo(context.get_help())
 
 
-app.command()(check)
-app.command()(demo)
-app.command()(show)
-app.command()(diff)
-app.command()(env)
-app.command()(orders)
-app.command()(selftest)
+for _command in (show, check, orders, diff, env, selftest, demo):  # as --help lists them
+    app.command()(_command)

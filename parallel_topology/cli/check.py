@@ -7,14 +7,12 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from parallel_topology.checks import Finding, ModelSizes, fits
 from parallel_topology.checks import check as find
 from parallel_topology.cli.errors import fail, one_line_errors
 from parallel_topology.cli.options import JsonOption, OptionalHostsOption, SpecArgument
-from parallel_topology.cli.output import console, print_json
+from parallel_topology.cli.output import console, print_json, table
 
 STYLES = {"fits": "green", "note": "yellow", "fails": "bold red"}
 
@@ -60,7 +58,9 @@ def check(
 
 
 def _show(findings: list[Finding]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    from rich.text import Text
+
+    rows = table()
     for finding in findings:
-        table.add_row(Text(finding.level, STYLES[finding.level]), finding.what, finding.said)
-    console().print(table)
+        rows.add_row(Text(finding.level, STYLES[finding.level]), finding.what, finding.said)
+    console().print(rows)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from parallel_topology.cli.errors import fail, one_line_errors
-from parallel_topology.cli.output import without_numpy_warning
+from parallel_topology.cli.output import console, table, without_numpy_warning
 from parallel_topology.errors import TopologyError
 from parallel_topology.render.text import grid
 from parallel_topology.topology import ParallelTopology
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MOST_TEXT = 16 * 1024
 """Bytes of a file that the demo reads: enough to see it work, few enough to end within a minute on two cores."""
@@ -29,7 +30,7 @@ def demo(
 
     Example: parallel-topology demo --text README.md --engines tp2-pp2,tp4,pp4
     """
-    console = Console()
+    out = console()
     without_numpy_warning()
     with one_line_errors():
         topologies = _engine_topologies(engines)
@@ -37,18 +38,18 @@ def demo(
         two_engines: Any = import_module("parallel_topology.examples.two_engines")
         two_engines.check(topologies)
         for number, topology in enumerate(topologies):
-            console.print(f"[bold]engine {number}: {topology}[/bold]")
-            console.print("\n".join(grid(topology)) + "\n", highlight=False)
-        console.print(f"{topologies[0].world_size} processes, {len(content):,} bytes of text\n", highlight=False)
-        with console.status("starting", spinner="line") as status:
+            out.print(f"engine {number}: {topology}", style="bold")
+            out.print("\n".join(grid(topology)) + "\n")
+        out.print(f"{topologies[0].world_size} processes, {len(content):,} bytes of text\n")
+        with out.status("starting", spinner="line") as status:
 
             def on_phase(name: str) -> None:
                 status.update(name)
-                if not console.is_terminal:
-                    console.print(f"... {name}", highlight=False)
+                if not out.is_terminal:
+                    out.print(f"... {name}")
 
             outcome = two_engines.run(topologies, content, on_phase)
-    _show_outcome(console, topologies, outcome, two_engines.TOLERANCE)
+    _show_outcome(out, topologies, outcome, two_engines.TOLERANCE)
     if not outcome.agrees:
         sys.exit(1)
 
@@ -78,15 +79,17 @@ def _content(path: Path | None) -> bytes:
     return content or fail(f"{path} is empty: expected some text")
 
 
-def _show_outcome(console: Console, topologies: list[ParallelTopology], outcome: Any, tolerance: float) -> None:
-    table = Table("engine", "ranks that compared", "largest difference", "after engine 0 closed", box=None)
+def _show_outcome(out: Console, topologies: list[ParallelTopology], outcome: Any, tolerance: float) -> None:
+    rows = table("engine")
+    for heading in ("ranks that compared", "largest difference", "after engine 0 closed"):
+        rows.add_column(heading)
     for number, topology in enumerate(topologies):
         after = f"{outcome.after_close[number - 1]:.1e}" if number else "closed"
         row = (f"{number}: {topology}", str(outcome.checked[number]), f"{outcome.differences[number]:.1e}", after)
-        table.add_row(*row)
-    console.print(table)
-    console.print()
+        rows.add_row(*row)
+    out.print(rows)
+    out.print()
     for phase, seconds in outcome.seconds.items():
-        console.print(f"{seconds:6.2f} s  {phase}", highlight=False)
+        out.print(f"{seconds:6.2f} s  {phase}")
     verdict = "all engines agree with the reference" if outcome.agrees else "an engine differs from the reference"
-    console.print(f"\n{verdict}: {outcome.tokens:,} tokens, tolerance {tolerance:g}", highlight=False, style="bold")
+    out.print(f"\n{verdict}: {outcome.tokens:,} tokens, tolerance {tolerance:g}", style="bold")

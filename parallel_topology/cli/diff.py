@@ -3,51 +3,64 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 
 from parallel_topology.cli.errors import one_line_errors
-from parallel_topology.cli.options import JsonOption, OptionalHostsOption, SpecArgument
-from parallel_topology.cli.output import console, print_json
+from parallel_topology.cli.options import JsonOption, OptionalHostsOption, spec
+from parallel_topology.cli.output import columns, print_json
+from parallel_topology.cli.pictures import OutputOption, print_picture, require_one_form, write_picture
 from parallel_topology.diff import Diff
 from parallel_topology.hosts import Hosts
+from parallel_topology.render.cells import wrapped
+from parallel_topology.render.text import MOST_CELLS
 from parallel_topology.topology import ParallelTopology
 
 
 def diff(
-    before: SpecArgument,
-    after: SpecArgument,
+    before: Annotated[ParallelTopology, spec("BEFORE", "The topology there is, fastest axis first, as in tp2-pp4.")],
+    after: Annotated[ParallelTopology, spec("AFTER", "The one that takes its place.")],
     hosts: OptionalHostsOption = None,
+    output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show which ranks move when one topology takes another's place; with hosts, also what crosses them.
+
+    The picture, of up to 128 ranks, is of AFTER: a rank that moved has a star, and beneath it where it was.
 
     Exit status: 0 when nothing moves, 1 when something does, 2 when the input is wrong.
 
     Example: parallel-topology diff tp2-pp4 pp4-tp2 --hosts 2x4
     """
+    require_one_form(output, as_json)
+    found = before.diff(after)
     with one_line_errors():
         if hosts is not None:
             hosts.require(before)
             hosts.require(after)
-    found = before.diff(after)
-    if as_json:
-        print_json(_document(found, hosts))
-    else:
-        _show(console(), found, hosts)
+        if as_json:
+            print_json(_document(found, hosts))
+        else:
+            if output is not None:  # first: where it cannot be written, there is an error and nothing else
+                write_picture(output, after, hosts=hosts, marked=found.notes)
+            _show(found, hosts)
+            if output is None and found.notes and after.world_size <= MOST_CELLS:  # of more there are only counts
+                typer.echo()
+                print_picture(after, hosts=hosts, marked=found.notes)
     if found:
         sys.exit(1)
 
 
-def _show(out: Console, found: Diff, hosts: Hosts | None) -> None:
-    """Everything that is shown; a picture of both layouts, the moved ranks marked, belongs here."""
-    out.print(str(found))
+def _show(found: Diff, hosts: Hosts | None) -> None:
+    lines = str(found).splitlines()
     if hosts is not None:
         for name, topology in (("before", found.before), ("after", found.after)):
-            out.print(f"{name}: {topology} on hosts {hosts}")
-            for axis in _divided_axes(topology):
-                out.print(f"  {hosts.spans(topology, axis)}")
+            lines.append(f"{name}: {topology} on hosts {hosts}")
+            lines += [f"  {hosts.spans(topology, axis)}" for axis in _divided_axes(topology)]
+    width = columns()
+    for line in lines:
+        typer.echo("\n".join(wrapped(line, width)))
 
 
 def _document(found: Diff, hosts: Hosts | None) -> dict[str, Any]:

@@ -7,11 +7,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
-from rich.table import Table
-
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption
-from parallel_topology.cli.output import console, print_json
+from parallel_topology.cli.output import console, print_json, table
 from parallel_topology.launch import LaunchInfo
 
 PACKAGES = ("parallel-topology", "torch", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
@@ -34,12 +32,12 @@ def env(as_json: JsonOption = False) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = table()
     for name, value in found.items():
         lines = _lines(value)
         for number, line in enumerate(lines):
-            table.add_row("" if number else name, line)
-    console().print(table)
+            rows.add_row("" if number else name, line)
+    console().print(rows)
 
 
 def _lines(value: Any) -> list[str]:

@@ -26,9 +26,9 @@ def reader(parse: Callable[[str], Value]) -> Callable[[Any], Value]:
     return read
 
 
-def spec(help: str = "A topology, fastest axis first, as in tp8-dp2-pp4.") -> Any:
+def spec(name: str = "SPEC", help: str = "A topology, fastest axis first, as in tp8-dp2-pp4.") -> Any:
     """An argument that is a topology."""
-    return typer.Argument(metavar="SPEC", help=help, parser=reader(ParallelTopology.parse), show_default=False)
+    return typer.Argument(metavar=name, help=help, parser=reader(ParallelTopology.parse), show_default=False)
 
 
 SpecArgument = Annotated[ParallelTopology, spec()]

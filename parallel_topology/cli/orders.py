@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import HostsOption, JsonOption, SpecArgument
-from parallel_topology.cli.output import console, print_json
+from parallel_topology.cli.output import console, print_json, table
 from parallel_topology.traffic import RankedOrder, ranked_orders
 
 SHOWN = 24
@@ -43,15 +42,15 @@ def orders(
 
 
 def _show(ranked: list[RankedOrder], given: str) -> None:
-    table = Table("order", box=None, pad_edge=False)
+    rows = table("order")
     axes = list(ranked[0].hosts_per_group)
     for axis in axes:
-        table.add_column(f"{axis} on hosts", justify="right")
-    table.add_column("")
+        rows.add_column(f"{axis} on hosts", justify="right")
+    rows.add_column("")
     for one in ranked[:SHOWN]:
         counts = [f"{count:g}" for count in one.hosts_per_group.values()]
-        table.add_row(one.order, *counts, "as given" if one.order == given else "")
+        rows.add_row(one.order, *counts, "as given" if one.order == given else "")
     out = console()
-    out.print(table)
+    out.print(rows)
     if len(ranked) > SHOWN:
         out.print(f"... and {len(ranked) - SHOWN} more, all of them with --json")

@@ -9,17 +9,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption, spec
-from parallel_topology.cli.output import console, print_json, without_numpy_warning
+from parallel_topology.cli.output import console, print_json, table, without_numpy_warning
 from parallel_topology.errors import LaunchError
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.topology import ParallelTopology
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from parallel_topology.selftest.verdict import GroupResult, Verdict
 
 SHOWN = 8
@@ -29,7 +30,7 @@ _HELP = "A topology of the ranks there are; alone tp2-pp2, under a launcher the 
 
 
 def selftest(
-    topology: Annotated[ParallelTopology | None, spec(_HELP)] = None,
+    topology: Annotated[ParallelTopology | None, spec(help=_HELP)] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for other ranks.")] = 20.0,
     size: Annotated[int, typer.Option(min=4, help="Bytes of the large messages.")] = 1 << 20,
     as_json: JsonOption = False,
@@ -105,19 +106,19 @@ def _show(out: Console, topology: ParallelTopology, size: int, verdict: Verdict,
 
 
 def _table(results: list[GroupResult]) -> Table:
-    table = Table("group", "ranks", "collective", box=None, pad_edge=False)
+    rows = table("group", "ranks", "collective")
     for heading in ("latency us", "algbw GB/s", "busbw GB/s"):
-        table.add_column(heading, justify="right")
+        rows.add_column(heading, justify="right")
     by_kind: defaultdict[tuple[str, str], list[GroupResult]] = defaultdict(list)
     for one in results:
         by_kind[one.group.partition("[")[0], one.check].append(one)
     for kind in by_kind.values():
         worst = sorted(kind, key=lambda one: one.times_median, reverse=True)[:SHOWN]
         for one in kind if len(kind) <= SHOWN else worst:
-            table.add_row(*_row(one))
+            rows.add_row(*_row(one))
         if len(kind) > SHOWN:
-            table.add_row(f"... and {len(kind) - SHOWN} faster")
-    return table
+            rows.add_row(f"... and {len(kind) - SHOWN} faster")
+    return rows
 
 
 def _row(one: GroupResult) -> list[str]:

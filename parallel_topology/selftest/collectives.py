@@ -75,6 +75,25 @@ def _ring(group: ParallelGroup, tensor: Tensor) -> Tensor:
     return received
 
 
+def _tensors_ring(group: ParallelGroup, tensor: Tensor) -> Tensor:
+    """As the ring above, with all that comes before the tensor."""
+    if group.rank % 2:
+        received = group.recv_tensors()
+        group.send_tensors({"tensor": tensor})
+    else:
+        group.send_tensors({"tensor": tensor})
+        received = group.recv_tensors()
+    return received["tensor"]
+
+
+def _broadcast_object(group: ParallelGroup, tensor: Tensor) -> Tensor:
+    return group.broadcast_object(tensor.cpu()).to(tensor.device)
+
+
+def _all_gather_object(group: ParallelGroup, tensor: Tensor) -> Tensor:
+    return torch.cat(group.all_gather_object(tensor.cpu())).to(tensor.device)
+
+
 def _barrier(group: ParallelGroup, tensor: Tensor) -> Tensor:
     group.barrier()
     return tensor
@@ -149,5 +168,8 @@ CHECKS = (
     Check("gather", lambda g, x: _or_own(g.gather(x), x), _joined(_all_at_first), _all_at_first, True, _all_but_one),
     Check("scatter", _scatter, lambda p, g: _share(p.of(0), g), _first, bus_factor=_all_but_one),
     Check("send/recv ring", _ring, _joined(_previous), _previous, bus_factor=_one),
+    Check("send_tensors ring", _tensors_ring, _joined(_previous), _previous, bus_factor=_one),
+    Check("broadcast_object", _broadcast_object, _joined(_first), _first, bus_factor=_one),
+    Check("all_gather_object", _all_gather_object, _joined(_everyone), _everyone, True, _all_but_one),
 )
 """A row for each; the simplest first: what does not even get through a barrier is found soonest."""

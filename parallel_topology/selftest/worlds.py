@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from parallel_topology.errors import CollectiveError, TopologyError
+from parallel_topology.errors import CollectiveError, GroupTimeoutError, RendezvousError, TopologyError
 from parallel_topology.groups.agreement import STORE_ERRORS
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.groups.options import token_from
@@ -104,7 +104,7 @@ class Outcome:
     Attributes:
         ok: whether all was well.
         verdict: on rank 0, which tells it.
-        said: elsewhere, what this rank has to say because rank 0 does not.
+        said: what this rank has to say because rank 0 does not, or because the ranks did not even meet.
     """
 
     ok: bool
@@ -124,14 +124,17 @@ def launched(
 
     Raises:
         TopologyError: `topology` does not have the ranks that were started.
-        RendezvousError: the launcher's store cannot be reached.
+        LaunchError: the launcher did not say where the ranks meet.
     """
     if list(topology.world) != list(range(info.world_size)):
         raise TopologyError(
             f"{info.launcher} started ranks 0..{info.world_size - 1}, but {topology} has {topology.world}; "
             "expected a topology of the same ranks"
         )
-    store = launched_store(info, topology.world, timeout)
+    try:
+        store = launched_store(info, topology.world, timeout)
+    except (RendezvousError, GroupTimeoutError) as error:  # there is nothing to report over
+        return Outcome(False, said=str(error))
     options: dict[str, Any] = {"local_rank": info.local_rank, "token": token_from(os.environ), "timeout": timeout}
     with _told_to_end() as ending:
         report = run_rank(info.rank, lambda: manager(topology, rank=info.rank, store=store, **options), size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import shlex
 import subprocess
@@ -13,23 +11,14 @@ from pathlib import Path
 import pytest
 
 from parallel_topology.cli import app
+from tests.cli.running import on_terminal, shell
 
-ROOT = Path(__file__).parents[2]
 COMMANDS = {command.callback.__name__: command.callback for command in app.registered_commands if command.callback}
 EXAMPLES = [
     (name, example)
     for name, callback in COMMANDS.items()
     for example in re.findall(r"Example: (.*)", callback.__doc__ or "")
 ]
-SCRIPTS = Path(sys.executable).parent
-
-
-def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a line as a person would, in a new process."""
-    surroundings = {**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False, env=surroundings, cwd=ROOT
-    )
 
 
 @pytest.mark.parametrize(
@@ -47,9 +36,19 @@ def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["check", "tp8"], "nothing to check: expected --hosts, or a size such as --layers 80"),
         (["check", "tp8", "--hosts", "1x4"], "the hosts 1x4 hold 4 ranks, 0..3, but tp8 has 8: rank 7 is on no host"),
         (["diff", "tp8", "tp4", "--hosts", "1x4"], "but tp8 has 8: rank 7 is on no host"),
-        (["diff", "tp8"], "Missing argument 'SPEC'"),
+        (["diff", "tp8"], "Missing argument 'AFTER'"),
+        (["diff", "tp8", "8"], "Invalid value for 'AFTER': cannot read '8' in '8'"),
+        (["diff", "tp4", "pp4", "--output", "moved.png"], "expected a name in .svg or .html"),
+        (["show", "tp2pp4"], "Invalid value for 'SPEC': cannot read 'tp2pp4'"),
+        (["show", "tp2-pp4", "--hosts", "1x4"], "rank 7 is on no host"),
+        (["show", "tp2-pp4", "--rank", "8"], "rank 8 is not in the world"),
+        (["show", "tp2-pp4", "--axis", "cp"], "has no axis 'cp'"),
+        (["show", "tp2-pp4", "--output", "layout.png"], "expected a name in .svg or .html"),
+        (["show", "tp2-pp4", "--output", "/nowhere/layout.svg"], "cannot write /nowhere/layout.svg: No such file"),
+        (["show", "tp8-dp8192", "--output", "layout.svg"], "a picture shows at most 32,768"),
+        (["show", "tp2", "--output", "x.svg", "--json"], "both --json and --output are given: expected one of them"),
         (["orders", "tp8", "--hosts", "1x8", "--heaviest", "xp"], "tp8 has no axis 'xp'; it has 'tp'"),
-        (["env"], "no launcher was found: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"),
+        (["env"], "no launcher was found. Start the program with torchrun, or "),
         (["selftest", "tp8", "--timeout", "0"], "Invalid value for '--timeout'"),
         (["selftest", "x"], "Invalid value for 'SPEC': cannot read 'x' in 'x'"),
     ],
@@ -97,8 +96,20 @@ def test_completion():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "env"),
+    [("--help", {}), ("show --help", {}), ("", {"_PARALLEL_TOPOLOGY_COMPLETE": "source_bash"}), ("show tp2-pp4", {})],
+)
+def test_the_module_is_the_script(arguments, env):
+    script = shell(f"parallel-topology {arguments}", **env)
+    module = shell(f"python -m parallel_topology {arguments}", **env)
+    assert (script.returncode, script.stdout, script.stderr) == (0, module.stdout, module.stderr)
+    assert script.stdout
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
+        "show tp2-pp4 --hosts 2x4",
         "check tp8-pp4 --hosts 4x8 --layers 80",
         "diff tp2-pp2 pp2-tp2 --hosts 2x2",
         "orders tp2-pp2 --hosts 2x2 --json",
@@ -119,32 +130,11 @@ def test_what_needs_no_torch_does_not_import_it(arguments):
     assert done.stderr == "False\n"
 
 
-def on_terminal(command: str, **env: str) -> str:
-    """What a command prints when it believes to be on a terminal."""
-    leader, follower = pty.openpty()
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **env}
-    with subprocess.Popen(
-        [sys.executable, "-m", "parallel_topology", *shlex.split(command)],
-        stdout=follower, stderr=follower, env=surroundings, cwd=ROOT,
-    ) as process:  # fmt: skip
-        os.close(follower)
-        read = b""
-        try:
-            while piece := os.read(leader, 4096):
-                read += piece
-        except OSError:  # a terminal that nobody writes to any more
-            pass
-        finally:
-            os.close(leader)
-        process.wait(60)
-    return read.decode().replace("\r\n", "\n")
-
-
 def test_colours_only_on_a_terminal_that_wants_them(run):
     line = "check tp8 --layers 80 --model-heads 60"
-    coloured = on_terminal(line, COLUMNS="200")
+    coloured = on_terminal(line, 200)
     assert "\x1b[" in coloured
-    plain = on_terminal(line, COLUMNS="200", NO_COLOR="1")
+    plain = on_terminal(line, 200, NO_COLOR="1")
     assert re.sub(r"\x1b\[[0-9;]*m", "", plain) == re.sub(r"\x1b\[[0-9;]*m", "", coloured)
     assert not re.search(r"\x1b\[(3|4)[0-9]m", plain)
     assert "\x1b" not in run(*line.split()).out
@@ -152,11 +142,27 @@ def test_colours_only_on_a_terminal_that_wants_them(run):
 
 def test_a_narrow_terminal_wraps_and_a_pipe_does_not(run):
     line = "check tp8-pp4 --hosts 8x4 --layers 82 --vocab 50257"
-    narrow = on_terminal(line, COLUMNS="40", NO_COLOR="1")
+    narrow = on_terminal(line, 40, NO_COLOR="1")
     assert max(map(len, narrow.splitlines())) <= 40
     wide = run(*line.split()).out
     assert len(wide.splitlines()) == 4
     assert sorted(re.findall(r"\d+", narrow)) == sorted(re.findall(r"\d+", wide))  # nothing is cut
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("orders tp2-cp2-dp2-pp2 --hosts 2x8", {"tp-cp-dp-pp", "pp-dp-cp-tp"}),
+        (
+            "diff tp4-dp2-pp2 dp2-tp4-pp2 --hosts 2x8",
+            {"rank 14: tp=2 dp=1 pp=1 -> ", "    group 0 = [0, 8] "},
+        ),
+    ],
+)
+def test_a_narrow_terminal_cuts_no_names(line, names):
+    shown = on_terminal(line, 60, NO_COLOR="1")
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", text)) for text in shown.splitlines()) <= 60
+    assert all(name in shown for name in names)
 
 
 def test_a_missing_extra_is_one_line(tmp_path: Path):

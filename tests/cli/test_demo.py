@@ -1,29 +1,22 @@
-"""The demo, as a person runs it."""
+"""`demo`: what it prints; its engines are tested in test_examples."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "parallel_topology", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-
-
-def test_the_demo_runs_two_engines_and_finds_them_right(tmp_path: Path):
+def test_the_demo_runs_two_engines_and_finds_them_right(run, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_bytes(bytes(range(256)))
     done = run("demo", "--text", str(text), "--engines", "tp2-pp2,tp4")
-    assert done.returncode == 0, done.stderr
-    assert "engine 0: tp2-pp2\n       tp0  tp1\npp0      0    1\npp1      2    3\n" in done.stdout
-    assert "4 processes, 256 bytes of text" in done.stdout
-    assert "all engines agree with the reference" in done.stdout
+    assert done.status == 0, done.err
+    assert "engine 0: tp2-pp2\n       tp0  tp1\npp0      0    1\npp1      2    3\n" in done.out
+    assert "4 processes, 256 bytes of text" in done.out
+    assert "all engines agree with the reference" in done.out
     for phase in ("groups", "weights", "interleaved", "first engine closed"):
-        assert phase in done.stdout
+        assert phase in done.out
 
 
 @pytest.mark.parametrize(
@@ -38,8 +31,8 @@ def test_the_demo_runs_two_engines_and_finds_them_right(tmp_path: Path):
         (["--text", "/dev/null"], "/dev/null is empty: expected some text"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str):
+def test_bad_input_is_one_line_and_status_2(run, arguments, message):
     done = run("demo", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+    assert (done.status, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert message in done.err

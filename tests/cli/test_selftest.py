@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.cli.test_cli import shell
+from tests.cli.running import shell
 from tests.ports import free_port
 
 TORCHRUN = "torchrun --standalone --nproc-per-node 4"

@@ -1,4 +1,7 @@
-"""Managers with a planted fault: rank 2 is slow, adds wrongly, sends what it should not, ends or waits for ever."""
+"""Managers with a planted fault: rank 2 is slow, adds wrongly, sends what it should not, ends or waits for ever.
+
+The fault sits below the groups, where a broken card or cable would: in what carries a group's calls out.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +10,96 @@ import threading
 import time
 from typing import Any
 
-from parallel_topology.groups.group import ParallelGroup
+from torch import Tensor
+
+from parallel_topology.groups.communicator import Communicator, Work
 from parallel_topology.groups.manager import GroupManager
 
 FAULTY = 2
-DELAY = 0.2
+DELAY = 0.05
 """Seconds, far more than a small message takes even on a busy machine."""
+SLOW_FROM = 512
+"""Bytes from which messages are slow: those between neighbours; the many small ones would take long."""
 
 
-class _Group(ParallelGroup):
-    """A group that `_Manager` has made faulty where the faulty rank is concerned."""
+class Faulty(Communicator):
+    """Hands every call on to another communicator, which this one stands in front of."""
+
+    def __init__(self, inner: Communicator) -> None:
+        self.name = inner.name
+        self._inner = inner
+
+    def handles(self, operation: str, tensor: Tensor) -> bool:
+        return self._inner.handles(operation, tensor)
+
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        return self._inner.issue(operation, tensor, **arguments)
+
+
+class _SlowLinks(Faulty):
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        if operation == "send" and tensor.nbytes >= SLOW_FROM:
+            time.sleep(DELAY)
+        return super().issue(operation, tensor, **arguments)
+
+
+class _BadSums(Faulty):
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        work = super().issue(operation, tensor, **arguments)
+        if operation != "all_reduce":
+            return work
+        if work is not None:
+            work.wait()
+        tensor.add_(1)
+        return None
+
+
+class _BadSources(Faulty):
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        if operation in ("all_gather", "all_reduce") and tensor.is_floating_point():  # not the lengths of objects
+            tensor.add_(1)
+        return super().issue(operation, tensor, **arguments)
+
+
+class _Ends(Faulty):
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        if operation == "all_gather":
+            os._exit(7)
+        return super().issue(operation, tensor, **arguments)
+
+
+class _GetsStuck(Faulty):
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        if operation == "all_gather":
+            threading.Event().wait()
+        return super().issue(operation, tensor, **arguments)
 
 
 class _Manager(GroupManager):
-    group = _Group
+    fault: type[Faulty]
 
-    def _bind(self, family, prefix):
-        bound = super()._bind(family, prefix)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         if self.rank == FAULTY:
-            bound.__class__ = self.group
-        return bound
-
-
-class _SlowGroup(_Group):
-    def send(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs:  # only where neighbours are timed: the ring would take long
-            time.sleep(DELAY)
-        return super().send(*args, **kwargs)
-
-
-class _BadSumGroup(_Group):
-    def all_reduce(self, *args: Any, **kwargs: Any) -> Any:
-        return super().all_reduce(*args, **kwargs).add_(1)
-
-
-class _BadSourceGroup(_Group):
-    def all_gather(self, *args: Any, **kwargs: Any) -> Any:
-        return super().all_gather(args[0] + 1, *args[1:], **kwargs)
-
-    def all_reduce(self, *args: Any, **kwargs: Any) -> Any:
-        return super().all_reduce(args[0].add_(1), *args[1:], **kwargs)
-
-
-class _EndingGroup(_Group):
-    def all_gather(self, *args: Any, **kwargs: Any) -> Any:
-        os._exit(7)
-
-
-class _StuckGroup(_Group):
-    def all_gather(self, *args: Any, **kwargs: Any) -> Any:
-        threading.Event().wait()
+            for name in self.plan.families:
+                self[name].communicators = tuple(map(self.fault, self[name].communicators))
 
 
 class Slow(_Manager):
-    group = _SlowGroup
+    fault = _SlowLinks
 
 
 class BadSum(_Manager):
-    group = _BadSumGroup
+    fault = _BadSums
 
 
 class BadSource(_Manager):
-    group = _BadSourceGroup
+    fault = _BadSources
 
 
 class Ending(_Manager):
-    group = _EndingGroup
+    fault = _Ends
 
 
 class Stuck(_Manager):
-    group = _StuckGroup
+    fault = _GetsStuck

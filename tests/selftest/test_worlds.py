@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch.distributed as dist
 
 from parallel_topology import LaunchInfo, ParallelTopology, TopologyError
 from parallel_topology.selftest.collectives import CHECKS
 from parallel_topology.selftest.worlds import alone, default_topology, launched
+from tests.ports import free_port
 from tests.selftest import faults
 
 FACTORS = {"all_reduce": 2}
-WHOLE = ("broadcast", "reduce", "send/recv ring")
+WHOLE = ("broadcast", "broadcast_object", "reduce", "send/recv ring", "send_tensors ring")
 TOPOLOGY = ParallelTopology(tp=2, pp=2)
 
 
@@ -75,11 +79,9 @@ def test_a_rank_that_is_stuck_is_named():
     assert "all_gather" in verdict.broken[0]
 
 
-def info(world_size: int, local_size: int | None = None) -> LaunchInfo:
-    return LaunchInfo(
-        launcher="torchrun", rank=0, world_size=world_size, local_rank=0, local_size=local_size,
-        address="127.0.0.1", port=1, store_is_hosted=False, restart=0, variables={},
-    )  # fmt: skip
+def info(world_size: int, local_size: int | None = None, **facts: Any) -> LaunchInfo:
+    given: dict[str, Any] = {"rank": 0, "address": "127.0.0.1", "port": 1, **facts}
+    return LaunchInfo(launcher="torchrun", world_size=world_size, local_size=local_size, **given)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,20 @@ def info(world_size: int, local_size: int | None = None) -> LaunchInfo:
 )
 def test_the_topology_of_whoever_names_none(world_size, local_size, spec):
     assert str(default_topology(info(world_size, local_size))) == spec
+
+
+def test_ranks_that_do_not_even_meet():
+    """They have nothing to report over: each says itself what it waited for."""
+    agents = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    alone_there = launched(ParallelTopology(tp=3), info(3, port=agents.port, store_is_hosted=True), size=4, timeout=0.5)
+    assert (alone_there.ok, alone_there.verdict) == (False, None)
+    assert alone_there.said.startswith("ranks 1, 2 did not come within 0.5 s")
+
+
+def test_a_store_that_is_not_there():
+    nowhere = launched(ParallelTopology(tp=2), info(2, rank=1, port=free_port()), size=4, timeout=0.5)
+    assert (nowhere.ok, nowhere.verdict) == (False, None)
+    assert nowhere.said.startswith("cannot reach the store at 127.0.0.1:")
 
 
 @pytest.mark.parametrize("spec", ["tp2", "tp4@4"])
