@@ -18,7 +18,10 @@ ParallelTopologyError
 ├── MismatchError (RuntimeError)           the ranks' collectives do not match: operation, shape, dtype or order
 ├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
 ├── WireError (RuntimeError)               bytes from a peer that are no value, or not one that was allowed
-└── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
+├── GroupTimeoutError (TimeoutError)       ranks that did not arrive before the deadline
+├── DeadRankError (RuntimeError)           a rank whose process ended without a word
+├── StuckRankError (TimeoutError)          a rank that was still running at the deadline
+└── RanksFailedError (ExceptionGroup)      what became of the ranks of a call that some did not finish
 """
 
 
@@ -88,3 +91,21 @@ class WireError(ParallelTopologyError, RuntimeError):
 
 class GroupTimeoutError(ParallelTopologyError, TimeoutError):
     """Ranks did not arrive before the deadline; the message names them where they can be known."""
+
+
+class DeadRankError(ParallelTopologyError, RuntimeError):
+    """A rank whose process ended without a word."""
+
+
+class StuckRankError(ParallelTopologyError, TimeoutError):
+    """A rank that was still running at the deadline."""
+
+
+class RanksFailedError(ParallelTopologyError, ExceptionGroup[Exception]):
+    """A call that not all ranks finished: one error a rank, the deaths first.
+
+    Attributes:
+        ranks: whose errors `exceptions` are, in their order.
+    """
+
+    ranks: tuple[int, ...]

@@ -19,6 +19,7 @@ from parallel_topology.errors import (
     GroupTimeoutError,
     ParallelTopologyError,
 )
+from parallel_topology.groups import compiled
 from parallel_topology.groups.agreement import first_line, is_timeout
 from parallel_topology.groups.communicator import Communicator, Work
 from parallel_topology.groups.handle import Handle
@@ -36,6 +37,7 @@ class BoundGroup(RankGroup):
         device: where the device group's tensors are.
         links: the process groups, shared with this manager's other groups of the same ranks.
         communicators: asked in this order who carries out a call; the last one is torch's.
+        key: by which compiled code finds this group; no other has it in this process, ever.
     """
 
     def __init__(self, name: str, ranks: Ranks, rank: int, *, label: str, device: torch.device, links: Links) -> None:
@@ -44,6 +46,7 @@ class BoundGroup(RankGroup):
         self.device = device
         self.links = links
         self.communicators: tuple[Communicator, ...] = links.communicators
+        self.key = compiled.register(self, label)
         self._sent: dict[int, bytes] = {}  # what was last described to each member, and by each member
         self._received: dict[int, bytearray] = {}
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel_topology.errors import GroupArgumentError
+from parallel_topology.groups import compiled
 from parallel_topology.groups.bound import BoundGroup
 from parallel_topology.groups.handle import Handle
 
@@ -37,6 +38,8 @@ class Collectives(BoundGroup):
         """Reduce over all members; returns `tensor`, or without `inplace` a new one."""
         if self._is_alone("all_reduce"):
             return _done(tensor, async_op)
+        if torch.compiler.is_compiling():
+            return _done(compiled.reduced(tensor, self.key, op, inplace=inplace), async_op)
         if op is not SUM:
             self._require_reducible("all_reduce", tensor, op)
         whole = tensor.contiguous() if inplace else tensor.clone(memory_format=torch.contiguous_format)
@@ -92,6 +95,9 @@ class Collectives(BoundGroup):
         source = self._peer("src", src, src_rank, 0)
         if self._is_alone("broadcast"):
             return _done(tensor, async_op)
+        if torch.compiler.is_compiling():
+            compiled.broadcast_(tensor, self.key, source)
+            return _done(tensor, async_op)
         whole = tensor.contiguous()
         return self._issue("broadcast", whole, _copying_back(whole, tensor), async_op, src=source)
 
@@ -105,6 +111,8 @@ class Collectives(BoundGroup):
         dim = self._dim("all_gather", whole, dim)
         if self._is_alone("all_gather"):
             return _done(whole, async_op)
+        if torch.compiler.is_compiling():
+            return _done(compiled.all_gather(whole, self.key, self.size, dim), async_op)
         whole = whole.contiguous()
         gathered = whole.new_empty((self.size * whole.shape[0], *whole.shape[1:]))
         finish = (lambda: gathered) if dim == 0 else lambda: torch.cat(self._split(gathered), dim)
@@ -153,6 +161,8 @@ class Collectives(BoundGroup):
         self._require_reducible("reduce_scatter", tensor, op)
         if self._is_alone("reduce_scatter"):
             return _done(tensor, async_op)
+        if torch.compiler.is_compiling():
+            return _done(compiled.scattered(tensor, self.key, self.size, op, dim), async_op)
         front = tensor.movedim(dim, 0).contiguous()
         output = front.new_empty((front.shape[0] // self.size, *front.shape[1:]))
         return self._issue("reduce_scatter", front, _moved(output, dim), async_op, output=output, op=op)
@@ -292,6 +302,8 @@ class Collectives(BoundGroup):
         self._require_sizes("all_to_all", output_splits, mine, name="output_splits")
         if self._is_alone("all_to_all"):
             return _done(tensor, async_op)
+        if torch.compiler.is_compiling():
+            return _done(compiled.all_to_all(tensor, self.key, output_splits, input_splits), async_op)
         whole = tensor.contiguous()
         output = whole.new_empty((sum(output_splits), *whole.shape[1:]))
         splits = {"output_splits": list(output_splits), "input_splits": list(input_splits)}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from parallel_topology.groups import compiled
 from parallel_topology.groups.bound import BoundGroup
 from parallel_topology.groups.handle import Handle
 
@@ -21,6 +23,8 @@ class PointToPoint(BoundGroup):
             dst_rank: or its global rank.
         """
         peer = self._other("send", self._peer("dst", dst, dst_rank, self.rank + 1))
+        if torch.compiler.is_compiling():
+            return compiled.send(tensor, self.key, peer)
         self._issue("send", tensor.contiguous(), _nothing, False, dst=peer)
 
     def isend(self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None) -> Handle[None]:
@@ -37,6 +41,9 @@ class PointToPoint(BoundGroup):
             src_rank: or its global rank.
         """
         peer = self._other("recv", self._peer("src", src, src_rank, self.rank - 1))
+        if torch.compiler.is_compiling():
+            compiled.recv_(tensor, self.key, peer)
+            return tensor
         whole = tensor.contiguous()
         self._issue("recv", whole, _nothing, False, src=peer)
         return tensor if whole is tensor else tensor.copy_(whole)

@@ -1,9 +1,8 @@
 """How a world of ranks reports its failures: one ExceptionGroup, the first failure first, each saying which rank.
 
 ParallelTopologyError
-├── StuckRankError (TimeoutError)     a rank that was still running at the deadline
-├── DeadRankError (RuntimeError)      a rank whose process ended without a word
-├── MismatchError (RuntimeError)      see `errors`: the ranks' collectives do not match
+├── StuckRankError, DeadRankError     of the package's `errors`
+├── MismatchError                     of the package's `errors`
 │   └── DeadlockError                 ranks that wait for each other, and would for ever
 ├── AgreementError (AssertionError)   a value or condition on which the ranks differ
 └── RanksUsageError (ValueError)      a test that asks for a world of ranks which cannot be
@@ -13,18 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from parallel_topology.errors import MismatchError, ParallelTopologyError
+from parallel_topology.errors import DeadRankError as DeadRankError
+from parallel_topology.errors import MismatchError as MismatchError
+from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.errors import StuckRankError as StuckRankError
 
 OUTPUT = "captured output of "
 """How the note begins that holds what a failed rank's process printed."""
-
-
-class StuckRankError(ParallelTopologyError, TimeoutError):
-    """A rank that was still running at the deadline."""
-
-
-class DeadRankError(ParallelTopologyError, RuntimeError):
-    """A rank whose process ended without a word."""
 
 
 class DeadlockError(MismatchError):

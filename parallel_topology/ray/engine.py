@@ -1,0 +1,205 @@
+"""RayActors, in the order of their ranks, and RayEngine: one engine on them, as the driver sees it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Self
+
+from parallel_topology.errors import GroupArgumentError, TopologyError
+from parallel_topology.groups.options import DEFAULT_TIMEOUT, require_seconds
+from parallel_topology.groups.rendezvous import host_store
+from parallel_topology.hosts import Hosts
+from parallel_topology.ray.calls import GRACE, gather, require_ray
+from parallel_topology.ray.places import Place, hosts_of, rank_order
+from parallel_topology.ray.ticket import Ticket
+from parallel_topology.topology import ParallelTopology
+
+
+@dataclass(frozen=True)
+class RayActors:
+    """Actors in the order in which they get ranks, node by node. A part of them, `actors[:4]`, keeps the order.
+
+    Attributes:
+        handles: Ray's handles.
+        places: where each actor runs.
+    """
+
+    handles: tuple[Any, ...]
+    places: tuple[Place, ...]
+
+    @classmethod
+    def find(cls, handles: Sequence[Any], *, first_node: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """Ask actors of any class where they run, and put them into the order of `rank_order`.
+
+        Args:
+            first_node: the id of the node that gets the first ranks; the driver's is
+                `ray.get_runtime_context().get_node_id()`.
+            timeout: seconds for all actors to start and answer.
+
+        Raises:
+            MissingExtraError: Ray is not installed.
+            GroupArgumentError: something is no actor's handle, or an actor is there twice.
+            TopologyError: none of the actors is on `first_node`.
+            RanksFailedError: actors died, or did not answer in time; `ranks` are their places in `handles`.
+        """
+        require_ray()
+        require_seconds("timeout", timeout)
+        for index, handle in enumerate(handles):
+            if not hasattr(getattr(handle, "__ray_call__", None), "remote"):  # actor classes have one without it
+                raise GroupArgumentError(f"{handle!r} is no actor: expected handles, such as Worker.remote() returns")
+            if handle in handles[:index]:
+                raise GroupArgumentError(f"actor {index} is {handle!r}, which is there before; expected each once")
+        labels = {index: f"actor {index} of those given, {handle!r}" for index, handle in enumerate(handles)}
+        answers = {index: handle.__ray_call__.remote(_own_place) for index, handle in enumerate(handles)}
+        places = gather(answers, labels, "asking actors where they run", timeout)
+        order = rank_order(places, first_node=first_node)
+        return cls(tuple(handles[index] for index in order), tuple(places[index] for index in order))
+
+    @property
+    def hosts(self) -> Hosts:
+        """The nodes as hosts, the actors numbered from 0: what `topology.reordered_for` and `orders_inside` take."""
+        return hosts_of(self.places, range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+    def __getitem__(self, part: slice) -> Self:
+        return type(self)(self.handles[part], self.places[part])
+
+
+class RayEngine:
+    """One engine on Ray actors: each gets a ticket, makes its `GroupManager` of it, and is called through here.
+
+    The lowest rank is the first actor's, and so on. The ranks meet in a small process of the engine's own on the first
+    actor's node, at a port that the system chooses. It is not one of the actors, so that whoever dies is named to the
+    others; it ends with `close()`, or when the driver's last reference to the engine goes.
+
+    Any number of engines may be on the same actors, or on parts of them.
+
+    Args:
+        actors: as many as the topology has ranks.
+        name: of the engine, shown in errors.
+        timeout: seconds for which the ranks wait for each other, when they join and in every operation.
+
+    Attributes:
+        topology: as given.
+        actors: the handles, in the order of `topology.world`.
+        tickets: each actor's, in the same order.
+        hosts: the nodes as hosts of the topology's ranks.
+
+    Raises:
+        TopologyError: there are more or fewer actors than ranks.
+        RanksFailedError: the process in which the ranks meet could not be started.
+    """
+
+    def __init__(
+        self, actors: RayActors, topology: ParallelTopology, *, name: str = "engine", timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
+        require_seconds("timeout", timeout)
+        if len(actors) != topology.world_size:
+            raise TopologyError(
+                f"{name}: {topology} has {topology.world_size} ranks, but there are {len(actors)} actors; "
+                "give one for each rank, as in RayEngine(actors[:4], ...)"
+            )
+        ranks = sorted(topology.world)
+        self.topology = topology
+        self.name = name
+        self.timeout = timeout
+        self.hosts = hosts_of(actors.places, ranks)
+        self.actors = tuple(actors.handles[ranks.index(rank)] for rank in topology.world)
+        self._labels = {rank: f"rank {rank} of {topology} {topology.coordinate(rank)}" for rank in topology.world}
+        self._store, meeting = _meeting(name, actors.places[0].node, timeout) if len(actors) > 1 else (None, None)
+        token = secrets.token_hex(16)
+        self.tickets = tuple(
+            Ticket(topology, rank, self.hosts.local_rank_of(rank), name, meeting, timeout, token)
+            for rank in topology.world
+        )
+
+    def admit(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> list[Any]:
+        """Call `method(ticket, *args, **kwargs)` on every actor, each with its own ticket; else like `call`."""
+        calls = zip(self.actors, self.tickets, strict=True)
+        refs = [getattr(actor, method).remote(ticket, *args, **kwargs) for actor, ticket in calls]
+        return self.gather(refs, timeout=timeout, doing=method)
+
+    def call(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> list[Any]:
+        """Call `method(*args, **kwargs)` on every actor, and wait for all.
+
+        An actor that dies does not keep this waiting, though others may be waiting for it.
+
+        Args:
+            timeout: seconds; without it a little more than the engine's, so that ranks that wait for each other in
+                vain get to say so themselves.
+
+        Returns:
+            The results, in the order of `topology.world`.
+
+        Raises:
+            RanksFailedError: some died, raised an error, or did not answer in time; the deaths come first.
+        """
+        refs = [getattr(actor, method).remote(*args, **kwargs) for actor in self.actors]
+        return self.gather(refs, timeout=timeout, doing=method)
+
+    def gather(self, refs: Sequence[Any], *, timeout: float | None = None, doing: str = "gather") -> list[Any]:
+        """Wait for references of your own, one a rank in the order of `topology.world`; else like `call`.
+
+        Args:
+            doing: what errors say was done.
+
+        Raises:
+            GroupArgumentError: there are more or fewer references than ranks.
+        """
+        timeout = self.timeout + 2 * GRACE if timeout is None else timeout
+        require_seconds("timeout", timeout)
+        if len(refs) != len(self.actors):
+            raise GroupArgumentError(
+                f"{doing} on {self.name}: {len(refs)} references for {len(self.actors)} ranks; expected one for each"
+            )
+        by_rank = dict(zip(self.topology.world, refs, strict=True))
+        return gather(by_rank, self._labels, f"{doing} on {self.name}", timeout)
+
+    def close(self) -> None:
+        """End the process in which the ranks met. The actors stay as they are: close their managers before this."""
+        if self._store is not None:
+            require_ray().kill(self._store)
+            self._store = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<RayEngine {self.name} of {self.topology} on {self.hosts}>"
+
+
+class StoreHost:
+    """Runs an engine's store, in a process of its own on the node of its first rank."""
+
+    def __init__(self, timeout: float) -> None:
+        self.store = host_store(require_ray().util.get_node_ip_address(), 0, timeout)
+
+    def meeting(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.store.host, self.store.port
+
+
+def _meeting(name: str, node: str, timeout: float) -> tuple[Any, tuple[str, int]]:
+    """A store on `node`: the actor that runs it, and where it is met."""
+    ray = require_ray()
+    strategies: Any = import_module("ray.util.scheduling_strategies")
+    there = strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=there)(StoreHost).remote(timeout)
+    called = {0: "the store's process"}
+    [meeting] = gather({0: actor.meeting.remote()}, called, f"starting the store of {name}", timeout)
+    return actor, meeting
+
+
+def _own_place(_: object) -> Place:
+    """Runs in an actor."""
+    context = require_ray().get_runtime_context()
+    devices = [device for ids in context.get_accelerator_ids().values() for device in ids]
+    return Place(context.get_node_id(), require_ray().util.get_node_ip_address(), tuple(devices))
