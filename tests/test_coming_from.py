@@ -312,7 +312,7 @@ def test_beginning_and_end(page: str, tmp_path: Path):
 def test_capture_in_place_of_with_pynccl():
     """On the CPU, where only what is preferred changes; tests/groups/test_capture.py has CUDA graphs."""
     new = rows("vllm")
-    options = {"tp": GroupOptions(communicators=("first", "other"))}
+    options = {"tp": GroupOptions(communicators=("torch", "other"))}
 
     def body(groups: GroupManager) -> None:
         def call(old: str) -> Any:
@@ -322,22 +322,18 @@ def test_capture_in_place_of_with_pynccl():
         with call("with_pynccl_for_all_reduce()"):
             assert call("is_pynccl_enabled_for_all_reduce()")
 
-    run_ranks("tp2", body, options=options, communicators={"first": Idle, "other": Other})
+    run_ranks("tp2", body, options=options, communicators={"other": Other})
 
 
-class Idle(Communicator):
+class Other(Communicator):
     """Handles nothing."""
 
-    name = "first"
+    name = "other"
 
     def __init__(self, membership: Any) -> None: ...
 
     def handles(self, operation: str, tensor: torch.Tensor) -> bool:
         return False
-
-
-class Other(Idle):
-    name = "other"
 
 
 @pytest.mark.parametrize("page", PAGES)
