@@ -85,7 +85,7 @@ class BoundGroup(RankGroup):
             raise ClosedError(f"{operation} on {self.label}: its manager was closed")
 
     def _is_alone(self, operation: str) -> bool:
-        if self.links.closed:
+        if self.links.closed and not torch.compiler.is_compiling():  # compiled code asks when it runs
             self._require_open(operation)
         return self.size == 1
 

@@ -38,12 +38,14 @@ class Collectives(BoundGroup):
         """Reduce over all members; returns `tensor`, or without `inplace` a new one."""
         if self._is_alone("all_reduce"):
             return _done(tensor, async_op)
+        plain = self._plain("all_reduce", tensor, inplace=inplace)
         if torch.compiler.is_compiling():
-            return _done(compiled.reduced(tensor, self.key, op, inplace=inplace), async_op)
+            result = compiled.reduced(plain, self.key, op, inplace=inplace)
+            return _done(tensor if inplace else result, async_op)
         if op is not SUM:
             self._require_reducible("all_reduce", tensor, op)
-        whole = tensor.contiguous() if inplace else tensor.clone(memory_format=torch.contiguous_format)
-        finish = _copying_back(whole, tensor) if inplace and whole is not tensor else lambda: whole
+        whole = plain.contiguous() if inplace else plain.clone(memory_format=torch.contiguous_format)
+        finish = _copying_back(whole, plain, tensor) if inplace else lambda: whole
         return self._issue("all_reduce", whole, finish, async_op, op=op)
 
     @overload
@@ -71,8 +73,9 @@ class Collectives(BoundGroup):
             return _done(tensor, async_op)
         self._require_reducible("reduce", tensor, op)
         is_here = to == self.rank
-        whole = tensor.contiguous() if is_here else tensor.clone(memory_format=torch.contiguous_format)
-        finish = _copying_back(whole, tensor) if is_here else _nothing
+        plain = self._plain("reduce", tensor, inplace=True)
+        whole = plain.contiguous() if is_here else plain.clone(memory_format=torch.contiguous_format)
+        finish = _copying_back(whole, plain, tensor) if is_here else _nothing
         return self._issue("reduce", whole, finish, async_op, dst=to, op=op)
 
     @overload
@@ -95,11 +98,12 @@ class Collectives(BoundGroup):
         source = self._peer("src", src, src_rank, 0)
         if self._is_alone("broadcast"):
             return _done(tensor, async_op)
+        plain = self._plain("broadcast", tensor, inplace=True)
         if torch.compiler.is_compiling():
-            compiled.broadcast_(tensor, self.key, source)
+            compiled.broadcast_(plain, self.key, source)
             return _done(tensor, async_op)
-        whole = tensor.contiguous()
-        return self._issue("broadcast", whole, _copying_back(whole, tensor), async_op, src=source)
+        whole = plain.contiguous()
+        return self._issue("broadcast", whole, _copying_back(whole, plain, tensor), async_op, src=source)
 
     @overload
     def all_gather(self, tensor: Tensor, dim: int = ..., *, async_op: Literal[False] = ...) -> Tensor: ...
@@ -111,6 +115,7 @@ class Collectives(BoundGroup):
         dim = self._dim("all_gather", whole, dim)
         if self._is_alone("all_gather"):
             return _done(whole, async_op)
+        whole = self._plain("all_gather", whole)
         if torch.compiler.is_compiling():
             return _done(compiled.all_gather(whole, self.key, self.size, dim), async_op)
         whole = whole.contiguous()
@@ -138,7 +143,7 @@ class Collectives(BoundGroup):
         if self._is_alone("all_gather_v"):
             self._require_sizes("all_gather_v", sizes, {self.rank: tensor.shape[dim]})
             return _done(tensor, async_op)
-        front = tensor.movedim(dim, 0).contiguous()
+        front = self._plain("all_gather_v", tensor).movedim(dim, 0).contiguous()
         sizes = self._lengths(front.shape[0]) if sizes is None else sizes
         self._require_sizes("all_gather_v", sizes, {self.rank: front.shape[0]})
         output = front.new_empty((sum(sizes), *front.shape[1:]))
@@ -161,6 +166,7 @@ class Collectives(BoundGroup):
         self._require_reducible("reduce_scatter", tensor, op)
         if self._is_alone("reduce_scatter"):
             return _done(tensor, async_op)
+        tensor = self._plain("reduce_scatter", tensor)
         if torch.compiler.is_compiling():
             return _done(compiled.scattered(tensor, self.key, self.size, op, dim), async_op)
         front = tensor.movedim(dim, 0).contiguous()
@@ -189,7 +195,7 @@ class Collectives(BoundGroup):
         self._require_reducible("reduce_scatter_v", tensor, op)
         if self._is_alone("reduce_scatter_v"):
             return _done(tensor, async_op)
-        front = tensor.movedim(dim, 0).contiguous()
+        front = self._plain("reduce_scatter_v", tensor).movedim(dim, 0).contiguous()
         output = front.new_empty((sizes[self.rank], *front.shape[1:]))
         finish = _moved(output, dim)
         return self._issue("reduce_scatter_v", front, finish, async_op, output=output, sizes=list(sizes), op=op)
@@ -219,7 +225,7 @@ class Collectives(BoundGroup):
         dim = self._dim("gather", whole, dim)
         if self._is_alone("gather"):
             return _done(whole, async_op)
-        whole = whole.contiguous()
+        whole = self._plain("gather", whole).contiguous()
         if to != self.rank:
             return self._issue("gather", whole, _nothing, async_op, output=None, dst=to)
         gathered = whole.new_empty((self.size * whole.shape[0], *whole.shape[1:]))
@@ -257,8 +263,8 @@ class Collectives(BoundGroup):
             self._require_parts(tensor, output, dim)
         if self._is_alone("scatter"):
             return _done(output.copy_(tensor) if tensor is not None else output, async_op)
-        front = None if tensor is None else tensor.movedim(dim, 0).contiguous()
-        part = output.movedim(dim, 0)
+        front = None if tensor is None else self._plain("scatter", tensor).movedim(dim, 0).contiguous()
+        part = self._plain("scatter", output, inplace=True).movedim(dim, 0)
         whole = part.contiguous()
 
         def finish() -> Tensor:
@@ -302,12 +308,24 @@ class Collectives(BoundGroup):
         self._require_sizes("all_to_all", output_splits, mine, name="output_splits")
         if self._is_alone("all_to_all"):
             return _done(tensor, async_op)
+        tensor = self._plain("all_to_all", tensor)
         if torch.compiler.is_compiling():
             return _done(compiled.all_to_all(tensor, self.key, output_splits, input_splits), async_op)
         whole = tensor.contiguous()
         output = whole.new_empty((sum(output_splits), *whole.shape[1:]))
         splits = {"output_splits": list(output_splits), "input_splits": list(input_splits)}
         return self._issue("all_to_all", whole, lambda: output, async_op, output=output, **splits)
+
+    def _plain(self, operation: str, tensor: Tensor, *, inplace: bool = False) -> Tensor:
+        """The same memory without a gradient: no operation here has one, and to cut it silently would be a trap."""
+        if not tensor.requires_grad:
+            return tensor
+        if torch.is_grad_enabled() and not (inplace and tensor.is_leaf):
+            raise GroupArgumentError(
+                f"{operation} on {self.label}: the tensor requires a gradient, which this would cut; use the forms of "
+                "parallel_topology.functional, or torch.no_grad(), or detach the tensor"
+            )
+        return tensor.detach()
 
     def _split(self, gathered: Tensor) -> tuple[Tensor, ...]:
         """A part for each member, also when they are empty."""
@@ -367,16 +385,22 @@ class Collectives(BoundGroup):
 
 
 def _done(result: Any, async_op: bool) -> Any:
-    return Handle[Any].of(result) if async_op else result
+    return Handle.of(result) if async_op else result  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
 
 
 def _nothing() -> None:
     return None
 
 
-def _copying_back(whole: Tensor, tensor: Tensor) -> Callable[[], Tensor]:
+def _copying_back(whole: Tensor, plain: Tensor, tensor: Tensor) -> Callable[[], Tensor]:
     """What finishes an operation in place on a tensor that had to be made contiguous for it."""
-    return lambda: tensor if whole is tensor else tensor.copy_(whole)
+
+    def finish() -> Tensor:
+        if whole is not plain:
+            plain.copy_(whole)
+        return tensor
+
+    return finish
 
 
 def _moved(front: Tensor, dim: int) -> Callable[[], Tensor]:

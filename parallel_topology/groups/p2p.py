@@ -13,7 +13,10 @@ from parallel_topology.groups.handle import Handle
 
 
 class PointToPoint(BoundGroup):
-    """Sending and receiving. Without a peer named, towards `next_rank` and from `prev_rank`."""
+    """Sending and receiving. Without a peer named, towards `next_rank` and from `prev_rank`.
+
+    Gradients end here: what is received has none of the sender's, which pipeline schedules send back themselves.
+    """
 
     def send(self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None) -> None:
         """Send to another member: to `next_rank` unless told otherwise. Returns when `tensor` may be reused.
@@ -24,13 +27,14 @@ class PointToPoint(BoundGroup):
         """
         peer = self._other("send", self._peer("dst", dst, dst_rank, self.rank + 1))
         if torch.compiler.is_compiling():
-            return compiled.send(tensor, self.key, peer)
-        self._issue("send", tensor.contiguous(), _nothing, False, dst=peer)
+            compiled.send(tensor.detach(), self.key, peer)
+        else:
+            self._issue("send", tensor.detach().contiguous(), _nothing, False, dst=peer)
 
     def isend(self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None) -> Handle[None]:
         """Begin to send; arguments as for `send`."""
         peer = self._other("isend", self._peer("dst", dst, dst_rank, self.rank + 1))
-        whole = tensor.contiguous()
+        whole = tensor.detach().contiguous()
         return self._issue("send", whole, _holding(whole), True, dst=peer)
 
     def recv(self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None) -> Tensor:
@@ -42,17 +46,26 @@ class PointToPoint(BoundGroup):
         """
         peer = self._other("recv", self._peer("src", src, src_rank, self.rank - 1))
         if torch.compiler.is_compiling():
-            compiled.recv_(tensor, self.key, peer)
+            compiled.recv_(tensor.detach(), self.key, peer)
             return tensor
-        whole = tensor.contiguous()
+        plain = tensor.detach()
+        whole = plain.contiguous()
         self._issue("recv", whole, _nothing, False, src=peer)
-        return tensor if whole is tensor else tensor.copy_(whole)
+        if whole is not plain:
+            plain.copy_(whole)
+        return tensor
 
     def irecv(self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None) -> Handle[Tensor]:
         """Begin to receive; arguments as for `recv`."""
         peer = self._other("irecv", self._peer("src", src, src_rank, self.rank - 1))
-        whole = tensor.contiguous()
-        finish = lambda: tensor if whole is tensor else tensor.copy_(whole)  # noqa: E731
+        plain = tensor.detach()
+        whole = plain.contiguous()
+
+        def finish() -> Tensor:
+            if whole is not plain:
+                plain.copy_(whole)
+            return tensor
+
         return self._issue("recv", whole, finish, True, src=peer)
 
     def send_recv(
@@ -80,9 +93,12 @@ class PointToPoint(BoundGroup):
             return tensor if output is None else output.copy_(tensor)
         to, by = self._other("send_recv", to), self._other("send_recv", by)
         output = tensor.new_empty(tensor.shape) if output is None else output
-        whole = output.contiguous()
-        self._issue("exchange", tensor.contiguous(), _nothing, False, output=whole, dst=to, src=by)
-        return output if whole is output else output.copy_(whole)
+        plain = output.detach()
+        whole = plain.contiguous()
+        self._issue("exchange", tensor.detach().contiguous(), _nothing, False, output=whole, dst=to, src=by)
+        if whole is not plain:
+            plain.copy_(whole)
+        return output
 
 
 def _nothing() -> None:
