@@ -1,4 +1,4 @@
-"""For the site: examples in docstrings, which stand in the text without a heading, become blocks of code."""
+"""For the site: examples and drawings in docstrings, which stand there without a fence, become blocks of code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from griffe import Extension, Object
 
 
 class DoctestBlocks(Extension):
+    """Loaded by griffe, as .zensical.toml says."""
+
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
             paragraphs = obj.docstring.value.split("\n\n")
@@ -15,4 +17,6 @@ class DoctestBlocks(Extension):
 
 
 def _fenced(paragraph: str) -> str:
-    return f"```pycon\n{paragraph}\n```" if paragraph.startswith(">>>") else paragraph
+    if paragraph.startswith(">>>"):
+        return f"```pycon\n{paragraph}\n```"
+    return f"```text\n{paragraph}\n```" if "\n├── " in paragraph else paragraph

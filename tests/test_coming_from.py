@@ -236,7 +236,15 @@ WORLDS = [
         "megatron",
         megatron,
         "tp2-cp2-dp2-pp2/expert:etp2-ep2-edp2-pp2",
-        [("tp", "pp"), ("cp", "dp"), ("tp", "dp"), ("tp", "cp", "dp"), ("tp", "cp"), ("etp", "ep"), ("etp", "ep", "pp")],
+        [
+            ("tp", "pp"),
+            ("cp", "dp"),
+            ("tp", "dp"),
+            ("tp", "cp", "dp"),
+            ("tp", "cp"),
+            ("etp", "ep"),
+            ("etp", "ep", "pp"),
+        ],
     ),
     ("deepspeed", deepspeed_grid, "model2-data2-pipe2", [("model", "pipe")]),
     ("deepspeed", deepspeed_groups, "sp2-data4-pipe2/expert:ep4-edp2-pipe2/zero:hpz4-copies4", [("sp", "data")]),
@@ -373,7 +381,9 @@ def test_megatron_says_so_itself(parallel_state: Any, rank: int):
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_names_every_getter_of_megatron(parallel_state: Any):
     page = (DOCS / "coming-from-megatron.md").read_text()
-    own = [name for name, it in vars(parallel_state).items() if getattr(it, "__module__", "") == parallel_state.__name__]
+    own = [
+        name for name, it in vars(parallel_state).items() if getattr(it, "__module__", "") == parallel_state.__name__
+    ]
     getters = [name for name in own if re.match("(get|is|has|model)_", name)]
     assert len(getters) > 50
     assert [name for name in getters if name not in page and name != "get_nccl_options"] == []

@@ -62,14 +62,14 @@ def test_test_files_pass(snippet: str, pytester: pytest.Pytester):
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch):
     """On four ranks; what a snippet takes from its reader's program (a layer, weights, a store) is given to it."""
-    if "init_process_group" in snippet:  # torch's default group is the process's
+    if "from_world" in snippet:  # torch's default group is the process's
         run_processes(["rank"] * 4, _in_process, snippet, free_port(), timeout=60)
         return
     store, this = dist.HashStore(), threading.local()
 
     def from_env(topology: ParallelTopology, **options: Any) -> GroupManager:
         """As if a launcher had started this thread as a rank: a process has one environment, threads share it."""
-        return GroupManager(topology, rank=this.rank, store=store, timeout=30, **options)
+        return GroupManager(topology, rank=this.rank, store=store, **{"timeout": 30, **options})
 
     monkeypatch.setattr(GroupManager, "from_env", from_env)
 
@@ -105,6 +105,8 @@ def _run(snippet: str, rank: int, **given: Any) -> None:
 
 def _in_process(rank: int, snippet: str, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "init_process_group" not in snippet:
+        dist.init_process_group("gloo")
     _run(snippet, rank)
 
 
@@ -161,12 +163,19 @@ def test_every_svg_has_its_command():
     assert sorted(block.values[0].split()[-1] for block in PICTURES) == pictures
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_fences_name_a_language_and_nothing_else(page: Path):
+    """Python-Markdown, which makes the site, takes a fence with more words for a paragraph."""
+    opening = re.findall(r"^(```+.*)\n(?:.*\n)*?```+$", page.read_text(), re.M)
+    assert [fence for fence in opening if not re.fullmatch(r"```[a-z]+", fence)] == []
+
+
 # Links
 
 
 def prose(page: Path) -> str:
-    return re.sub(r"^```.*?^```|`[^`\n]+`", lambda code: "" if code[0].startswith("```") else code[0], page.read_text(),
-                  flags=re.DOTALL | re.M)  # fmt: skip
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.M)
 
 
 def anchors(page: Path) -> set[str]:
@@ -199,3 +208,12 @@ def test_every_page_is_in_the_sites_navigation():
 
     nav = tomllib.loads((ROOT / ".zensical.toml").read_text())["project"]["nav"]
     assert sorted(listed(nav)) == [page.name for page in PAGES if page.parent.name == "docs"]
+
+
+def test_the_reference_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    for module in ("parallel_topology", "parallel_topology.testing", "parallel_topology.ray"):
+        for name in import_module(module).__all__:
+            home = getattr(import_module(module), name)
+            in_errors = getattr(home, "__module__", "") == "parallel_topology.errors"
+            assert f"::: {module}.{name}\n" in page or in_errors, f"{module}.{name}"
