@@ -22,7 +22,7 @@ All take the tensor and the group; `dim` is the tensor's. The input is never wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -93,7 +93,8 @@ def all_to_all_v(
 
 
 def _apply(function: type[torch.autograd.Function], tensor: Tensor, group: ParallelGroup, *how: Any) -> Tensor:
-    return tensor if group.size == 1 else cast("Tensor", function.apply(tensor, group, *how))
+    apply = cast("Callable[..., Tensor]", function.apply)  # pyright: ignore[reportUnknownMemberType]
+    return tensor if group.size == 1 else apply(tensor, group, *how)
 
 
 def _part(tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:

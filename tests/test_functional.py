@@ -72,7 +72,7 @@ def _against_one_process(groups: GroupManager, name: str, dim: int, other: int) 
         inputs = inputs[:1] * tp.size
     outputs = plain(inputs)
     weights = [random(100 if one_output else 100 + member, outputs[0].shape) for member in range(tp.size)]
-    total = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
+    total = torch.stack([(output * weight).sum() for output, weight in zip(outputs, weights, strict=True)]).sum()
     (total / tp.size if one_output else total).backward()
     # This member's part of it.
     mine = random(0 if one_input else tp.rank).requires_grad_()

@@ -40,7 +40,7 @@ class Collectives(BoundGroup):
             return _done(tensor, async_op)
         plain = self._plain("all_reduce", tensor, inplace=inplace)
         if torch.compiler.is_compiling():
-            result = compiled.reduced(plain, self.key, op, inplace=inplace)
+            result = compiled.reduced(plain, self.links.order, self.key, op, inplace=inplace)
             return _done(tensor if inplace else result, async_op)
         if op is not SUM:
             self._require_reducible("all_reduce", tensor, op)
@@ -100,7 +100,7 @@ class Collectives(BoundGroup):
             return _done(tensor, async_op)
         plain = self._plain("broadcast", tensor, inplace=True)
         if torch.compiler.is_compiling():
-            compiled.broadcast_(plain, self.key, source)
+            compiled.broadcast_(plain, self.links.order, self.key, source)
             return _done(tensor, async_op)
         whole = plain.contiguous()
         return self._issue("broadcast", whole, _copying_back(whole, plain, tensor), async_op, src=source)
@@ -117,7 +117,7 @@ class Collectives(BoundGroup):
             return _done(whole, async_op)
         whole = self._plain("all_gather", whole)
         if torch.compiler.is_compiling():
-            return _done(compiled.all_gather(whole, self.key, self.size, dim), async_op)
+            return _done(compiled.all_gather(whole, self.links.order, self.key, self.size, dim), async_op)
         whole = whole.contiguous()
         gathered = whole.new_empty((self.size * whole.shape[0], *whole.shape[1:]))
         finish = (lambda: gathered) if dim == 0 else lambda: torch.cat(self._split(gathered), dim)
@@ -168,7 +168,7 @@ class Collectives(BoundGroup):
             return _done(tensor, async_op)
         tensor = self._plain("reduce_scatter", tensor)
         if torch.compiler.is_compiling():
-            return _done(compiled.scattered(tensor, self.key, self.size, op, dim), async_op)
+            return _done(compiled.scattered(tensor, self.links.order, self.key, self.size, op, dim), async_op)
         front = tensor.movedim(dim, 0).contiguous()
         output = front.new_empty((front.shape[0] // self.size, *front.shape[1:]))
         return self._issue("reduce_scatter", front, _moved(output, dim), async_op, output=output, op=op)
@@ -310,7 +310,7 @@ class Collectives(BoundGroup):
             return _done(tensor, async_op)
         tensor = self._plain("all_to_all", tensor)
         if torch.compiler.is_compiling():
-            return _done(compiled.all_to_all(tensor, self.key, output_splits, input_splits), async_op)
+            return _done(compiled.all_to_all(tensor, self.links.order, self.key, output_splits, input_splits), async_op)
         whole = tensor.contiguous()
         output = whole.new_empty((sum(output_splits), *whole.shape[1:]))
         splits = {"output_splits": list(output_splits), "input_splits": list(input_splits)}

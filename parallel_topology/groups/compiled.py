@@ -3,6 +3,10 @@
 A custom op takes no group object, only a string that names one; so this module holds the one table of this package that
 is global: key -> group, weakly. Keys are never used twice in a process: a graph compiled for one manager's group can
 only ever reach that group, and raises when it is gone.
+
+Every op is said to change one small tensor, `order`, that all groups of a manager share. Without it a compiler sees
+operations that do not depend on each other and may put them in another order, and another one on each rank, for the
+ranks' graphs differ; Inductor was seen to do so (torch 2.13).
 """
 
 from __future__ import annotations
@@ -37,58 +41,59 @@ def _found(key: str) -> Any:
         raise ClosedError(f"compiled code uses the group {key}, which is gone: its manager was closed") from None
 
 
-@torch.library.custom_op("parallel_topology::all_reduce", mutates_args=())
-def all_reduce(tensor: Tensor, key: str, op: str) -> Tensor:
+@torch.library.custom_op("parallel_topology::all_reduce", mutates_args={"order"})
+def all_reduce(tensor: Tensor, order: Tensor, key: str, op: str) -> Tensor:
     return _found(key).all_reduce(tensor, _OPS[op], inplace=False)
 
 
-@torch.library.custom_op("parallel_topology::all_reduce_", mutates_args={"tensor"})
-def all_reduce_(tensor: Tensor, key: str, op: str) -> None:
+@torch.library.custom_op("parallel_topology::all_reduce_", mutates_args={"tensor", "order"})
+def all_reduce_(tensor: Tensor, order: Tensor, key: str, op: str) -> None:
     _found(key).all_reduce(tensor, _OPS[op])
 
 
-@torch.library.custom_op("parallel_topology::broadcast_", mutates_args={"tensor"})
-def broadcast_(tensor: Tensor, key: str, src: int) -> None:
+@torch.library.custom_op("parallel_topology::broadcast_", mutates_args={"tensor", "order"})
+def broadcast_(tensor: Tensor, order: Tensor, key: str, src: int) -> None:
     _found(key).broadcast(tensor, src)
 
 
-@torch.library.custom_op("parallel_topology::all_gather", mutates_args=())
-def all_gather(tensor: Tensor, key: str, size: int, dim: int) -> Tensor:
+@torch.library.custom_op("parallel_topology::all_gather", mutates_args={"order"})
+def all_gather(tensor: Tensor, order: Tensor, key: str, size: int, dim: int) -> Tensor:
     return _found(key).all_gather(tensor, dim)
 
 
-@torch.library.custom_op("parallel_topology::reduce_scatter", mutates_args=())
-def reduce_scatter(tensor: Tensor, key: str, size: int, op: str, dim: int) -> Tensor:
+@torch.library.custom_op("parallel_topology::reduce_scatter", mutates_args={"order"})
+def reduce_scatter(tensor: Tensor, order: Tensor, key: str, size: int, op: str, dim: int) -> Tensor:
     return _found(key).reduce_scatter(tensor, _OPS[op], dim)
 
 
-@torch.library.custom_op("parallel_topology::all_to_all", mutates_args=())
-def all_to_all(tensor: Tensor, key: str, output_splits: Sequence[int], input_splits: Sequence[int]) -> Tensor:
+@torch.library.custom_op("parallel_topology::all_to_all", mutates_args={"order"})
+def all_to_all(
+    tensor: Tensor, order: Tensor, key: str, output_splits: Sequence[int], input_splits: Sequence[int]
+) -> Tensor:
     return _found(key).all_to_all(tensor, list(output_splits), list(input_splits))
 
 
-# A compiler drops what has no result and changes nothing: so `send` is said to change its tensor.
-@torch.library.custom_op("parallel_topology::send", mutates_args={"tensor"})
-def send(tensor: Tensor, key: str, dst: int) -> None:
+@torch.library.custom_op("parallel_topology::send", mutates_args={"order"})
+def send(tensor: Tensor, order: Tensor, key: str, dst: int) -> None:
     _found(key).send(tensor, dst)
 
 
-@torch.library.custom_op("parallel_topology::recv_", mutates_args={"tensor"})
-def recv_(tensor: Tensor, key: str, src: int) -> None:
+@torch.library.custom_op("parallel_topology::recv_", mutates_args={"tensor", "order"})
+def recv_(tensor: Tensor, order: Tensor, key: str, src: int) -> None:
     _found(key).recv(tensor, src)
 
 
-def reduced(tensor: Tensor, key: str, op: Any, *, inplace: bool) -> Tensor:
+def reduced(tensor: Tensor, order: Tensor, key: str, op: Any, *, inplace: bool) -> Tensor:
     """The all-reduce op for either form."""
     if not inplace:
-        return all_reduce(tensor, key, _name(op))
-    all_reduce_(tensor, key, _name(op))
+        return all_reduce(tensor, order, key, _name(op))
+    all_reduce_(tensor, order, key, _name(op))
     return tensor
 
 
-def scattered(tensor: Tensor, key: str, size: int, op: Any, dim: int) -> Tensor:
+def scattered(tensor: Tensor, order: Tensor, key: str, size: int, op: Any, dim: int) -> Tensor:
     """The reduce-scatter op."""
-    return reduce_scatter(tensor, key, size, _name(op), dim)
+    return reduce_scatter(tensor, order, key, size, _name(op), dim)
 
 
 def _name(op: Any) -> str:
@@ -99,25 +104,25 @@ def _name(op: Any) -> str:
     raise GroupArgumentError(f"op={op}: expected one of {', '.join(_OPS)}")
 
 
-@all_reduce.register_fake
-def _(tensor: Tensor, key: str, op: str) -> Tensor:
+@all_reduce.register_fake  # pyright: ignore[reportUnknownMemberType]
+def _(tensor: Tensor, order: Tensor, key: str, op: str) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-@all_gather.register_fake
-def _(tensor: Tensor, key: str, size: int, dim: int) -> Tensor:
+@all_gather.register_fake  # pyright: ignore[reportUnknownMemberType]
+def _(tensor: Tensor, order: Tensor, key: str, size: int, dim: int) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] *= size
     return tensor.new_empty(shape)
 
 
-@reduce_scatter.register_fake
-def _(tensor: Tensor, key: str, size: int, op: str, dim: int) -> Tensor:
+@reduce_scatter.register_fake  # pyright: ignore[reportUnknownMemberType]
+def _(tensor: Tensor, order: Tensor, key: str, size: int, op: str, dim: int) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] //= size
     return tensor.new_empty(shape)
 
 
-@all_to_all.register_fake
-def _(tensor: Tensor, key: str, output_splits: Sequence[int], input_splits: Sequence[int]) -> Tensor:
-    return tensor.new_empty((sum(output_splits), *tensor.shape[1:]))
+@all_to_all.register_fake  # pyright: ignore[reportUnknownMemberType]
+def _(tensor: Tensor, order: Tensor, key: str, takes: Sequence[int], gives: Sequence[int]) -> Tensor:
+    return tensor.new_empty((sum(takes), *tensor.shape[1:]))

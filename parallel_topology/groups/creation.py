@@ -68,6 +68,7 @@ class Creator:
         self._backend = backend
         self._device = device
         self._gloo_device = gloo_device(store)
+        self._order = torch.zeros(1, dtype=torch.int8, device=device)
         self._made: list[tuple[Links, Ranks]] = []
 
     def make(self, family: str, ranks: Ranks, rank: int, *, label: str) -> Links:
@@ -81,7 +82,7 @@ class Creator:
         options = self._options.per_group.get(family, _PLAIN)
         self._require_meaning(options, family)
         timeout = timedelta(seconds=options.timeout or self._options.timeout)
-        links = Links(label=label, timeout=timeout, witness=self._witness)
+        links = Links(label=label, timeout=timeout, witness=self._witness, order=self._order)
         self._made.append((links, ranks))
         try:
             self._connect(links, ranks, rank, label, options)

@@ -19,6 +19,10 @@ from parallel_topology.groups.witness import Witness
 _c10d: Any = dist  # its functions are not typed
 
 
+def _order() -> torch.Tensor:
+    return torch.zeros(1, dtype=torch.int8)
+
+
 @dataclass
 class Links:
     """The process groups and communicators of one set of ranks.
@@ -30,6 +34,7 @@ class Links:
         label: the name under which they were created.
         timeout: how long operations wait.
         witness: asked who was where when an operation fails.
+        order: what compiled code says each operation changes, so that none goes before another; one for a manager.
         graphs: CUDA graphs that were captured with these, as far as they are alive.
         process: the process that made them; a forked child has no part in their connections.
         closed: by the manager; nothing may use these any more.
@@ -41,6 +46,7 @@ class Links:
     label: str = ""
     timeout: timedelta = timedelta()
     witness: Witness | None = None
+    order: torch.Tensor = field(default_factory=_order)
     graphs: list[weakref.ref[Any]] = field(default_factory=list[weakref.ref[Any]])
     process: int = field(default_factory=os.getpid)
     closed: bool = False

@@ -27,7 +27,7 @@ class PointToPoint(BoundGroup):
         """
         peer = self._other("send", self._peer("dst", dst, dst_rank, self.rank + 1))
         if torch.compiler.is_compiling():
-            compiled.send(tensor.detach(), self.key, peer)
+            compiled.send(tensor.detach(), self.links.order, self.key, peer)
         else:
             self._issue("send", tensor.detach().contiguous(), _nothing, False, dst=peer)
 
@@ -46,7 +46,7 @@ class PointToPoint(BoundGroup):
         """
         peer = self._other("recv", self._peer("src", src, src_rank, self.rank - 1))
         if torch.compiler.is_compiling():
-            compiled.recv_(tensor.detach(), self.key, peer)
+            compiled.recv_(tensor.detach(), self.links.order, self.key, peer)
             return tensor
         plain = tensor.detach()
         whole = plain.contiguous()
