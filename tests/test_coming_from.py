@@ -7,7 +7,7 @@ asked itself: torch's mesh always, Megatron-core and DeepSpeed with `-m peers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def deepspeed_groups(rank: int) -> dict[str, Any]:
 
 
 @contextmanager
-def fake_job(rank: int, world_size: int) -> Iterator[None]:
+def fake_job(rank: int, world_size: int) -> Generator[None]:
     """This process as one rank of torch's fake backend, which communicates with nobody."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -211,7 +211,7 @@ def fake_job(rank: int, world_size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def answers(calls: Iterator[str] | list[str], scope: Mapping[str, Any]) -> dict[str, Any]:
+def answers(calls: Iterable[str], scope: Mapping[str, Any]) -> dict[str, Any]:
     """What expressions give, groups as lists of their members as torch lists them."""
     given = {call: eval(call, dict(scope)) for call in calls}
     return {
@@ -394,10 +394,8 @@ def test_the_page_names_every_getter_of_megatron(parallel_state: Any):
 @pytest.mark.parametrize("rank", range(8))
 def test_deepspeed_says_so_itself(rank: int):
     theirs = pytest.importorskip("deepspeed.runtime.pipe.topology")
-    import deepspeed
-
     with fake_job(rank, 8):
-        deepspeed.comm.init_distributed("gloo", dist_init_required=False)
+        pytest.importorskip("deepspeed").comm.init_distributed("gloo", dist_init_required=False)
         topology = theirs.PipeModelDataParallelTopology(num_pp=2, num_mp=2, num_dp=2)
         grid = theirs.PipelineParallelGrid(topology)
         expected = deepspeed_grid(rank)

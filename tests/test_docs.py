@@ -12,7 +12,7 @@ import shlex
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import CodeType
@@ -35,22 +35,33 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def blocks(language: str) -> list[Any]:
-    """The fenced blocks of all pages."""
-    return [
-        pytest.param(block, id=f"{page.name}-{number}")
+def blocks(language: str) -> dict[str, str]:
+    """The fenced blocks of all pages, by page and number."""
+    return {
+        f"{page.name}-{number}": block
         for page in PAGES
         for number, block in enumerate(re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.M))
-    ]
+    }
 
 
-PROGRAMS = [block for block in blocks("python") if re.match(r"# \w+\.py\n", block.values[0])]
-SNIPPETS = [block for block in blocks("python") if block not in PROGRAMS]
+def each(named: Mapping[str, str]) -> list[Any]:
+    return [pytest.param(block, id=name) for name, block in named.items()]
+
+
+PROGRAMS = {name: block for name, block in blocks("python").items() if re.match(r"# \w+\.py\n", block)}
+SNIPPETS = {name: block for name, block in blocks("python").items() if name not in PROGRAMS}
+DRAWN = {
+    line.split()[-1]: line
+    for block in blocks("bash").values()
+    for line in block.splitlines()
+    if "--output pictures/" in line
+}
+"""Picture -> the command under it."""
 FOUR = ParallelTopology(tp=2, pp=2)
 """What the ranks of a snippet are that takes `groups` from its reader's program."""
 
 
-@pytest.mark.parametrize("snippet", blocks("pytest"))
+@pytest.mark.parametrize("snippet", each(blocks("pytest")))
 def test_test_files_pass(snippet: str, pytester: pytest.Pytester):
     """A block marked `pytest` is a test file."""
     pytester.makepyfile(snippet)
@@ -59,7 +70,7 @@ def test_test_files_pass(snippet: str, pytester: pytest.Pytester):
     assert set(outcomes) == {"passed"}, outcomes
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
+@pytest.mark.parametrize("snippet", each(SNIPPETS))
 def test_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch):
     """On four ranks; what a snippet takes from its reader's program (a layer, weights, a store) is given to it."""
     if "from_world" in snippet:  # torch's default group is the process's
@@ -69,19 +80,22 @@ def test_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch):
 
     def from_env(topology: ParallelTopology, **options: Any) -> GroupManager:
         """As if a launcher had started this thread as a rank: a process has one environment, threads share it."""
-        return GroupManager(topology, rank=this.rank, store=store, **{"timeout": 30, **options})
+        options.setdefault("timeout", 30)
+        return GroupManager(topology, rank=this.rank, store=store, **options)
 
     monkeypatch.setattr(GroupManager, "from_env", from_env)
 
+    takes_groups = _takes(compile(snippet, "<snippet>", "exec"), "groups")
+
     def on_rank(rank: int) -> None:
         this.rank = rank
-        if not _takes(compile(snippet, "<snippet>", "exec"), "groups"):
+        if not takes_groups:
             _run(snippet, rank, store=store)
             return
         with GroupManager(FOUR, rank=rank, store=store, timeout=30, groups=[("tp", "pp")]) as groups:
             _run(snippet, rank, groups=groups)
 
-    if "GroupManager" in snippet or _takes(compile(snippet, "<snippet>", "exec"), "groups"):
+    if "GroupManager" in snippet or takes_groups:
         run_threads(["rank"] * 4, on_rank, timeout=60)
     else:  # it makes its ranks itself, if it has any
         on_rank(0)
@@ -125,12 +139,12 @@ def _globals(code: CodeType) -> Iterator[tuple[str, str]]:
             yield from _globals(inner)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", each(PROGRAMS))
 def test_programs_run_as_shown(program: str, tmp_path: Path):
     """A block whose first line names a file: the page shows the command that runs it, and below it what it prints."""
     name = program.split()[1]
     text = next(page.read_text() for page in PAGES if program in page.read_text())
-    shown = re.search(rf"```console\n\$ (torchrun .*{name}.*)\n((?:.*\n)*?)```", text)
+    shown = re.search(rf"```console\n\$ \S+=\S+ (torchrun .*{name}.*)\n((?:.*\n)*?)```", text)
     assert shown is not None
     (tmp_path / name).write_text(program)
     words = [str(tmp_path / name) if word == name else word for word in shlex.split(shown[1])[1:]]
@@ -138,13 +152,7 @@ def test_programs_run_as_shown(program: str, tmp_path: Path):
     assert printed == shown[2]
 
 
-PICTURES = [
-    pytest.param(line, id=line.split("/")[-1]) for block in blocks("bash")
-    for line in block.values[0].splitlines() if "--output pictures/" in line
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("line", PICTURES)
+@pytest.mark.parametrize("line", each(DRAWN))
 def test_pictures_are_what_the_command_draws(line: str, tmp_path: Path):
     from typer.testing import CliRunner
 
@@ -160,7 +168,7 @@ def test_pictures_are_what_the_command_draws(line: str, tmp_path: Path):
 def test_every_svg_has_its_command():
     pictures = [f"pictures/{path.name}" for path in sorted((ROOT / "docs/pictures").glob("*.svg"))]
     assert pictures
-    assert sorted(block.values[0].split()[-1] for block in PICTURES) == pictures
+    assert sorted(DRAWN) == pictures
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
