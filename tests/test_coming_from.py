@@ -7,8 +7,7 @@ asked itself: torch's mesh always, Megatron-core and DeepSpeed with `-m peers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from parallel_topology import Communicator, GroupManager, GroupOptions, Parallel
 from parallel_topology.shares import embedding_ranks, position_embedding_ranks
 from parallel_topology.testing import run_ranks
 from parallel_topology.testing.threads import run_threads
+from tests.interop.world import fake_world
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path.stem.removeprefix("coming-from-") for path in DOCS.glob("coming-from-*.md"))
@@ -199,18 +199,6 @@ def deepspeed_groups(rank: int) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def fake_job(rank: int, world_size: int) -> Generator[None]:
-    """This process as one rank of torch's fake backend, which communicates with nobody."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
 def answers(calls: Iterable[str], scope: Mapping[str, Any]) -> dict[str, Any]:
     """What expressions give, groups as lists of their members as torch lists them."""
     given = {call: eval(call, dict(scope)) for call in calls}
@@ -224,7 +212,7 @@ def device_mesh(rank: int) -> dict[str, Any]:
     """torch's own answers."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    with fake_job(rank, 8):
+    with fake_world(8, rank):
         mesh = init_device_mesh("cpu", (4, 2), mesh_dim_names=("pp", "tp"))
         return answers([call for call in rows("device-mesh") if call.startswith(("mesh", "list"))], {"mesh": mesh})
 
@@ -318,7 +306,7 @@ def test_beginning_and_end(page: str, tmp_path: Path):
 
 
 def test_capture_in_place_of_with_pynccl():
-    """On the CPU, where only what is preferred changes; tests/groups/test_capture.py has CUDA graphs."""
+    """On the CPU, where only what is preferred changes; tests/gpu has CUDA graphs."""
     new = rows("vllm")
     options = {"tp": GroupOptions(communicators=("torch", "other"))}
 
@@ -365,7 +353,7 @@ def parallel_state() -> Any:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("rank", [0, 1, 6, 11, 15])
 def test_megatron_says_so_itself(parallel_state: Any, rank: int):
-    with fake_job(rank, 16):
+    with fake_world(16, rank):
         parallel_state.initialize_model_parallel(
             2, 2, context_parallel_size=2, expert_model_parallel_size=2, expert_tensor_parallel_size=2,
             create_gloo_process_groups=False,
@@ -394,7 +382,7 @@ def test_the_page_names_every_getter_of_megatron(parallel_state: Any):
 @pytest.mark.parametrize("rank", range(8))
 def test_deepspeed_says_so_itself(rank: int):
     theirs = pytest.importorskip("deepspeed.runtime.pipe.topology")
-    with fake_job(rank, 8):
+    with fake_world(8, rank):
         pytest.importorskip("deepspeed").comm.init_distributed("gloo", dist_init_required=False)
         topology = theirs.PipeModelDataParallelTopology(num_pp=2, num_mp=2, num_dp=2)
         grid = theirs.PipelineParallelGrid(topology)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
 from parallel_topology import GroupManager, ParallelTopology
 from parallel_topology.examples import transformer  # pyright: ignore[reportAttributeAccessIssue]
-from parallel_topology.testing import run_ranks
 
 SMALL = transformer.TransformerConfig(hidden=96, heads=24, layers=8, ffn=96, max_seq=16, dtype=torch.float64)
 TOKENS = transformer.encode(b"two engines", b"one process")
@@ -23,35 +21,35 @@ FACTORIZATIONS = [
 ]
 
 
-def _logits(groups: GroupManager, config: Any, tokens: torch.Tensor) -> torch.Tensor | None:
-    return transformer.Transformer(config, tp=groups.tp, pp=groups.pp)(tokens)
+@pytest.fixture(scope="module")
+def expected() -> torch.Tensor:
+    return transformer.dense_logits(SMALL, TOKENS)
 
 
-def _check(topology: ParallelTopology, world: Any) -> None:
-    expected = transformer.dense_logits(SMALL, TOKENS)
-    for rank, logits in zip(topology.world, run_ranks(topology, _logits, SMALL, TOKENS, world=world), strict=True):
-        assert (logits is not None) == topology.at(rank).pp.is_last
-        if logits is not None:
-            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+def _check(groups: GroupManager, expected: torch.Tensor) -> None:
+    logits = transformer.Transformer(SMALL, tp=groups.tp, pp=groups.pp)(TOKENS)
+    assert (logits is not None) == groups.pp.is_last
+    if logits is not None:
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("tp", "pp"), FACTORIZATIONS)
-def test_every_factorization_gives_the_reference_logits(tp: int, pp: int):
-    _check(ParallelTopology(tp=tp, pp=pp), "threads")
+@pytest.mark.ranks([ParallelTopology(tp=tp, pp=pp) for tp, pp in FACTORIZATIONS])
+def test_every_factorization_gives_the_reference_logits(groups: GroupManager, expected: torch.Tensor):
+    _check(groups, expected)
 
 
 def test_all_the_factorizations_asked_for_are_there():
     assert len(FACTORIZATIONS) == 1 + 2 + 2 + 3 + 4 + 4
 
 
-@pytest.mark.parametrize("text", ["tp2-pp2", "pp2-tp2", "tp3-pp1", "tp1-pp3@5", "tp2-pp2@3,1,0,2"])
-def test_other_orders_and_places(text: str):
-    _check(ParallelTopology.parse(text), "threads")
+@pytest.mark.ranks(["tp2-pp2", "pp2-tp2", "tp3-pp1", "tp1-pp3@5", "tp2-pp2@3,1,0,2"])
+def test_other_orders_and_places(groups: GroupManager, expected: torch.Tensor):
+    _check(groups, expected)
 
 
-@pytest.mark.parametrize("text", ["tp2-pp2", "tp2-pp4"])
-def test_in_processes(text: str):
-    _check(ParallelTopology.parse(text), "processes")
+@pytest.mark.ranks(["tp2-pp2", "tp2-pp4"], world="processes")
+def test_in_processes(groups: GroupManager, expected: torch.Tensor):
+    _check(groups, expected)
 
 
 def test_the_logits_depend_on_the_text_and_its_order():

@@ -49,8 +49,6 @@ class Card:
     options: tuple[str, ...] = ()
     checks: bool = False
     """Whether calls are compared before they are made; those that do not would not answer."""
-    earlier_groups: int = 0
-    """Process groups that torch's registry holds already, where it names ours by their number (`from_world`)."""
 
 
 @dataclass(frozen=True)

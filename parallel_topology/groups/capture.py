@@ -12,6 +12,7 @@ import torch
 
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.bound import BoundGroup
+from parallel_topology.groups.links import holds_capture
 
 _CUDAGraph: Any = getattr(torch.cuda, "CUDAGraph", None)
 
@@ -91,14 +92,6 @@ def _captured() -> dict[int, Any]:
     """The CUDA graphs in this process whose capture has ended. Torch keeps no list of them, the collector does."""
     found: dict[int, Any] = {}
     for thing in gc.get_objects():
-        if type(thing) is _CUDAGraph and _has_ended(thing):
+        if type(thing) is _CUDAGraph and holds_capture(thing):
             found[id(thing)] = thing
     return found
-
-
-def _has_ended(graph: Any) -> bool:
-    try:
-        graph.pool()
-    except RuntimeError:  # it says so where nothing has been captured
-        return False
-    return True

@@ -185,21 +185,19 @@ class WorldCreator(Creator):
     """Makes the groups out of a default group, known to torch's registry; the default group stays the caller's."""
 
     def _connect(self, links: Links, ranks: Ranks, rank: int, label: str, options: GroupOptions) -> None:
-        links.device_group = torch_private.new_registered_group(
-            list(ranks), backend=self._backend, timeout=links.timeout, description=label,
-            options=_nccl_options(links, options) if self._backend == "nccl" else None,
-        )  # fmt: skip
+        nccl_options = _nccl_options(links, options) if self._backend == "nccl" else None
+        links.device_group = self._registered(self._backend, links, ranks, rank, label, nccl_options)
         links.cpu_group = links.device_group
         if self._backend == "nccl":
-            links.cpu_group = torch_private.new_registered_group(
-                list(ranks), backend="gloo", timeout=links.timeout, description=label
-            )
-        found = dist.get_process_group_ranks(links.device_group)
-        if found != list(ranks):
-            raise RuntimeError(
-                f"torch gave it the members {found}; this version sorts them, and only torch 2.13 and newer can be "
-                "told not to: use a manager over a store of its own"
-            )
+            links.cpu_group = self._registered("gloo", links, ranks, rank, label)
+
+    def _registered(
+        self, backend: str, links: Links, ranks: Ranks, rank: int, label: str, options: Any = None
+    ) -> dist.ProcessGroup:
+        return torch_private.new_registered_group(
+            self._store, list(ranks), rank, name=f"{label}@{ranks[0]}/{backend}", description=label,
+            backend=backend, timeout=links.timeout, options=options,
+        )  # fmt: skip
 
     def _end(self, group: dist.ProcessGroup, abort: bool) -> None:
         if abort:

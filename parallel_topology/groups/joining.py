@@ -9,9 +9,8 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology.errors import RendezvousError
-from parallel_topology.groups import torch_private
 from parallel_topology.groups.agreement import Agreed, Card, Meeting
-from parallel_topology.groups.creation import Creator, WorldCreator
+from parallel_topology.groups.creation import Creator
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.links import Links
 from parallel_topology.groups.options import Options, host_identity
@@ -20,9 +19,7 @@ from parallel_topology.plan import Family, Plan
 _VERSION = version("parallel-topology")  # searched for on the whole import path: once, not for each manager
 
 
-def agree(
-    plan: Plan, rank: int, store: dist.Store | None, options: Options, backend: str, creator: type[Creator]
-) -> Agreed:
+def agree(plan: Plan, rank: int, store: dist.Store | None, options: Options, backend: str) -> Agreed:
     """Meet the other ranks and compare with them what is to be created.
 
     Raises:
@@ -44,7 +41,6 @@ def agree(
         torch=torch.__version__,
         options=tuple(f"{axis}={given.model_dump_json()}" for axis, given in sorted(options.per_group.items())),
         checks=options.check_calls,
-        earlier_groups=torch_private.registered_groups() if creator is WorldCreator else 0,
     )
     meeting = Meeting(store, options.name, topology.world, rank, host_identity(), options.timeout, options.token)
     return meeting.agree(card)

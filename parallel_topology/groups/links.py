@@ -19,6 +19,15 @@ from parallel_topology.groups.witness import Witness
 _c10d: Any = dist  # its functions are not typed
 
 
+def holds_capture(graph: Any) -> bool:
+    """Whether a `torch.cuda.CUDAGraph` has captured something, and was not reset since."""
+    try:
+        graph.pool()
+    except RuntimeError:  # it says so where there is nothing
+        return False
+    return True
+
+
 def _order() -> torch.Tensor:
     return torch.zeros(1, dtype=torch.int8)
 
@@ -52,8 +61,8 @@ class Links:
     closed: bool = False
 
     def live_graphs(self) -> int:
-        """How many of the CUDA graphs are alive."""
-        return sum(graph() is not None for graph in self.graphs)
+        """How many of the CUDA graphs are alive, and were not reset."""
+        return sum(graph is not None and holds_capture(graph) for graph in (known() for known in self.graphs))
 
     def taken(self) -> list[dist.ProcessGroup]:
         """The process groups, each once, which are nobody's here from now on."""

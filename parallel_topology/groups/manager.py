@@ -144,7 +144,7 @@ class GroupManager(RankView):
         self._store = store
         self._groups: dict[str, ParallelGroup] = {}
         self._creator = self._witness = None
-        agreed = agree(self.plan, rank, store, options, self.backend, creator) if topology.world_size > 1 else None
+        agreed = agree(self.plan, rank, store, options, self.backend) if topology.world_size > 1 else None
         agreed_in = time.perf_counter() - begun
         self.local_rank = find_local_rank(options, agreed, position)
         self.device = choose_device(options.device, self.backend, self.local_rank)

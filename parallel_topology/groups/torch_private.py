@@ -6,9 +6,10 @@ default group and without torch's registry of groups by name.
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, Self, cast
 
 import torch
@@ -132,14 +133,35 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
 
 
 def new_registered_group(
-    ranks: list[int], *, backend: str, timeout: timedelta, description: str, options: Any = None
+    store: dist.Store,
+    ranks: list[int],
+    rank: int,
+    *,
+    name: str,
+    description: str,
+    backend: str,
+    timeout: timedelta,
+    options: Any = None,
 ) -> dist.ProcessGroup:
-    """`new_group` called by members only, in the order given where this torch can (2.13 and newer)."""
-    order = {"sort_ranks": False} if "sort_ranks" in inspect.signature(_c10d.new_group).parameters else {}
-    return _c10d.new_group(
-        ranks, backend=backend, timeout=timeout, use_local_synchronization=True, group_desc=description,
-        pg_options=options, **order,
+    """A process group that torch's registry knows, made by its members only, with these in the order given.
+
+    What `new_group(ranks, use_local_synchronization=True)` does, but for the name and the store. `new_group` derives
+    the name from the ranks and the number of groups there are, so that a group made after an equal one has ended gets
+    its name, and finds in the default store what that one left there (seen with torch 2.13: connections that hang).
+
+    Args:
+        store: for nothing but this group.
+        name: no other living group of this process has it.
+        description: shown by torch's profiler and flight recorder.
+        options: the backend's own.
+    """
+    torch_c10d = _c10d.distributed_c10d
+    group, _ = torch_c10d._new_process_group_helper(
+        len(ranks), rank, ranks, torch_c10d.Backend(backend), store, name, backend_options=options, timeout=timeout,
+        group_desc=description,
     )  # fmt: skip
+    torch_c10d._world.pg_group_ranks[group] = {member: index for index, member in enumerate(ranks)}
+    return group
 
 
 def default_store() -> dist.Store:
@@ -152,6 +174,18 @@ def default_group_splits() -> bool:
     return _c10d.distributed_c10d._get_default_group().bound_device_id is not None
 
 
-def registered_groups() -> int:
-    """How many groups torch's registry holds; it derives the names of new ones from this."""
-    return len(_c10d.distributed_c10d._world.pg_names)
+def is_registered(group: dist.ProcessGroup) -> bool:
+    """Whether torch's registry knows a group, so that code which is handed it may ask torch for its ranks or name."""
+    return group in _c10d.distributed_c10d._world.pg_map
+
+
+def forget_meshes() -> None:
+    """Empty DTensor's memory of how operations shard their results.
+
+    It knows a mesh by its ranks and names: where an equal mesh was used before, results would carry that one, whose
+    groups may have ended (torch 2.13: "Could not resolve the process group registered under the name").
+    """
+    if "torch.distributed.tensor" in sys.modules:
+        clear = getattr(import_module("torch.distributed.tensor.debug"), "_clear_sharding_prop_cache", None)
+        if clear is not None:  # seen in torch 2.13; where there is none, torch's own error stays
+            clear()

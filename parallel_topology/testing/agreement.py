@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parallel_topology.groups.agreement import shown_ranks
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.testing.failures import AgreementError
 
@@ -30,11 +30,8 @@ def parallel_assert(group: ParallelGroup, condition: object, message: str = "") 
     failed = {rank: text for rank, (held, text) in zip(group.ranks, told, strict=True) if not held}
     if failed:
         lines = [f"  rank {rank}: {text}" for rank, text in failed.items() if text]
-        raise AgreementError(
-            "\n".join(
-                [f"the condition does not hold on {_ranks(list(failed))} of {group.label} = {group.ranks}", *lines]
-            )
-        )
+        head = f"the condition does not hold on {shown_ranks(list(failed))} of {group.label} = {group.ranks}"
+        raise AgreementError("\n".join([head, *lines]))
 
 
 def assert_agree(
@@ -60,25 +57,29 @@ def assert_agree(
         return
     usual = max(kinds, key=lambda first: len(kinds[first]))
     lines = [
-        f"  {_ranks([group.ranks[place] for place in places])}: {_shown(members[first], members[usual])}"
+        f"  {shown_ranks([group.ranks[place] for place in places])}: {_shown(members[first], members[usual])}"
         for first, places in kinds.items()
     ]
     differ = [group.ranks[place] for first, places in kinds.items() if first != usual for place in places]
-    raise AgreementError(
-        "\n".join(
-            [f"{what} on {_ranks(sorted(differ))} differs from the others of {group.label} = {group.ranks}", *lines]
-        )
-    )
+    head = f"{what} on {shown_ranks(sorted(differ))} differs from the others of {group.label} = {group.ranks}"
+    raise AgreementError("\n".join([head, *lines]))
 
 
 def gather_values(group: ParallelGroup, value: Any) -> list[Any]:
     """Every member's value, in group order, over the CPU group."""
-    mine = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+    mine = _view(bytearray(pickle.dumps(value)))
     sizes = [int(size) for size in group.all_gather(torch.tensor([mine.numel()]))]
     padded = torch.zeros(max(sizes), dtype=torch.uint8)
     padded[: mine.numel()] = mine
-    parts = group.all_gather(padded).chunk(group.size)
-    return [pickle.loads(part[:size].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+    told = [bytearray(size) for size in sizes]
+    for part, buffer in zip(group.all_gather(padded).chunk(group.size), told, strict=True):
+        _view(buffer).copy_(part[: len(buffer)])
+    return [pickle.loads(buffer) for buffer in told]
+
+
+def _view(buffer: bytearray) -> Tensor:
+    """The buffer's own memory as a tensor."""
+    return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
 def _equal(one: Any, other: Any, rtol: float, atol: float) -> bool:
@@ -98,7 +99,3 @@ def _shown(value: Any, usual: Any) -> str:
         wrong = f"{int((difference > 0).sum())} of {value.numel()} elements"
         return f"{head}, {wrong} differ, by up to {difference.max().item():.3g}"
     return f"{head} starting {[number.item() for number in value.flatten()[:4]]}"
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

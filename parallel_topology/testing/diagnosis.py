@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ from parallel_topology.testing.failures import MismatchError
 
 if TYPE_CHECKING:
     from parallel_topology.topology import ParallelTopology
+
+PATIENCE = 1.0
+"""Seconds for which the same ranks must be seen waiting in vain: one may be between two calls, and on a busy machine
+gloo's threads are late to notice that a connection has ended."""
 
 
 class Heard:
@@ -49,16 +54,20 @@ class Diagnosis:
     def __init__(self, topology: ParallelTopology, hear: Callable[[], dict[int, Heard]]) -> None:
         self._topology = topology
         self._hear = hear
+        self._suspected, self._since = "", 0.0
 
     def suspect(self, ended: Iterable[int]) -> ParallelTopologyError | None:
-        """Whether ranks wait in vain now, where those at the positions `ended` have returned.
+        """Whether ranks wait in vain, where those at the positions `ended` have returned.
 
-        A rank may be between two calls: only what is said twice is so.
+        To be asked now and then: it says so when it found the same for `PATIENCE` seconds.
         """
         heard = self._now()
         calls = {rank: one.calls for rank, one in heard.items()}
         over = {self._topology.world[position] for position in ended}
-        return find_mismatch(calls) or find_deadlock(calls, {rank: one.done for rank, one in heard.items()}, over)
+        found = find_mismatch(calls) or find_deadlock(calls, {rank: one.done for rank, one in heard.items()}, over)
+        if str(found) != self._suspected:
+            self._suspected, self._since = str(found), time.monotonic()
+        return found if time.monotonic() - self._since >= PATIENCE else None
 
     def mismatch(self) -> MismatchError | None:
         """Whether calls made so far do not fit together."""

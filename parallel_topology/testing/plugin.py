@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from parallel_topology.testing import current
 from parallel_topology.testing.failures import RanksUsageError
 
 if TYPE_CHECKING:
@@ -47,25 +46,20 @@ def pytest_configure(config: pytest.Config) -> None:
         "options are those of GroupManager",
     )
 
-    def make_pool() -> WorkerPool:
-        from parallel_topology.testing.pool import WorkerPool
-        from parallel_topology.testing.pytest_private import own_modules, rewritten_modules
-        from parallel_topology.testing.pytest_worker import set_up
 
-        patterns = " ".join(config.getini("python_files"))
-        style = str(config.getoption("assertmode"))
-        arguments = (str(config.rootpath), patterns, rewritten_modules(config), config.get_verbosity(), style)
-        return WorkerPool(set_up, *arguments, preload=own_modules())
+@pytest.fixture(scope="session")
+def rank_workers(pytestconfig: pytest.Config) -> Generator[WorkerPool]:
+    """The run's worker processes, for `run_ranks(..., world="processes", pool=rank_workers)`."""
+    from parallel_topology.testing.pool import WorkerPool
+    from parallel_topology.testing.pytest_private import own_modules, rewritten_modules
+    from parallel_topology.testing.pytest_worker import set_up
 
-    config.stash[_RUN] = current.Run(make_pool)
-    current.RUNS.append(config.stash[_RUN])
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    run = config.stash.get(_RUN, None)
-    if run is not None:
-        current.RUNS.remove(run)
-        run.close()
+    patterns = " ".join(pytestconfig.getini("python_files"))
+    style = str(pytestconfig.getoption("assertmode"))
+    modules, verbosity = rewritten_modules(pytestconfig), pytestconfig.get_verbosity()
+    arguments = (str(pytestconfig.rootpath), patterns, modules, verbosity, style)
+    with WorkerPool(set_up, *arguments, preload=own_modules()) as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -112,7 +106,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
         return
     own: Sequence[pytest.Mark] = getattr(obj, "pytestmark", ())
     if collector.get_closest_marker("ranks") or any(mark.name == "ranks" for mark in own):
-        pytest.mark.usefixtures("topology", "world")(obj)
+        pytest.mark.usefixtures("topology", "world", "rank_workers")(obj)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -138,8 +132,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
         return None
     from parallel_topology.testing.pytest_run import run_item
 
-    arguments: dict[str, Any] = pyfuncitem.funcargs
-    run_item(pyfuncitem, _marker(pyfuncitem), _parse(arguments["topology"]), arguments["world"])
+    values: dict[str, Any] = pyfuncitem.funcargs
+    topology = _parse(values["topology"])
+    run_item(pyfuncitem, _marker(pyfuncitem), topology, values["world"], values["rank_workers"])
     return True
 
 
@@ -183,6 +178,3 @@ def _of_rank(request: pytest.FixtureRequest, function: str) -> Any:
 
     _marker(request.node)
     return per_rank.PerRank(request.fixturename or function, getattr(per_rank, function), {})
-
-
-_RUN = pytest.StashKey[current.Run]()

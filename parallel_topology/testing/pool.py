@@ -36,7 +36,10 @@ class Worker:
         try:
             self.receive()
         except (EOFError, OSError):
-            raise DeadRankError(f"a worker process did not start: {self.cause_of_death()}") from None
+            raise DeadRankError(
+                f"a worker process did not start: {self.cause_of_death()}, and printed why. Workers import the script "
+                'that starts them: what it is to do itself goes under `if __name__ == "__main__":`'
+            ) from None
 
     def send(self, job: Job | None) -> None:
         """Give it a job, or ask where it stands. That it has died is seen when its answer is awaited."""
@@ -66,14 +69,15 @@ class WorkerPool:
     """Workers that are started when they are needed and kept for the next call. Close it, or leave `with`.
 
     Args:
-        setup: called with `arguments` once in each worker, before anything else is imported there.
+        setup: called with `arguments` once in each worker, before anything else is imported there; returns how an
+            error's traceback is told.
         preload: modules that the server imports besides torch, so that its workers have them from the start.
         keep: how many idle workers are kept at most.
     """
 
     def __init__(
         self,
-        setup: Callable[..., object] | None = None,
+        setup: Callable[..., Callable[[BaseException], str]] | None = None,
         *arguments: Any,
         preload: Sequence[str] = (),
         keep: int = 16,

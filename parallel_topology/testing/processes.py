@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.testing.current import current_pool
-from parallel_topology.testing.failures import OUTPUT, DeadRankError, StuckRankError, raise_failures
+from parallel_topology.testing.failures import OUTPUT, DeadRankError, RanksUsageError, StuckRankError, raise_failures
 from parallel_topology.testing.pool import Worker, WorkerPool
 from parallel_topology.testing.workers import Job
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds the others may go on after the first failure, unless told otherwise."""
-LOOK = 1.0
+LOOK = 0.5
 """Seconds without news after which the ranks are looked at: do they wait for each other?"""
 ANSWER = 2.0
 """Seconds that stuck workers may take to say where they are."""
@@ -51,7 +50,7 @@ def run_processes(
         timeout: seconds for the whole, once the processes have started.
         on_message: if given, `fn(position, send, *args)` is called instead, and what a worker passes to `send` comes
             here with its position.
-        pool: where the workers come from; without it from the pytest run's pool, or they are new.
+        pool: where the workers come from; without it they are new.
         diagnosis: asked now and then whether the ranks wait in vain.
         grace: seconds the others may go on after the first failure; `GRACE` if not given.
 
@@ -60,11 +59,18 @@ def run_processes(
             signal or exit status, one still running at the deadline is killed and a `StuckRankError` with its stack
             and the group and operation it waits in. What a failed rank printed is in its notes.
         DeadRankError: the processes did not start.
+        RanksUsageError: the function or its arguments cannot be pickled.
     """
-    body = pickle.dumps((fn, args))
+    try:
+        body = pickle.dumps((fn, args))
+    except Exception as error:
+        raise RanksUsageError(
+            f"what the ranks are to call cannot travel to other processes ({type(error).__name__}: {error}): expected "
+            "a function at the top level of a module, and arguments that can be pickled; threads take any"
+        ) from error
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-output-"))
-        pool = pool or current_pool() or stack.enter_context(WorkerPool())
+        pool = pool or stack.enter_context(WorkerPool())
         workers = pool.take(len(labels))
         world = _World(labels, workers, folder, on_message, diagnosis, GRACE if grace is None else grace)
         try:
@@ -123,20 +129,17 @@ class _World:
         return str(Path(self._folder, f"output-{position}"))
 
     def collect(self, deadline: float, timeout: float) -> list[Any]:
-        why, suspected = f"{timeout:g} s after the start", ""
+        why = f"{timeout:g} s after the start"
         cause: ParallelTopologyError | None = None
         ending = False
         while self._running and time.monotonic() < deadline:
             for ready in wait(list(self._running), timeout=max(min(deadline - time.monotonic(), LOOK), 0.001)):
                 self._hear(cast("Connection", ready))
-                suspected = ""
                 break
             else:
-                found = self._suspect()
-                if found is not None and str(found) == suspected:
-                    cause, why = found, "the ranks wait for each other"
+                if cause := self._suspect():
+                    why = "the ranks wait for each other"
                     break
-                suspected = str(found) if found is not None else ""
             if self._failures and not ending:
                 ending = True
                 if time.monotonic() + self._grace < deadline:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from parallel_topology.testing.failures import RanksUsageError
+from parallel_topology.testing.pool import WorkerPool
 from parallel_topology.testing.pytest_private import argument_names
 from parallel_topology.testing.pytest_worker import RankOutcomeError, Target, call, call_here
 from parallel_topology.testing.ranks import World, run_ranks
@@ -18,7 +19,9 @@ PATIENCE = 3600.0
 """Seconds that ranks may take when a debugger may stop them."""
 
 
-def run_item(item: pytest.Function, marker: pytest.Mark, topology: ParallelTopology, world: World) -> None:
+def run_item(
+    item: pytest.Function, marker: pytest.Mark, topology: ParallelTopology, world: World, pool: WorkerPool
+) -> None:
     """Run the test's function on every rank.
 
     Raises:
@@ -34,11 +37,11 @@ def run_item(item: pytest.Function, marker: pytest.Mark, topology: ParallelTopol
     options.setdefault("timeout", item.config.getoption("--ranks-timeout"))
     if item.config.getoption("usepdb", False) or item.config.getoption("trace", False):
         options["timeout"] = PATIENCE
+    how: tuple[Any, ...] = (call_here, function, arguments)
+    if world == "processes":
+        how = (call, _target(item, function, arguments))
     try:
-        if world == "processes":
-            run_ranks(topology, call, _target(item, function, arguments), world=world, **options)
-        else:
-            run_ranks(topology, call_here, function, arguments, world=world, **options)
+        run_ranks(topology, *how, world=world, pool=pool, **options)
     except BaseExceptionGroup as failures:
         outcomes = [_here(error) for error in failures.exceptions if isinstance(_here(error), _OUTCOMES)]
         if len(outcomes) == topology.world_size:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.testing import workers
 from parallel_topology.testing.per_rank import values
 from parallel_topology.testing.pytest_private import load_module, start_rewriting
 
@@ -47,11 +47,11 @@ class Target:
     payload: bytes
 
 
-def set_up(root: str, patterns: str, marked: list[str], verbosity: int, style: str) -> None:
-    """Once in each worker, before it imports any test."""
+def set_up(root: str, patterns: str, marked: list[str], verbosity: int, style: str) -> Callable[[BaseException], str]:
+    """Once in each worker, before it imports any test. Returns how an error is told."""
     if style != "plain":
         start_rewriting(root, patterns, marked, verbosity)
-    workers.format_error = _formatted
+    return _formatted
 
 
 def call(groups: Any, target: Target) -> None:

@@ -47,13 +47,14 @@ def run_ranks(
             threads share them, seeded with `seed`.
         check: whether the calls on all ranks are checked against each other: in threads before they reach gloo, and
             in either world when ranks stop making progress and when all have returned.
-        pool: the workers for `world="processes"`; without it those of the pytest run, or new ones for this call.
+        pool: the workers for `world="processes"`, as the fixture `rank_workers` has them; without it new ones.
         options: as for `GroupManager`.
 
     Raises:
         ExceptionGroup: one or more ranks failed; every rank's error, the first failure first, each with a note that
             names rank and coordinate. A `DeadlockError` or `MismatchError` that explains them comes before them.
         TopologyError: the notation cannot be read.
+        RanksUsageError: for processes, the function or its arguments cannot be pickled.
         ValueError: `world` is neither.
     """
     if isinstance(topology, str):

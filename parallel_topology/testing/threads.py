@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +45,7 @@ def run_threads(
 
     Args:
         timeout: seconds for the whole.
-        diagnosis: asked now and then whether the ranks wait in vain; twice the same answer ends them before the
-            deadline.
+        diagnosis: asked now and then whether the ranks wait in vain, which ends them before the deadline.
         interrupt: ends the communication of the rank at a position, so that it stops waiting.
 
     Raises:
@@ -52,15 +53,14 @@ def run_threads(
             `StuckRankError` with its stack and the group and operation it waits in.
     """
     done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+    heard = weakref.ref(done)  # what a rank says after the end is dropped: its traceback may hold process groups
 
-    def run(position: int) -> None:
-        try:
-            done.put((position, fn(position, *args), None))
-        except BaseException as error:  # it is raised again, in the caller's thread
-            done.put((position, None, error))
+    def tell(position: int, result: Any, error: BaseException | None) -> None:
+        if (queue := heard()) is not None:
+            queue.put((position, result, error))
 
     threads = [
-        threading.Thread(target=run, args=(position,), name=label, daemon=True) for position, label in enumerate(labels)
+        _Rank(label, partial(fn, position, *args), partial(tell, position)) for position, label in enumerate(labels)
     ]
     for thread in threads:
         thread.start()
@@ -68,7 +68,6 @@ def run_threads(
     failures: dict[int, BaseException] = {}
     running = set(range(len(labels)))
     cause: ParallelTopologyError | None = None
-    suspected = ""
     started = time.monotonic()
     deadline, why = started + timeout, f"{timeout:g} s after the start"
     try:
@@ -78,11 +77,9 @@ def run_threads(
             except Empty:
                 if time.monotonic() >= deadline:
                     break
-                found = diagnosis.suspect(set(range(len(labels))) - running) if diagnosis and not failures else None
-                if found is not None and str(found) == suspected:
-                    cause, why = found, "the ranks wait for each other"
+                if diagnosis and not failures and (cause := diagnosis.suspect(set(range(len(labels))) - running)):
+                    why = "the ranks wait for each other"
                     break
-                suspected = str(found) if found is not None else ""
                 continue
             running.discard(position)
             results[position] = result
@@ -93,6 +90,7 @@ def run_threads(
         for position in sorted(running):
             failures[position] = StuckRankError(f"still running at its end ({why}), {where(threads[position].ident)}")
     finally:
+        del done
         _end([threads[position] for position in running], running, interrupt)
     for position in set(range(len(labels))) - running:
         threads[position].join()
@@ -100,7 +98,39 @@ def run_threads(
     return results
 
 
-def _end(threads: list[threading.Thread], positions: set[int], interrupt: Callable[[int], None] | None) -> None:
+class _Rank(threading.Thread):
+    """One rank's thread, which can be interrupted until it has told how it ended."""
+
+    def __init__(self, label: str, call: Callable[[], Any], tell: Callable[[Any, BaseException | None], None]) -> None:
+        super().__init__(name=label, daemon=True)
+        self._call = call
+        self._tell = tell
+        self._leaving = threading.Lock()
+        self._left = False
+
+    def run(self) -> None:
+        try:
+            try:
+                self._tell(self._call(), None)
+            except BaseException as error:  # it is raised again, in the caller's thread
+                self._tell(None, error)
+            self._leave()
+        except RankInterrupt:  # it was on its way out
+            self._leave()
+
+    def interrupt(self) -> None:
+        """Raise `RankInterrupt` where it runs; at most once. Outside `run` nobody would catch it."""
+        with self._leaving:
+            if not self._left:
+                thread, error = ctypes.c_ulong(self.ident or 0), ctypes.py_object(RankInterrupt)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+
+    def _leave(self) -> None:
+        with self._leaving:
+            self._left = True
+
+
+def _end(threads: list[_Rank], positions: set[int], interrupt: Callable[[int], None] | None) -> None:
     """Stop ranks that still run, as far as threads can be stopped."""
     if not threads:
         return
@@ -108,7 +138,7 @@ def _end(threads: list[threading.Thread], positions: set[int], interrupt: Callab
         if interrupt is not None:
             interrupt(position)
     for thread in threads:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(RankInterrupt))
+        thread.interrupt()
     deadline = time.monotonic() + FAREWELL
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))

@@ -31,7 +31,8 @@ class Job:
     """One call, and the surroundings it expects.
 
     Attributes:
-        setup: a pickled (function, arguments) that is called once in each worker, before anything is unpickled.
+        setup: a pickled (function, arguments) that is called once in each worker, before anything is unpickled; it
+            returns how an error is to be told to the parent.
         body: a pickled (function, arguments).
         output: the file that standard output and error go to.
         talks: whether the function takes, second, a function that sends messages to the parent.
@@ -47,10 +48,6 @@ class Job:
     import_path: list[str]
 
 
-format_error: Callable[[BaseException], str] = lambda error: "".join(traceback.format_exception(error))  # noqa: E731
-"""How an error's traceback is told to the parent; a setup may put its own here."""
-
-
 def serve(pipe: Connection) -> None:
     """Work until the parent is gone. Runs in the worker's main thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -62,17 +59,16 @@ def serve(pipe: Connection) -> None:
     threading.Thread(target=_listen, args=(pipe, jobs, sender, main), name="listener", daemon=True).start()
     sender.send("ready", None)
     surroundings = _Surroundings()
-    ready: set[bytes | None] = {None}
+    tellers: dict[bytes | None, Callable[[BaseException], str]] = {None: _told}
     while True:
         job = jobs.get()
         _arrive(job)
-        if job.setup not in ready:
+        if job.setup not in tellers:
             function, arguments = pickle.loads(job.setup or b"")
-            function(*arguments)
-            ready.add(job.setup)
+            tellers[job.setup] = function(*arguments)
             surroundings = _Surroundings()
         surroundings.restore()
-        _do(job, sender)
+        _do(job, sender, tellers[job.setup])
         stain = surroundings.stain()
         _redirect(os.devnull)
         sender.send("idle", stain)
@@ -113,13 +109,17 @@ def _arrive(job: Job) -> None:
     sys.path[:] = job.import_path
 
 
-def _do(job: Job, sender: _Sender) -> None:
+def _told(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _do(job: Job, sender: _Sender, tell: Callable[[BaseException], str]) -> None:
     try:
         function, arguments = pickle.loads(job.body)
         talk = [partial(sender.send, "message")] if job.talks else []
         sender.send("result", function(job.position, *talk, *arguments))
     except BaseException as error:  # it is raised again, in the parent
-        told = format_error(error)
+        told = tell(error)
         try:
             error.add_note(told)
             pickle.loads(pickle.dumps(error))  # some can be pickled and not be made again

@@ -32,6 +32,7 @@ from parallel_topology import (
     RendezvousError,
 )
 from parallel_topology.groups.rendezvous import host_store, join_store
+from parallel_topology.testing import WorkerPool
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads
 from tests.ports import free_port
@@ -212,7 +213,7 @@ TABLE: dict[Callable[[int, int], Outcome], tuple[tuple[int, ...], type[Exception
 
 
 @pytest.mark.parametrize("fault", TABLE, ids=lambda fault: fault.__name__)
-def test_fault(fault: Callable[[int, int], Outcome], tmp_path: Path):
+def test_fault(fault: Callable[[int, int], Outcome], tmp_path: Path, rank_workers: WorkerPool):
     who, kind, text = TABLE[fault]
     store = None
     if fault is store_is_killed:
@@ -220,7 +221,7 @@ def test_fault(fault: Callable[[int, int], Outcome], tmp_path: Path):
     else:
         store = host_store("127.0.0.1", 0, TIMEOUT)
         port = store.port
-    outcomes = dict(enumerate(_outcomes(fault, port, tmp_path)))
+    outcomes = dict(enumerate(_outcomes(fault, port, tmp_path, rank_workers)))
     for rank, found in outcomes.items():
         if found is None:  # killed
             continue
@@ -240,12 +241,12 @@ def test_fault(fault: Callable[[int, int], Outcome], tmp_path: Path):
         assert "rank 1 has joined 2 times" in "".join(found.text for found in outcomes.values() if found)
 
 
-def _outcomes(fault: Callable[[int, int], Outcome], port: int, folder: Path) -> list[Outcome | None]:
+def _outcomes(fault: Callable[[int, int], Outcome], port: int, folder: Path, pool: WorkerPool) -> list[Outcome | None]:
     """Each rank writes down how it ended: a killed one cannot return it, and ends the world for the others."""
     with suppress(ExceptionGroup):
         # The grace: a killed rank must not end the others before their deadline.
         labels = [f"rank {rank}" for rank in ALL]
-        run_processes(labels, _write_down, fault, port, str(folder), timeout=30, grace=2 * TIMEOUT)
+        run_processes(labels, _write_down, fault, port, str(folder), timeout=30, grace=2 * TIMEOUT, pool=pool)
     found: list[Outcome | None] = []
     for rank in ALL:
         file = folder / f"{rank}.json"
@@ -345,10 +346,9 @@ def _goes_on_with_less(rank: int, port: int, folder: str) -> None:
     Path(folder, str(rank)).write_text(str(total))
 
 
-def test_survivors_build_a_smaller_manager_and_go_on(tmp_path: Path):
+def test_survivors_build_a_smaller_manager_and_go_on(tmp_path: Path, rank_workers: WorkerPool):
     store = host_store("127.0.0.1", 0, TIMEOUT)
+    labels, job = [f"rank {r}" for r in ALL], (_goes_on_with_less, store.port, str(tmp_path))
     with pytest.raises(ExceptionGroup, match=r"1 of 4 ranks failed, first rank 3 .*SIGKILL"):
-        run_processes(
-            [f"rank {r}" for r in ALL], _goes_on_with_less, store.port, str(tmp_path), timeout=30, grace=2 * TIMEOUT
-        )
+        run_processes(labels, *job, timeout=30, grace=2 * TIMEOUT, pool=rank_workers)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"0": "3", "1": "3", "2": "3"}

@@ -29,99 +29,88 @@ from parallel_topology import (
     RendezvousError,
     TopologyError,
 )
-from parallel_topology.testing import run_ranks
-from parallel_topology.testing.processes import run_processes
+from parallel_topology.testing import rank_fixture, run_ranks
 from parallel_topology.testing.threads import run_threads
 from tests.ports import free_port
 
 
-def _default_group(rank: int, size: int, folder: str) -> None:
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)
+@pytest.fixture
+def store() -> dist.Store:
+    """For ranks that are threads and make managers of their own."""
+    return dist.HashStore()
 
 
-def _from_world(rank: int, folder: str) -> Any:
+@rank_fixture
+def default_group(groups: GroupManager, tmp_path: Path):
+    """torch's own, of all ranks; its store's folder is the test's."""
+    size = groups.world.size
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(f"{tmp_path}/default", size), rank=groups.rank, world_size=size
+    )
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.ranks("tp2-pp2", world="processes", timeout=60)
+def test_from_world_is_known_to_torch_and_leaves_the_default_group(
+    groups: GroupManager, topology: ParallelTopology, default_group: None
+):
     import torch.distributed._functional_collectives as functional
 
-    _default_group(rank, 4, folder)
-    topology = ParallelTopology(tp=2, pp=2)
-    with GroupManager.from_world(topology, timeout=20, name="actor") as groups:
-        tp, pp = groups.tp.device_group, groups.pp.device_group
+    mine = torch.tensor([groups.rank])
+    with GroupManager.from_world(topology, timeout=20, name="actor") as over:
+        tp, pp = over.tp.device_group, over.pp.device_group
         assert tp is not None
         assert pp is not None
-        sums = [groups.tp.all_reduce(torch.tensor([rank])).item(), groups.pp.all_reduce(torch.tensor([rank])).item()]
-        found = dist.get_process_group_ranks(tp)
-        by_name = functional.all_reduce(torch.tensor([rank]), "sum", pp)
-        sums.append(by_name.item())
+        assert over.tp.all_reduce(mine.clone()).item() == sum(over.tp.ranks)
+        assert over.pp.all_reduce(mine.clone()).item() == sum(over.pp.ranks)
+        assert dist.get_process_group_ranks(tp) == list(topology.group("tp", rank=groups.rank))
+        assert functional.all_reduce(mine, "sum", pp).item() == sum(over.pp.ranks)
         compiled = torch.compile(lambda x: functional.all_reduce(x, "sum", tp) * 2, fullgraph=True, backend="eager")
-        sums.append(compiled(torch.tensor([rank])).item())
-        description = tp.group_desc
-        before = dist.get_world_size()
+        assert compiled(mine).item() == 2 * sum(over.tp.ranks)
+        assert tp.group_desc == f"actor/tp[{groups.rank // 2}]"
     after = torch.ones(1)
     dist.all_reduce(after)
-    left = len(dist.distributed_c10d._world.pg_names)
-    dist.destroy_process_group()
-    return sums, found, description, before, after.item(), left
+    assert after.item() == dist.get_world_size() == 4
+    assert len(dist.distributed_c10d._world.pg_names) == 1
 
 
-def test_from_world_is_known_to_torch_and_leaves_the_default_group(tmp_path: Path):
-    results = run_processes(["rank"] * 4, _from_world, str(tmp_path), timeout=60)
-    topology = ParallelTopology(tp=2, pp=2)
-    for rank, (sums, found, description, before, after, left) in enumerate(results):
-        tp, pp = topology.group("tp", rank=rank), topology.group("pp", rank=rank)
-        assert sums == [sum(tp), sum(pp), sum(pp), 2 * sum(tp)]
-        assert found == tp
-        assert description == f"actor/tp[{rank // 2}]"
-        assert (before, after, left) == (4, 4, 1)
+@pytest.mark.ranks("tp6", world="processes", timeout=60)
+def test_managers_on_parts_of_a_job_are_built_at_the_same_time(groups: GroupManager, default_group: None):
+    part = ParallelTopology(tp=2) if groups.rank < 2 else ParallelTopology(tp=2, pp=2, first_rank=2)
+    with GroupManager.from_world(part, timeout=20) as over:
+        assert over.world.all_reduce(torch.tensor([groups.rank])).item() == (1 if groups.rank < 2 else 14)
 
 
-def _two_parts_at_once(rank: int, folder: str) -> Any:
-    _default_group(rank, 6, folder)
-    topology = ParallelTopology(tp=2) if rank < 2 else ParallelTopology(tp=2, pp=2, first_rank=2)
-    with GroupManager.from_world(topology, timeout=20) as groups:
-        total = groups.world.all_reduce(torch.tensor([rank])).item()
-    dist.destroy_process_group()
-    return total
+@pytest.mark.ranks("tp2-pp2", world="processes", timeout=60)
+def test_from_world_again_and_again(groups: GroupManager, topology: ParallelTopology, default_group: None):
+    """torch would give each group its predecessor's name, under which the store still has that one's addresses."""
+    for name in ("actor", "actor", "critic", "actor"):
+        with GroupManager.from_world(topology, timeout=10, name=name) as over:
+            assert over.world.all_reduce(torch.tensor([groups.rank])).item() == 6
 
 
-def test_managers_on_parts_of_a_job_are_built_at_the_same_time(tmp_path: Path):
-    assert run_processes(["rank"] * 6, _two_parts_at_once, str(tmp_path), timeout=60) == [1, 1, 14, 14, 14, 14]
+@pytest.mark.ranks("tp6")
+def test_managers_on_parts_of_a_job_over_one_store_of_its_own(groups: GroupManager, store: dist.Store):
+    part = ParallelTopology(tp=2) if groups.rank < 2 else ParallelTopology(tp=2, pp=2, ranks=(5, 2, 3, 4))
+    with GroupManager(part, rank=groups.rank, store=store, timeout=20) as own:
+        assert own.world.all_reduce(torch.tensor([groups.rank])).item() == (1 if groups.rank < 2 else 14)
 
 
-def test_managers_on_parts_of_a_job_over_one_store_of_its_own():
-    store = dist.HashStore()
-
-    def body(rank: int) -> float:
-        topology = ParallelTopology(tp=2) if rank < 2 else ParallelTopology(tp=2, pp=2, ranks=(5, 2, 3, 4))
-        with GroupManager(topology, rank=rank, store=store, timeout=20) as groups:
-            return groups.world.all_reduce(torch.tensor([rank])).item()
-
-    assert run_threads(["rank"] * 6, body, timeout=40) == [1, 1, 14, 14, 14, 14]
+@pytest.mark.ranks("tp4", world="processes", timeout=60)
+def test_members_out_of_order_over_the_world(groups: GroupManager, default_group: None):
+    unordered = ParallelTopology(tp=2, cp=2, views={"decode": "dcp4~cp-tp"})
+    with GroupManager.from_world(unordered, timeout=20) as over:
+        assert over.dcp.all_gather(torch.tensor([groups.rank])).tolist() == [0, 2, 1, 3]
 
 
-def _unordered(rank: int, folder: str) -> list[int]:
-    _default_group(rank, 4, folder)
-    topology = ParallelTopology(tp=2, cp=2, views={"decode": "dcp4~cp-tp"})
-    with GroupManager.from_world(topology, timeout=20) as groups:
-        return [int(r) for r in groups.dcp.all_gather(torch.tensor([rank]))]
-
-
-def test_members_out_of_order_over_the_world(tmp_path: Path):
-    assert run_processes(["rank"] * 4, _unordered, str(tmp_path), timeout=60) == [[0, 2, 1, 3]] * 4
-
-
-def _beside_uneven_registries(rank: int, folder: str) -> str:
-    _default_group(rank, 2, folder)
-    if rank == 0:
+@pytest.mark.ranks("tp2", world="processes", timeout=60)
+def test_registries_may_hold_different_numbers_of_groups(groups: GroupManager, default_group: None):
+    """From that number torch would derive different names on different ranks, which would wait for each other."""
+    if groups.rank == 0:
         dist.new_group([0], use_local_synchronization=True)
-    with pytest.raises(DisagreementError) as caught:
-        GroupManager.from_world(ParallelTopology(tp=2), timeout=10)
-    return str(caught.value)
-
-
-def test_registries_that_hold_different_numbers_of_groups_would_hang_and_are_refused(tmp_path: Path):
-    messages = run_processes(["rank"] * 2, _beside_uneven_registries, str(tmp_path), timeout=60)
-    assert "rank 0: earlier_groups 2\n  rank 1: earlier_groups 1" in messages[0]
-    assert messages[0] == messages[1]
+    with GroupManager.from_world(ParallelTopology(tp=2), timeout=10) as over:
+        assert over.tp.all_reduce(torch.tensor([groups.rank])).item() == 1
 
 
 def test_from_world_without_a_default_group():
@@ -129,78 +118,73 @@ def test_from_world_without_a_default_group():
         GroupManager.from_world(ParallelTopology(tp=2))
 
 
-def _beside_a_default_group(rank: int, folder: str) -> Any:
-    _default_group(rank, 2, folder)
-    with GroupManager.connect(f"file://{folder}/own", ParallelTopology(tp=2), rank=1 - rank, timeout=20) as groups:
-        mine = [int(r) for r in groups.tp.all_gather(torch.tensor([rank]))]
-    total = torch.tensor([rank])
+@pytest.mark.ranks("tp2", world="processes", timeout=60)
+def test_beside_somebody_elses_default_group_with_other_ranks(
+    groups: GroupManager, default_group: None, tmp_path: Path
+):
+    with GroupManager.connect(
+        f"file://{tmp_path}/own", ParallelTopology(tp=2), rank=1 - groups.rank, timeout=20
+    ) as own:
+        assert own.tp.all_gather(torch.tensor([groups.rank])).tolist() == [1, 0]
+    total = torch.tensor([groups.rank])
     dist.all_reduce(total)
-    dist.destroy_process_group()
-    return mine, total.item()
+    assert total.item() == 1
 
 
-def test_beside_somebody_elses_default_group_with_other_ranks(tmp_path: Path):
-    assert run_processes(["rank"] * 2, _beside_a_default_group, str(tmp_path), timeout=60) == [([1, 0], 1)] * 2
-
-
-def _cycles(rank: int, folder: str, cycles: int) -> Any:
+@pytest.mark.ranks("tp2", world="processes", timeout=100)
+def test_fifty_cycles_leave_nothing_behind(groups: GroupManager, tmp_path: Path):
     def state() -> tuple[int, int, int]:
         gc.collect()
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), resident
 
-    store = dist.FileStore(f"{folder}/store", -1)
+    store = dist.FileStore(f"{tmp_path}/store", -1)
     seen: list[tuple[int, int, int]] = []
-    for _ in range(cycles):
-        with GroupManager(ParallelTopology(tp=2, pp=1), rank=rank, store=store, timeout=20) as groups:
-            groups.tp.all_reduce(torch.ones(1000))
-            groups.world.barrier()
+    for _ in range(50):
+        with GroupManager(ParallelTopology(tp=2, pp=1), rank=groups.rank, store=store, timeout=20) as own:
+            own.tp.all_reduce(torch.ones(1000))
+            own.world.barrier()
         seen.append(state())
-    return seen[4], seen[-1]
+    # The end of a cycle may be seen in the next one: what 45 cycles leave shows in all of the last ones.
+    early, late = zip(*seen[:5], strict=True), zip(*seen[-5:], strict=True)
+    descriptors, tasks, memory = (min(after) - max(before) for before, after in zip(early, late, strict=True))
+    assert descriptors <= 0
+    assert tasks <= 0
+    assert memory < 4_000_000
 
 
-def test_fifty_cycles_leave_nothing_behind(tmp_path: Path):
-    for early, late in run_processes(["rank"] * 2, _cycles, str(tmp_path), 50, timeout=100):
-        assert late[:2] == early[:2], "descriptors, threads"
-        assert late[2] - early[2] < 4_000_000, "bytes of memory"
-
-
-def _forked(rank: int, folder: str) -> str:
-    store = dist.FileStore(f"{folder}/store", 2)
-    with GroupManager(ParallelTopology(tp=2), rank=rank, store=store, timeout=20) as groups:
-        told = Path(folder, f"child of {rank}")
-        child = os.fork()
-        if child == 0:
-            try:
-                groups.tp.all_reduce(torch.ones(1))
-            except ClosedError as error:
-                told.write_text(str(error))
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
-        groups.tp.barrier()
-    return told.read_text()
+@pytest.mark.ranks("tp2", world="processes", check=False)
+def test_use_in_a_forked_child(groups: GroupManager, tmp_path: Path):
+    told = tmp_path / f"child of {groups.rank}"
+    child = os.fork()
+    if child == 0:
+        try:
+            groups.tp.all_reduce(torch.ones(1))
+        except ClosedError as error:
+            told.write_text(str(error))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    groups.tp.barrier()
+    expected = r"all_reduce on engine/tp\[0\]: its manager belongs to process \d+, of which this one"
+    assert re.match(expected, told.read_text())
 
 
 class TestRebind:
-    def test_to_another_topology_of_the_same_ranks(self):
-        def body(groups: GroupManager) -> Any:
-            before = groups.tp.all_reduce(torch.tensor([groups.rank])).item()
-            successor = groups.rebind(ParallelTopology(tp=4))
-            assert groups.closed
-            with successor:
-                return before, successor.tp.all_reduce(torch.tensor([groups.rank])).item(), successor.name
+    @pytest.mark.ranks("tp2-pp2", world=["threads", "processes"])
+    def test_to_another_topology_of_the_same_ranks(self, groups: GroupManager):
+        assert groups.tp.all_reduce(torch.tensor([groups.rank])).item() == sum(groups.tp.ranks)
+        successor = groups.rebind(ParallelTopology(tp=4))
+        assert groups.closed
+        with successor:
+            assert successor.name == "engine"
+            assert successor.tp.all_reduce(torch.tensor([groups.rank])).item() == 6
 
-        assert run_ranks("tp2-pp2", body) == [(1, 6, "engine"), (1, 6, "engine"), (5, 6, "engine"), (5, 6, "engine")]
-
-    def test_that_fails_leaves_the_old_one_serving(self):
-        def body(groups: GroupManager) -> float:
-            target = ParallelTopology(tp=4) if groups.rank else ParallelTopology(pp=4)
-            with pytest.raises(DisagreementError):
-                groups.rebind(target)
-            return groups.tp.all_reduce(torch.ones(1)).item()
-
-        assert run_ranks("tp2-pp2", body) == [2] * 4
+    @pytest.mark.ranks("tp2-pp2")
+    def test_that_fails_leaves_the_old_one_serving(self, groups: GroupManager):
+        with pytest.raises(DisagreementError):
+            groups.rebind(ParallelTopology(tp=4) if groups.rank else ParallelTopology(pp=4))
+        assert groups.tp.all_reduce(torch.ones(1)).item() == 2
 
     def test_refused(self):
         groups = GroupManager(ParallelTopology(tp=1), rank=0)
@@ -212,13 +196,10 @@ class TestRebind:
 
 
 class TestTheEnd:
-    def test_the_report_names_what_was_released(self):
-        def body(groups: GroupManager) -> Any:
-            first = groups.close()
-            return first, groups.close(), groups.abort()
-
-        results = run_ranks("tp2-pp2", body)
-        assert results[3] == (["engine/pp[1]", "engine/tp[1]", "engine/world"], [], [])
+    @pytest.mark.ranks("tp2-pp2")
+    def test_the_report_names_what_was_released(self, groups: GroupManager):
+        assert groups.close() == [groups.pp.label, groups.tp.label, "engine/world"]
+        assert groups.close() == groups.abort() == []
 
     def test_a_forgotten_manager_is_named_with_its_place(self):
         def body(position: int, store: dist.Store) -> None:
@@ -235,13 +216,6 @@ class TestTheEnd:
         GroupManager(ParallelTopology(tp=1), rank=0)
         gc.collect()
         assert not recwarn.list
-
-    def test_use_in_a_forked_child(self, tmp_path: Path):
-        messages = run_processes(["rank"] * 2, _forked, str(tmp_path), timeout=60)
-        for message in messages:
-            assert re.match(
-                r"all_reduce on engine/tp\[0\]: its manager belongs to process \d+, of which this one", message
-            )
 
     def test_at_interpreter_exit_nothing_hangs(self):
         program = (
@@ -266,33 +240,30 @@ class TestTheEnd:
 
 
 class TestTime:
-    def test_changed_at_run_time_for_all_groups_and_for_one(self):
-        over = threading.Event()
+    @pytest.fixture
+    def over(self) -> threading.Event:
+        """Set by the rank that is under test; the others wait for it outside of any group."""
+        return threading.Event()
 
-        def body(groups: GroupManager) -> None:
-            begun = time.monotonic()
-            groups.set_timeout(20)
-            groups.pp.set_timeout(1)
-            if groups.rank == 0:
-                with pytest.raises(ParallelTopologyError, match=r"failed at rank 0: .*[Tt]imed? ?out"):
-                    groups.pp.recv(torch.ones(1))
-                assert time.monotonic() - begun < 10
-                over.set()
-            assert over.wait(20)
+    @pytest.mark.ranks("tp2-pp2")
+    def test_changed_at_run_time_for_all_groups_and_for_one(self, groups: GroupManager, over: threading.Event):
+        begun = time.monotonic()
+        groups.set_timeout(20)
+        groups.pp.set_timeout(1)
+        if groups.rank == 0:
+            with pytest.raises(ParallelTopologyError, match=r"failed at rank 0: .*[Tt]imed? ?out"):
+                groups.pp.recv(torch.ones(1))
+            assert time.monotonic() - begun < 10
+            over.set()
+        assert over.wait(20)
 
-        run_ranks("tp2-pp2", body)
-
-    def test_one_for_creation_and_one_for_operations(self):
-        over = threading.Event()
-
-        def body(groups: GroupManager) -> None:
-            if groups.rank == 0:
-                with pytest.raises(ParallelTopologyError, match=r"failed at rank 0: .*[Tt]imed? ?out"):
-                    groups.tp.recv(torch.ones(1))
-                over.set()
-            assert over.wait(20)
-
-        run_ranks("tp2", body, operation_timeout=0.7)
+    @pytest.mark.ranks("tp2", operation_timeout=0.7)
+    def test_one_for_creation_and_one_for_operations(self, groups: GroupManager, over: threading.Event):
+        if groups.rank == 0:
+            with pytest.raises(ParallelTopologyError, match=r"failed at rank 0: .*[Tt]imed? ?out"):
+                groups.tp.recv(torch.ones(1))
+            over.set()
+        assert over.wait(20)
 
     @pytest.mark.parametrize("seconds", [0, -1, True, "5", float("nan"), float("inf")])
     def test_refused(self, seconds: Any):
@@ -304,24 +275,20 @@ class TestTime:
         with GroupManager(ParallelTopology(tp=1), rank=0) as groups, pytest.raises(GroupArgumentError):
             groups.set_timeout(seconds)
 
-    def test_diagnose_names_who_does_not_answer(self):
-        over = threading.Event()
-
-        def body(groups: GroupManager) -> Any:
-            assert groups.diagnose(10) == []
-            if groups.rank == 2:
-                assert over.wait(20)
-                return None
-            missing = groups.diagnose(0.5)
+    @pytest.mark.ranks("tp3")
+    def test_diagnose_names_who_does_not_answer(self, groups: GroupManager, over: threading.Event):
+        assert groups.diagnose(10) == []
+        if groups.rank == 2:
+            assert over.wait(20)
+        else:
+            assert groups.diagnose(0.5) == [2]
             over.set()
-            return missing
-
-        assert run_ranks("tp3", body) == [[2], [2], None]
 
 
 class TestTokens:
-    def test_with_the_same_token(self):
-        assert run_ranks("tp2", lambda groups: groups.tp.all_reduce(torch.ones(1)).item(), token="secret") == [2, 2]
+    @pytest.mark.ranks("tp2", token="secret", world=["threads", "processes"])
+    def test_with_the_same_token(self, groups: GroupManager):
+        assert groups.tp.all_reduce(torch.ones(1)).item() == 2
 
     def test_a_token_is_never_shown(self, caplog: pytest.LogCaptureFixture):
         caplog.set_level(logging.DEBUG)
@@ -331,45 +298,36 @@ class TestTokens:
 
         assert "hush" not in "".join(run_ranks("tp2", body, token="hush")) + caplog.text
 
-    def test_from_the_environment(self, tmp_path: Path):
-        env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        (tmp_path / "token").write_text("secret\n")
+    @pytest.fixture
+    def port(self) -> int:
+        return free_port()
 
-        def body(position: int) -> float:
-            secret = {"PARALLEL_TOPOLOGY_TOKEN": "secret"}
-            if position:
-                secret = {"PARALLEL_TOPOLOGY_TOKEN_FILE": str(tmp_path / "token")}
-            env_of = {**env, "RANK": str(position), **secret}
-            with GroupManager.from_env(ParallelTopology(tp=2), env=env_of, timeout=10) as groups:
-                assert groups._options.token == "secret"
-                return groups.tp.all_reduce(torch.ones(1)).item()
-
-        assert run_threads(["rank"] * 2, body, timeout=30) == [2, 2]
+    @pytest.mark.ranks("tp2")
+    def test_from_the_environment(self, groups: GroupManager, port: int, tmp_path: Path):
+        env = {"RANK": str(groups.rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if groups.rank == 0:
+            env["PARALLEL_TOPOLOGY_TOKEN"] = "secret"
+        else:
+            (tmp_path / "token").write_text("secret\n")
+            env["PARALLEL_TOPOLOGY_TOKEN_FILE"] = str(tmp_path / "token")
+        with GroupManager.from_env(ParallelTopology(tp=2), env=env, timeout=10) as started:
+            assert started._options.token == "secret"
+            assert started.tp.all_reduce(torch.ones(1)).item() == 2
 
     def test_a_token_file_that_cannot_be_read(self):
         env = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
         with pytest.raises(LaunchError, match="PARALLEL_TOPOLOGY_TOKEN_FILE=/nowhere: No such file"):
             GroupManager.from_env(ParallelTopology(tp=1), env={**env, "PARALLEL_TOPOLOGY_TOKEN_FILE": "/nowhere"})
 
-    def test_an_old_verdict_played_again_is_refused(self):
-        store = dist.HashStore()
-        topology = ParallelTopology(tp=2)
-
-        def body(position: int) -> str:
-            with GroupManager(topology, rank=position, store=store, token="t", timeout=10):
-                pass
-            return ""
-
-        run_threads(["rank"] * 2, body, timeout=20)
-        store.set("engine@0/2/verdict", store.get("engine@0/1/verdict").decode())
-
-        def again(position: int) -> str:
-            with pytest.raises(RendezvousError) as caught:
-                GroupManager(topology, rank=position, store=store, token="t", timeout=2)
-            return str(caught.value)
-
-        for message in run_threads(["rank"] * 2, again, timeout=20):
-            assert "the verdict does not hold the same token" in message
+    @pytest.mark.ranks("tp2")
+    def test_an_old_verdict_played_again_is_refused(self, groups: GroupManager, store: dist.Store):
+        how: dict[str, Any] = {"topology": ParallelTopology(tp=2), "rank": groups.rank, "store": store, "token": "t"}
+        GroupManager(**how, timeout=10).close()
+        if groups.rank == 0:
+            store.set("engine@0/2/verdict", store.get("engine@0/1/verdict").decode())
+        groups.world.barrier()
+        with pytest.raises(RendezvousError, match="the verdict does not hold the same token"):
+            GroupManager(**how, timeout=2)
 
 
 class TestWhatCanBeSeen:
@@ -381,9 +339,11 @@ class TestWhatCanBeSeen:
         expected = r"actor: rank \d of tp2-pp2, gloo on cpu: 3 groups; agreed in \d\.\d+ s, created in \d\.\d+ s"
         assert all(re.fullmatch(expected, line) for line in lines)
 
-    def test_describe(self):
-        text = run_ranks("tp2-cp1-pp2", lambda groups: groups.describe())[3]
-        lines = text.splitlines()
+    @pytest.mark.ranks("tp2-cp1-pp2")
+    def test_describe(self, groups: GroupManager):
+        if groups.rank != 3:
+            return
+        lines = groups.describe().splitlines()
         assert re.match(
             r"<GroupManager engine of tp2-cp1-pp2 at rank 3 \(gloo\)> on cpu, local rank 3, made at ", lines[0]
         )

@@ -32,121 +32,105 @@ from parallel_topology import (
     TopologyError,
     UnknownAxisError,
 )
-from parallel_topology.testing import run_ranks
-from parallel_topology.testing.processes import run_processes
-from parallel_topology.testing.threads import run_threads
+from parallel_topology.testing import assert_agree, run_ranks
 from parallel_topology.validation import RESERVED
 from tests.ports import free_port
+from tests.waiting import eventually
 
 TOPOLOGIES = ["tp2-pp2", "tp1-pp3", "tp2-cp2-dp2@8", "tp2-pp2@0,4,1,5", "tp2-dp2-pp2/expert:etp1-ep4-edp1-pp2"]
+BOTH = ["threads", "processes"]
+
+
+@pytest.fixture
+def store() -> dist.Store:
+    """For ranks that are threads and make managers of their own."""
+    return dist.HashStore()
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
 
 
 def alone(**options: Any) -> GroupManager:
     return GroupManager(ParallelTopology(tp=1, pp=1), rank=0, **options)
 
 
-def _sums(groups: GroupManager) -> dict[str, Any]:
-    """For every group: what this rank sees, and the sum of its members' global ranks as the group computes it."""
-    found: dict[str, Any] = {}
-    for axis in ("world", *groups.topology.all_axes):
-        group = groups[axis]
-        total = group.all_reduce(torch.tensor([groups.rank])).item()
-        gathered = group.all_gather(torch.tensor([groups.rank])).tolist()
-        found[axis] = (group.rank, group.size, group.next_rank, group.prev_rank, total, gathered)
-    return found
+@pytest.mark.ranks(TOPOLOGIES, world=BOTH)
+def test_every_group_sums_and_gathers_what_the_pure_view_says(groups: GroupManager, topology: ParallelTopology):
+    view = topology.at(groups.rank)
+    for axis in ("world", *topology.all_axes):
+        group, pure = groups[axis], getattr(view, axis)
+        assert isinstance(pure, RankGroup)
+        assert (group.rank, group.size) == (pure.rank, pure.size)
+        assert (group.next_rank, group.prev_rank) == (pure.next_rank, pure.prev_rank)
+        assert group.all_reduce(torch.tensor([groups.rank])).item() == sum(pure.ranks)
+        assert group.all_gather(torch.tensor([groups.rank])).tolist() == list(pure.ranks)
 
 
-@pytest.mark.parametrize("text", TOPOLOGIES)
-def test_every_group_sums_and_gathers_what_the_pure_view_says(text: str, world: Any):
-    topology = ParallelTopology.parse(text)
-    for rank, found in zip(topology.world, run_ranks(topology, _sums, world=world), strict=True):
-        view = topology.at(rank)
-        for axis, seen in found.items():
-            group: RankGroup = view.world if axis == "world" else view[axis]
-            ranks = list(group.ranks)
-            assert seen == (group.rank, group.size, group.next_rank, group.prev_rank, sum(ranks), ranks)
-
-
-def _two_engines(position: int, store: dist.Store | str) -> tuple[float, float, float]:
-    if isinstance(store, str):
-        store = dist.FileStore(store, -1)
-    first = GroupManager(ParallelTopology(tp=2, pp=2), rank=position, store=store, timeout=20)
-    second = GroupManager(ParallelTopology(tp=4), rank=position, store=store, timeout=20)
-    x = torch.tensor([float(position)])
-    interleaved = first.tp.all_reduce(x.clone()), second.tp.all_reduce(x.clone())
+@pytest.mark.ranks("tp2-pp2", world=BOTH)
+def test_two_engines_of_different_topologies_in_one_process(groups: GroupManager, tmp_path: Path):
+    store = dist.FileStore(f"{tmp_path}/store", -1)
+    first = GroupManager(ParallelTopology(tp=2, pp=2), rank=groups.rank, store=store, timeout=20)
+    second = GroupManager(ParallelTopology(tp=4), rank=groups.rank, store=store, timeout=20)
+    x = torch.tensor([float(groups.rank)])
+    assert first.tp.all_reduce(x.clone()).item() == sum(groups.tp.ranks)
+    assert second.tp.all_reduce(x.clone()).item() == 6
     first.close()
-    after = second.tp.all_reduce(x.clone())
+    assert second.tp.all_reduce(x.clone()).item() == 6
     second.close()
-    return interleaved[0].item(), interleaved[1].item(), after.item()
-
-
-def test_two_engines_of_different_topologies_in_one_process(world: Any, tmp_path: Path):
-    if world == "threads":
-        results = run_threads(["rank"] * 4, _two_engines, dist.HashStore(), timeout=30)
-    else:
-        results = run_processes(["rank"] * 4, _two_engines, str(tmp_path / "store"), timeout=30)
-    assert results == [(1, 6, 6), (1, 6, 6), (5, 6, 6), (5, 6, 6)]
     assert not dist.is_initialized()
 
 
-def test_managers_of_the_same_topology_have_groups_of_their_own():
-    def body(position: int, store: dist.Store) -> list[str]:
-        topology = ParallelTopology(tp=2)
-        with (
-            GroupManager(topology, rank=position, store=store) as one,
-            GroupManager(topology, rank=position, store=store) as two,
-            GroupManager(topology, rank=position, store=store, name="actor") as three,
-        ):
-            assert one.tp.device_group is not two.tp.device_group
-            return [manager.tp.label for manager in (one, two, three)]
-
-    labels = run_threads(["rank"] * 2, body, dist.HashStore(), timeout=30)
-    assert labels == [["engine/tp[0]", "engine#2/tp[0]", "actor/tp[0]"]] * 2
+@pytest.mark.ranks(2)
+def test_managers_of_the_same_topology_have_groups_of_their_own(groups: GroupManager, store: dist.Store):
+    how: dict[str, Any] = {"topology": ParallelTopology(tp=2), "rank": groups.rank, "store": store}
+    with GroupManager(**how) as one, GroupManager(**how) as two, GroupManager(**how, name="actor") as three:
+        assert one.tp.device_group is not two.tp.device_group
+        labels = [manager.tp.label for manager in (one, two, three)]
+    assert labels == ["engine/tp[0]", "engine#2/tp[0]", "actor/tp[0]"]
 
 
-def test_a_group_is_shared_by_all_axes_with_its_ranks():
-    def body(groups: GroupManager) -> None:
-        assert groups.world.device_group is groups.tp.device_group
-        assert groups.pp.device_group is None
-
-    run_ranks("tp2-pp1", body)
+@pytest.mark.ranks("tp2-pp1")
+def test_a_group_is_shared_by_all_axes_with_its_ranks(groups: GroupManager):
+    assert groups.world.device_group is groups.tp.device_group
+    assert groups.pp.device_group is None
 
 
-def test_torch_shows_the_label():
-    def body(groups: GroupManager) -> str:
-        assert groups.tp.device_group is groups.tp.cpu_group
-        return groups.tp.device_group.group_desc  # pyright: ignore[reportOptionalMemberAccess]
-
-    assert run_ranks("tp2-pp2", body, name="actor")[2:] == ["actor/tp[1]"] * 2
-
-
-def test_declared_combinations():
-    def body(groups: GroupManager) -> Any:
-        with pytest.raises(UnknownAxisError, match=re.escape("engine has no group 'tp-dp'; it has world, tp, dp, pp")):
-            groups["dp", "tp"]
-        return groups["pp", "tp"].all_gather(torch.tensor([groups.rank])).tolist(), groups["pp", "tp"].label
-
-    topology = ParallelTopology(tp=2, dp=2, pp=2)
-    results = run_ranks(topology, body, groups=[("pp", "tp")])
-    for rank, (gathered, label) in enumerate(results):
-        assert gathered == topology.group("tp", "pp", rank=rank)
-        assert label == f"engine/tp-pp[{topology.coordinate(rank)['dp']}]"
+@pytest.mark.ranks("tp2-pp2", name="actor")
+def test_torch_shows_the_label(groups: GroupManager):
+    group = groups.tp.device_group
+    assert group is groups.tp.cpu_group
+    assert group is not None
+    assert group.group_desc == f"actor/tp[{groups.pp.rank}]"
 
 
-def test_isolated_groups_have_process_groups_of_their_own():
-    def body(groups: GroupManager) -> Any:
-        assert groups.eplb.device_group is not groups.ep.device_group
-        assert groups.ep.device_group is groups.world.device_group
-        assert groups["eplb"] is groups.eplb
-        return groups.eplb.all_gather(torch.tensor([groups.rank])).tolist(), groups.eplb.label
-
-    results = run_ranks("tp2-dp2/expert:ep4", body, isolated={"eplb": ("ep",)})
-    assert results == [([0, 1, 2, 3], "engine/eplb[0]")] * 4
+@pytest.mark.ranks(ParallelTopology(tp=2, dp=2, pp=2), groups=[("pp", "tp")])
+def test_declared_combinations(groups: GroupManager, topology: ParallelTopology):
+    with pytest.raises(UnknownAxisError, match=re.escape("engine has no group 'tp-dp'; it has world, tp, dp, pp")):
+        groups["dp", "tp"]
+    group = groups["pp", "tp"]
+    assert group.all_gather(torch.tensor([groups.rank])).tolist() == topology.group("tp", "pp", rank=groups.rank)
+    assert group.label == f"engine/tp-pp[{groups.dp.rank}]"
 
 
-def test_local_ranks_are_found_out():
-    assert run_ranks("tp3", lambda groups: groups.local_rank) == [0, 1, 2]
-    assert run_ranks("tp2", lambda groups: groups.local_rank, local_rank=7) == [7, 7]
+@pytest.mark.ranks("tp2-dp2/expert:ep4", isolated={"eplb": ("ep",)})
+def test_isolated_groups_have_process_groups_of_their_own(groups: GroupManager):
+    assert groups.eplb.device_group is not groups.ep.device_group
+    assert groups.ep.device_group is groups.world.device_group
+    assert groups["eplb"] is groups.eplb
+    assert groups.eplb.label == "engine/eplb[0]"
+    assert groups.eplb.all_gather(torch.tensor([groups.rank])).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.ranks(3, world=BOTH)
+def test_local_ranks_are_found_out(groups: GroupManager):
+    assert groups.local_rank == groups.rank
+
+
+@pytest.mark.ranks(2, local_rank=7)
+def test_a_local_rank_that_was_given(groups: GroupManager):
+    assert groups.local_rank == 7
 
 
 class TestAWorldOfOne:
@@ -166,28 +150,24 @@ class TestAWorldOfOne:
 
 
 class TestTheEnd:
-    def test_use_after_close(self):
-        def body(groups: GroupManager) -> None:
-            groups.close()
-            groups.close()
-            assert groups.closed
-            assert groups.tp.size == 2
-            for operation, use in {
-                "all_reduce": lambda: groups.tp.all_reduce(torch.ones(1)),
-                "all_gather": lambda: groups.tp.all_gather(torch.ones(1)),
-                "broadcast": lambda: groups.tp.broadcast(torch.ones(1)),
-                "send": lambda: groups.tp.send(torch.ones(1)),
-                "recv": lambda: groups.tp.recv(torch.ones(1)),
-                "barrier": lambda: groups.world.barrier(),
-                "device_group": lambda: groups.tp.device_group,
-                "cpu_group": lambda: groups.tp.cpu_group,
-            }.items():
-                with pytest.raises(
-                    ClosedError, match=rf"^{operation} on engine/(tp\[0\]|world): its manager was closed"
-                ):
-                    use()
-
-        run_ranks("tp2", body)
+    @pytest.mark.ranks(2)
+    def test_use_after_close(self, groups: GroupManager):
+        groups.close()
+        groups.close()
+        assert groups.closed
+        assert groups.tp.size == 2
+        for operation, use in {
+            "all_reduce": lambda: groups.tp.all_reduce(torch.ones(1)),
+            "all_gather": lambda: groups.tp.all_gather(torch.ones(1)),
+            "broadcast": lambda: groups.tp.broadcast(torch.ones(1)),
+            "send": lambda: groups.tp.send(torch.ones(1)),
+            "recv": lambda: groups.tp.recv(torch.ones(1)),
+            "barrier": lambda: groups.world.barrier(),
+            "device_group": lambda: groups.tp.device_group,
+            "cpu_group": lambda: groups.tp.cpu_group,
+        }.items():
+            with pytest.raises(ClosedError, match=rf"^{operation} on engine/(tp\[0\]|world): its manager was closed"):
+                use()
 
     def test_use_after_close_in_a_world_of_one(self):
         with alone() as groups:
@@ -196,25 +176,26 @@ class TestTheEnd:
             groups.tp.all_reduce(torch.ones(1))
 
     def test_nothing_is_left_behind(self):
-        def descriptors() -> tuple[int, int]:
+        def state() -> tuple[int, int]:
             gc.collect()
             return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
-        run_ranks("tp2-pp2", _sums)
-        before = descriptors()
+        def use(groups: GroupManager) -> None:
+            for group in (groups.world, groups.tp, groups.pp):
+                group.all_reduce(torch.ones(1))
+
+        run_ranks("tp2-pp2", use)
+        descriptors, tasks = state()
         for _ in range(5):
-            run_ranks("tp2-pp2", _sums)
-        assert descriptors() == before
+            run_ranks("tp2-pp2", use)
+        assert eventually(lambda: state()[0] <= descriptors and state()[1] <= tasks)
 
-    def test_a_store_that_was_given_stays_open(self):
-        def body(position: int, store: dist.Store) -> None:
-            for _ in range(3):
-                GroupManager(ParallelTopology(tp=2), rank=position, store=store).close()
-            store.set(f"mine/{position}", "1")
-
-        store = dist.HashStore()
-        run_threads(["rank"] * 2, body, store, timeout=30)
-        assert store.check(["mine/0", "mine/1"])
+    @pytest.mark.ranks(2)
+    def test_a_store_that_was_given_stays_open(self, groups: GroupManager, store: dist.Store):
+        for _ in range(3):
+            GroupManager(ParallelTopology(tp=2), rank=groups.rank, store=store).close()
+        store.set(f"mine/{groups.rank}", "1")
+        assert store.check([f"mine/{groups.rank}"])
 
 
 class TestRefused:
@@ -280,89 +261,63 @@ class TestDisagreement:
             ({"groups": [("tp", "pp")]}, "groups world(tp-pp), tp(tp), pp(pp), tp-pp(tp-pp)"),
         ],
     )
-    def test_every_rank_raises_the_same_error(self, theirs: dict[str, Any], difference: str):
-        store = dist.HashStore()
-
-        def body(position: int) -> str:
-            options: dict[str, Any] = {"topology": ParallelTopology(tp=2, pp=2), **(theirs if position == 2 else {})}
-            with pytest.raises(DisagreementError) as caught:
-                GroupManager(rank=position, store=store, timeout=20, **options)
-            return str(caught.value)
-
-        messages = set(run_threads(["rank"] * 4, body, timeout=30))
-        assert len(messages) == 1
-        message = messages.pop()
+    @pytest.mark.ranks(4)
+    def test_every_rank_raises_the_same_error(
+        self, groups: GroupManager, store: dist.Store, theirs: dict[str, Any], difference: str
+    ):
+        options: dict[str, Any] = {"topology": ParallelTopology(tp=2, pp=2), **(theirs if groups.rank == 2 else {})}
+        with pytest.raises(DisagreementError) as caught:
+            GroupManager(rank=groups.rank, store=store, timeout=20, **options)
+        message = str(caught.value)
         assert "ranks 0, 1, 3: " in message
         assert f"rank 2: {difference}" in message
+        assert_agree(groups.world, message)
 
-    def test_worlds_of_different_sizes(self):
+    @pytest.mark.ranks("tp4-pp2")
+    def test_worlds_of_different_sizes(self, groups: GroupManager, store: dist.Store):
         """The four that agree may all come before the others, and are enough; a larger world never is."""
-        store = dist.HashStore()
+        topology = ParallelTopology(tp=2, pp=2) if groups.pp.is_first else ParallelTopology(tp=8)
+        message = ""
+        try:
+            GroupManager(topology, rank=groups.rank, store=store, timeout=3).close()
+        except (DisagreementError, GroupTimeoutError) as error:
+            message = str(error)
+        assert "tp8" in message or (groups.pp.is_first and not message)
+        assert_agree(groups.tp, bool(message))
 
-        def body(position: int) -> str:
-            topology = ParallelTopology(tp=2, pp=2) if position < 4 else ParallelTopology(tp=8)
-            try:
-                GroupManager(topology, rank=position, store=store, timeout=3).close()
-            except (DisagreementError, GroupTimeoutError) as error:
-                return str(error)
-            return ""
+    @pytest.mark.ranks(3)
+    def test_a_missing_rank_is_named(self, groups: GroupManager, store: dist.Store):
+        with pytest.raises(
+            GroupTimeoutError, match=r"engine: rank 3 did not come within 2 s; rank \d waited with 3 of 4"
+        ):
+            GroupManager(ParallelTopology(tp=4), rank=groups.rank, store=store, timeout=2)
 
-        messages = run_threads(["rank"] * 8, body, timeout=30)
-        assert all("tp8" in message for message in messages[4:]), messages
-        assert all("tp8" in message for message in messages[:4]) or messages[:4] == [""] * 4, messages
-
-    def test_a_missing_rank_is_named(self):
-        def body(position: int, store: dist.Store) -> None:
-            with pytest.raises(
-                GroupTimeoutError, match=r"engine: rank 3 did not come within 1 s; rank \d waited with 3 of 4"
-            ):
-                GroupManager(ParallelTopology(tp=4), rank=position, store=store, timeout=1)
-
-        run_threads(["rank"] * 3, body, dist.HashStore(), timeout=30)
-
-    def test_a_rank_that_came_twice_is_named(self):
-        store = dist.HashStore()
-        store.add("engine@0/joined/1", 1)
-
-        def body(position: int) -> str:
-            with pytest.raises(GroupTimeoutError) as caught:
-                GroupManager(ParallelTopology(tp=2), rank=position, store=store, timeout=1)
-            return str(caught.value)
-
-        assert (
-            "this is round 1 of 'engine', but rank 1 has joined 2 times" in run_threads(["a", "b"], body, timeout=30)[0]
-        )
-
-
-def _connected(position: int, url: str) -> float:
-    with GroupManager.connect(url, ParallelTopology(tp=3), rank=position, timeout=20) as groups:
-        return groups.tp.all_reduce(torch.ones(1)).item()
+    @pytest.mark.ranks(2)
+    def test_a_rank_that_came_twice_is_named(self, groups: GroupManager, store: dist.Store):
+        if groups.rank == 1:
+            store.add("engine@0/joined/1", 1)
+        groups.world.barrier()
+        with pytest.raises(GroupTimeoutError) as caught:
+            GroupManager(ParallelTopology(tp=2), rank=groups.rank, store=store, timeout=1)
+        if groups.rank == 0:
+            assert "this is round 1 of 'engine', but rank 1 has joined 2 times" in str(caught.value)
 
 
 class TestWaysIn:
-    def test_connect_by_tcp(self, world: Any):
-        url = f"tcp://127.0.0.1:{free_port()}"
-        run = run_threads if world == "threads" else run_processes
-        assert run(["rank"] * 3, _connected, url, timeout=40) == [3, 3, 3]
+    @pytest.mark.ranks(3, world=BOTH)
+    @pytest.mark.parametrize("scheme", ["tcp", "file"])
+    def test_connect(self, groups: GroupManager, port: int, tmp_path: Path, scheme: str):
+        url = f"tcp://127.0.0.1:{port}" if scheme == "tcp" else f"file://{tmp_path}/store"
+        with GroupManager.connect(url, ParallelTopology(tp=3), rank=groups.rank, timeout=20) as connected:
+            assert connected.tp.all_reduce(torch.ones(1)).item() == 3
 
-    def test_connect_by_file(self, tmp_path: Path):
-        assert run_threads(["rank"] * 3, _connected, f"file://{tmp_path}/store", timeout=40) == [3, 3, 3]
-
-    def test_a_store_hosted_here_listens_on_its_address_alone(self):
-        port = free_port()
-        seen: list[str] = []
-
-        def body(position: int) -> None:
-            with GroupManager.connect(f"tcp://127.0.0.1:{port}", ParallelTopology(tp=2), rank=position) as groups:
-                if position == 0:
-                    table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
-                    seen.extend(
-                        line.split()[1] for line in table.splitlines() if f":{port:04X} 0" in line and " 0A " in line
-                    )
-                groups.world.barrier()
-
-        run_threads(["rank"] * 2, body, timeout=30)
-        assert seen == [f"0100007F:{port:04X}"]
+    @pytest.mark.ranks(2)
+    def test_a_store_hosted_here_listens_on_its_address_alone(self, groups: GroupManager, port: int):
+        with GroupManager.connect(f"tcp://127.0.0.1:{port}", ParallelTopology(tp=2), rank=groups.rank):
+            table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+            lines = [line.split()[1] for line in table.splitlines() if f":{port:04X} 0" in line and " 0A " in line]
+            assert lines == [f"0100007F:{port:04X}"]
+            groups.world.barrier()
 
     @pytest.mark.parametrize(
         ("url", "message"),
@@ -402,14 +357,11 @@ class TestWaysIn:
         with pytest.raises(LaunchError, match="openmpi started rank 1 of 2, but does not say where the ranks meet"):
             GroupManager.from_env(ParallelTopology(tp=2), env=env)
 
-    def test_from_env_with_the_bare_variables(self):
-        env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-
-        def body(position: int) -> float:
-            with GroupManager.from_env(ParallelTopology(tp=2), env={**env, "RANK": str(position)}) as groups:
-                return groups.tp.all_reduce(torch.ones(1)).item()
-
-        assert run_threads(["rank"] * 2, body, timeout=30) == [2, 2]
+    @pytest.mark.ranks(2)
+    def test_from_env_with_the_bare_variables(self, groups: GroupManager, port: int):
+        env = {"RANK": str(groups.rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with GroupManager.from_env(ParallelTopology(tp=2), env=env) as started:
+            assert started.tp.all_reduce(torch.ones(1)).item() == 2
 
     def test_from_env_outside_the_topology(self):
         env = {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -437,26 +389,24 @@ class TestWaysIn:
         ], done.stderr
 
 
-def test_two_threads_use_two_managers_at_once():
-    def body(position: int, store: dist.Store) -> None:
-        managers = [
-            GroupManager(ParallelTopology(tp=2), rank=position, store=store, name=name) for name in ("one", "two")
-        ]
-        wrong: list[float] = []
+@pytest.mark.ranks(2, timeout=60)
+def test_two_threads_use_two_managers_at_once(groups: GroupManager, store: dist.Store):
+    managers = [
+        GroupManager(ParallelTopology(tp=2), rank=groups.rank, store=store, name=name) for name in ("one", "two")
+    ]
+    wrong: list[float] = []
 
-        def work(groups: GroupManager, value: float) -> None:
-            for step in range(1000):
-                total = groups.tp.all_reduce(torch.tensor([value + step])).item()
-                if total != 2 * (value + step):
-                    wrong.append(total)
+    def work(groups: GroupManager, value: float) -> None:
+        for step in range(1000):
+            total = groups.tp.all_reduce(torch.tensor([value + step])).item()
+            if total != 2 * (value + step):
+                wrong.append(total)
 
-        threads = [threading.Thread(target=work, args=(m, 1000.0 * n)) for n, m in enumerate(managers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for manager in managers:
-            manager.close()
-        assert wrong == []
-
-    run_threads(["rank"] * 2, body, dist.HashStore(), timeout=60)
+    threads = [threading.Thread(target=work, args=(m, 1000.0 * n)) for n, m in enumerate(managers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for manager in managers:
+        manager.close()
+    assert wrong == []

@@ -20,6 +20,16 @@ def test_what_all_agree_on_passes(groups: Any):
     assert_agree(groups.world, torch.tensor([float("nan")]))
 
 
+@pytest.mark.ranks(2, world="threads")
+def test_numpy_is_not_needed(groups: Any, no_numpy: None):
+    assert_agree(groups.world, torch.arange(5.0))
+
+
+@pytest.fixture
+def no_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "numpy", None)
+
+
 def test_a_condition_that_fails_somewhere_fails_everywhere(groups: Any):
     with pytest.raises(AgreementError) as caught:
         parallel_assert(groups.world, groups.rank not in (1, 2), f"I am {groups.rank}")

@@ -91,7 +91,7 @@ def test_one_report_with_the_first_failure_as_pytest_shows_it(run, world: str):
         """
 @pytest.mark.ranks("tp2-pp2")
 def test_it(groups):
-    print("said by", groups.rank)
+    print(f"said by {groups.rank}")  # in one piece: threads write between the pieces
     names = ["a", "b", groups.rank]
     if groups.rank != 2:
         groups.world.barrier()
@@ -323,7 +323,7 @@ def test_it(groups):
     groups.world.barrier()
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=60)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=110)
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
     assert "StuckRankError: still running at its end (1 s after the start), " in text
@@ -343,52 +343,6 @@ def test_without_a_marked_test_torch_is_not_imported():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "@pytest.mark.ranks(topology" in done.stdout
-
-
-@pytest.mark.parametrize("threads", [30, pytest.param(180, marks=pytest.mark.slow)])
-def test_200_tests_leak_nothing(pytester: pytest.Pytester, threads: int):
-    """No threads, no descriptors, no files: looked at after some, and after all."""
-    pytester.makepyfile(
-        FILE
-        + """
-import gc, glob, tempfile, threading
-
-def state():
-    gc.collect()
-    return (
-        len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), threading.active_count(),
-        len(glob.glob(tempfile.gettempdir() + "/ranks-*")),
-    )
-
-seen = {}
-
-@pytest.mark.ranks("tp2-pp2")
-@pytest.mark.parametrize("number", range(180))
-def test_threads(groups, number):
-    groups.world.all_reduce(torch.ones(1))
-
-@pytest.mark.ranks(2, world="processes")
-@pytest.mark.parametrize("number", range(20))
-def test_processes(groups, number):
-    groups.world.all_reduce(torch.ones(1))
-
-@pytest.fixture(autouse=True)
-def look(request):
-    yield
-    kind, number = request.node.originalname, request.node.callspec.params["number"]
-    if number == 2:
-        seen[kind] = state()
-    if number in (179, 19) and kind in seen:
-        if (kind, number) in {("test_threads", 179), ("test_processes", 19)}:
-            now = state()
-            assert all(a <= b for a, b in zip(now, seen[kind])), (seen[kind], now)
-        """.replace("179", str(threads - 1)).replace("180", str(threads))
-    )
-    if threads > 100:  # the whole of it where nothing else has run
-        result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q", timeout=110)
-    else:
-        result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-q")
-    result.assert_outcomes(passed=threads + 20)
 
 
 def test_inner_runs_close_their_workers(run):

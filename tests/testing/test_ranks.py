@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -12,11 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from parallel_topology import GroupManager, ParallelTopology
+from parallel_topology import CollectiveError, GroupManager, ParallelTopology
+from parallel_topology.groups import witness
 from parallel_topology.testing import WorkerPool, rank_generator, run_ranks, threads
-from parallel_topology.testing.failures import DeadlockError, DeadRankError, MismatchError, StuckRankError
+from parallel_topology.testing.failures import (
+    DeadlockError,
+    DeadRankError,
+    MismatchError,
+    RanksUsageError,
+    StuckRankError,
+)
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads
+from tests.waiting import eventually
 
 
 def _place(groups: GroupManager, offset: int) -> tuple[int, dict[str, int]]:
@@ -58,16 +67,16 @@ def _talks(position: int, send: Any, word: str) -> int:
     return position
 
 
-def test_results_by_position(world: Any):
+def test_results_by_position(world: Any, rank_workers: WorkerPool):
     topology = ParallelTopology(tp=2, pp=2, first_rank=4)
     expected = [(rank + 10, topology.coordinate(rank)) for rank in topology.world]
-    assert run_ranks(topology, _place, 10, world=world) == expected
-    assert run_ranks("tp2-pp2@4", _place, 10, world=world) == expected
+    assert run_ranks(topology, _place, 10, world=world, pool=rank_workers) == expected
+    assert run_ranks("tp2-pp2@4", _place, 10, world=world) == expected  # with new workers
 
 
-def test_a_failure_ends_all_and_comes_first(world: Any):
+def test_a_failure_ends_all_and_comes_first(world: Any, rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup) as caught:
-        run_ranks("tp2-pp2", _one_fails, world=world)
+        run_ranks("tp2-pp2", _one_fails, world=world, pool=rank_workers)
     group = caught.value
     message = "4 of 4 ranks failed, first rank 2 of tp2-pp2 {'tp': 0, 'pp': 1} with KeyError: 'planted'"
     assert group.message == message
@@ -80,9 +89,9 @@ def test_a_failure_ends_all_and_comes_first(world: Any):
     ("body", "cause"),
     [(_one_is_killed, "its process died by SIGKILL"), (_one_exits, "its process exited with status 7")],
 )
-def test_a_dead_process_is_named(body: Any, cause: str):
+def test_a_dead_process_is_named(body: Any, cause: str, rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup, match=f"first rank 1 of tp3 .* with DeadRankError: {cause}") as caught:
-        run_ranks("tp3", body, world="processes")
+        run_ranks("tp3", body, world="processes", pool=rank_workers)
     assert caught.group_contains(DeadRankError, match=cause)
 
 
@@ -92,9 +101,44 @@ def test_a_stuck_thread_is_named_with_its_stack():
     assert caught.group_contains(StuckRankError, match=r"threading\.Event\(\)\.wait\(\)")
 
 
-def test_a_stuck_process_is_killed_and_named_with_its_stack():
+def test_a_thread_that_is_left_behind_keeps_no_connections():
+    over = threading.Event()
+
+    def body(groups: GroupManager) -> None:
+        if groups.rank == 1:
+            over.wait()
+        groups.world.barrier()
+
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    with pytest.raises(ExceptionGroup, match="2 of 2 ranks failed"):
+        run_ranks("tp2", body, timeout=0.5, check=False, operation_timeout=90)
+    assert eventually(lambda: descriptors() <= before)
+    over.set()
+
+
+def test_a_thread_that_is_interrupted_on_its_way_out_takes_no_notice():
+    told, over = threading.Event(), threading.Event()
+
+    def tell(result: object, error: BaseException | None) -> None:
+        told.set()
+        over.wait(20)
+
+    rank = threads._Rank("a", lambda: 1 / 0, tell)
+    rank.start()
+    assert told.wait(20)
+    rank.interrupt()
+    over.set()
+    rank.join(20)
+    rank.interrupt()
+
+
+def test_a_stuck_process_is_killed_and_named_with_its_stack(rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup, match="1 of 2 ranks failed, first b with StuckRankError") as caught:
-        run_processes(["a", "b"], _one_is_stuck, timeout=1)
+        run_processes(["a", "b"], _one_is_stuck, timeout=3, pool=rank_workers)
     assert caught.group_contains(StuckRankError, match=r"threading\.Event\(\)\.wait\(\)")
 
 
@@ -112,10 +156,10 @@ def _quietly_wrong(groups: GroupManager) -> None:
     groups.tp.all_reduce(torch.ones(2, 3) if groups.tp.is_first else torch.ones(3, 2))
 
 
-def test_a_deadlock_is_named_long_before_the_deadline(world: Any):
+def test_a_deadlock_is_named_long_before_the_deadline(world: Any, rank_workers: WorkerPool):
     started = time.monotonic()
     with pytest.raises(ExceptionGroup, match="first rank 0 of tp2-pp2") as caught:
-        run_ranks("tp2-pp2", _crossed, world=world, timeout=60)
+        run_ranks("tp2-pp2", _crossed, world=world, timeout=60, pool=rank_workers)
     assert time.monotonic() - started < 30
     said = (
         r"rank 1, in its call 0, all_reduce of float32\[1\] on engine/tp\[0\] = \[0, 1\], waits for rank 0, which is in"
@@ -124,11 +168,23 @@ def test_a_deadlock_is_named_long_before_the_deadline(world: Any):
     assert caught.group_contains(StuckRankError, match=r"waiting in all_reduce on engine/tp\[0\] = \[0, 1\]")
 
 
+def test_a_rank_whose_call_failed_does_not_wait(monkeypatch: pytest.MonkeyPatch):
+    """Before it raises it asks the others where they were, which takes a while: that is no deadlock."""
+    monkeypatch.setattr(witness, "GRACE", 2.0)
+
+    def body(groups: GroupManager) -> None:
+        if groups.tp.is_first:
+            with pytest.raises(CollectiveError):
+                groups.tp.all_reduce(torch.ones(1))
+
+    run_ranks("tp2", body)
+
+
 @pytest.mark.parametrize("body", [_other_shapes, _quietly_wrong])
-def test_shapes_that_do_not_fit_are_named(world: Any, body: Any):
+def test_shapes_that_do_not_fit_are_named(world: Any, body: Any, rank_workers: WorkerPool):
     """In threads before they reach gloo, which would end this process on some."""
     with pytest.raises(ExceptionGroup) as caught:
-        run_ranks("tp2", body, world=world)
+        run_ranks("tp2", body, world=world, pool=rank_workers)
     assert caught.group_contains(MismatchError, match=r"rank [01] calls all_reduce of float32\[.*\] on engine/tp\[0\]")
 
 
@@ -136,9 +192,9 @@ def test_without_check_a_mismatch_is_the_testers_own_business():
     run_ranks("tp2", _quietly_wrong, check=False)
 
 
-def test_a_crash_is_named_with_the_call_and_what_was_printed():
+def test_a_crash_is_named_with_the_call_and_what_was_printed(rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup) as caught:
-        run_ranks("tp3", _crashes, world="processes")
+        run_ranks("tp3", _crashes, world="processes", pool=rank_workers)
     error = caught.value.exceptions[0]
     assert str(error) == "its process died by SIGABRT after all_reduce of float32[1] on engine/tp[0] = [0, 1, 2]"
     assert any("last words" in note and "Fatal Python error: Aborted" in note for note in error.__notes__)
@@ -170,13 +226,13 @@ def test_workers_are_used_again_and_replaced_when_they_fail():
         assert pool.started <= 4
 
 
-def test_seeds_belong_to_the_rank_in_processes_and_to_the_world_in_threads():
+def test_seeds_belong_to_the_rank_in_processes_and_to_the_world_in_threads(rank_workers: WorkerPool):
     before = torch.get_rng_state()
-    drawn = run_ranks("tp2", _draw, world="processes")
-    assert drawn == run_ranks("tp2", _draw, world="processes") == [
+    drawn = run_ranks("tp2", _draw, world="processes", pool=rank_workers)
+    assert drawn == run_ranks("tp2", _draw, world="processes", pool=rank_workers) == [
         torch.rand(1, generator=rank_generator(rank)).item() for rank in range(2)
     ]  # fmt: skip
-    assert drawn != run_ranks("tp2", _draw, world="processes", seed=1)
+    assert drawn != run_ranks("tp2", _draw, world="processes", seed=1, pool=rank_workers)
     assert run_ranks("tp1", _draw) == run_ranks("tp1", _draw)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -185,14 +241,20 @@ def _draw(groups: GroupManager) -> float:
     return torch.rand(1).item()
 
 
-def test_an_error_that_cannot_travel_is_told_in_words():
+def test_an_error_that_cannot_travel_is_told_in_words(rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup, match="LocalError: planted"):
-        run_processes(["a"], _unpicklable, timeout=20)
+        run_processes(["a"], _unpicklable, timeout=20, pool=rank_workers)
 
 
-def test_messages_come_with_their_position():
+def test_a_function_that_cannot_travel():
+    with pytest.raises(RanksUsageError, match=r"cannot travel to other processes \(.*<lambda>.*\): expected a"):
+        run_ranks("tp2", lambda groups: groups.rank, world="processes")
+
+
+def test_messages_come_with_their_position(rank_workers: WorkerPool):
     heard: list[tuple[int, str]] = []
-    assert run_processes(["a"] * 3, _talks, "x", timeout=20, on_message=lambda *said: heard.append(said)) == [0, 1, 2]
+    how: dict[str, Any] = {"on_message": lambda *said: heard.append(said), "pool": rank_workers}
+    assert run_processes(["a"] * 3, _talks, "x", timeout=20, **how) == [0, 1, 2]
     assert sorted(heard) == [(0, ""), (1, "x"), (2, "xx")]
 
 

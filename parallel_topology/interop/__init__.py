@@ -1,0 +1,10 @@
+"""Hand a manager's groups to other people's code, creating no process groups: a module for each of these.
+
+device_mesh          torch's DeviceMesh, and with it FSDP2, DTensor, tensor parallelism, Transformers, Accelerate
+megatron             Megatron-core's ProcessGroupCollection
+deepspeed            the `mpu` of `deepspeed.initialize`
+transformer_engine   what `set_context_parallel_group` takes
+
+Nothing of theirs is imported before it is needed; what takes a group itself (DDP, PipelineStage) needs no adapter.
+See docs/interop.md.
+"""
