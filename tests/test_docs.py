@@ -84,7 +84,6 @@ def test_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch):
         return GroupManager(topology, rank=this.rank, store=store, **options)
 
     monkeypatch.setattr(GroupManager, "from_env", from_env)
-
     takes_groups = _takes(compile(snippet, "<snippet>", "exec"), "groups")
 
     def on_rank(rank: int) -> None:
@@ -150,6 +149,22 @@ def test_programs_run_as_shown(program: str, tmp_path: Path):
     words = [str(tmp_path / name) if word == name else word for word in shlex.split(shown[1])[1:]]
     printed = launch(sys.executable, "-m", "torch.distributed.run", *words, PYTHONPATH=str(ROOT))
     assert printed == shown[2]
+
+
+def test_managers_without_torchrun_meet_at_a_port_each():
+    """What docs/launchers.md says about more than one manager."""
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    elsewhere = env | {"MASTER_PORT": str(free_port())}
+
+    def on_rank(rank: int) -> None:
+        mine = {"RANK": str(rank)}
+        with (
+            GroupManager.from_env(ParallelTopology(tp=2), env=env | mine, timeout=30) as first,
+            GroupManager.from_env(ParallelTopology(pp=2), env=elsewhere | mine, timeout=30) as second,
+        ):
+            assert first.tp.all_reduce(torch.ones(1)) == second.pp.all_reduce(torch.ones(1)) == 2
+
+    run_threads(["rank"] * 2, on_rank, timeout=60)
 
 
 @pytest.mark.parametrize("line", each(DRAWN))
