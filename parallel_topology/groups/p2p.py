@@ -84,8 +84,10 @@ class PointToPoint(BoundGroup):
 
         Args:
             output: takes what comes, and has its shape and dtype; without it that of `tensor`.
-            dst, src: positions in the group.
-            dst_rank, src_rank: or global ranks.
+            dst: the destination's position in the group.
+            src: the source's position in the group.
+            dst_rank: the destination's global rank instead.
+            src_rank: the source's global rank instead.
         """
         to = self._peer("dst", dst, dst_rank, self.rank + 1)
         by = self._peer("src", src, src_rank, self.rank - 1)

@@ -40,7 +40,8 @@ def assert_agree(
     """Assert that every member holds the same value: a tensor, or anything that can be pickled and compared.
 
     Args:
-        rtol, atol: for tensors, how far a member's may be from the first member's.
+        rtol: for tensors, how far a member's may be from the first member's, in relation to it.
+        atol: the same in absolute terms.
         what: what the value is, for the message.
 
     Raises:

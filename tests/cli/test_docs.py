@@ -15,7 +15,7 @@ BLOCKS = [
     (command, shown)
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
-    for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+    for command, shown in re.findall(r"^\$ (.*\bparallel-topology .*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
 ]
 
 

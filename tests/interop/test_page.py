@@ -15,7 +15,9 @@ from parallel_topology.interop.device_mesh import as_device_mesh
 from tests.interop.world import registered, run_in_world
 
 PAGE = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
-BLOCKS = {kind: re.findall(rf"```python {kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("world", "peers")}
+BLOCKS: dict[str, list[str]] = {"world": [], "peers": []}
+for _block in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL):
+    BLOCKS["peers" if "megatron" in _block else "world"].append(_block)
 CELLS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if re.match(r"\| [A-Z\w].* \| `", line)]
 ROWS = {target: line.strip("`") for target, line, _ in CELLS}
 PEERS = ["Transformers", "Accelerate", "Megatron-core", "DeepSpeed"]
