@@ -17,6 +17,12 @@ from parallel_topology.launch import LaunchInfo
 from parallel_topology.layout import Ranks
 
 
+_job_stores: dict[tuple[str, int], dist.TCPStore] = {}
+"""The job's stores that this process hosts, until it ends: a launcher names one port, and a process can listen on it
+once, for however many managers, one after the other or side by side. What ranks left in it does no harm: they meet in
+rounds."""
+
+
 def open_store(url: str, *, is_host: bool, timeout: float) -> dist.Store:
     """The store at `tcp://host:port` (hosted here if `is_host`) or `file:///path`.
 
@@ -61,8 +67,11 @@ def launched_store(info: LaunchInfo, world: Ranks, timeout: float) -> dist.Store
     if info.store_is_hosted:  # by torchrun's agent, which restarts its workers and keeps the store
         store = join_store(address, port, timeout)
         return Start(dist.PrefixStore("parallel_topology", store), world, info.rank, timeout).keys()
-    store = (host_store if info.rank == 0 else join_store)(address, port, timeout)
-    return dist.PrefixStore("parallel_topology", store)
+    if info.rank != 0:
+        return dist.PrefixStore("parallel_topology", join_store(address, port, timeout))
+    if (address, port) not in _job_stores:
+        _job_stores[address, port] = host_store(address, port, timeout)
+    return dist.PrefixStore("parallel_topology", _job_stores[address, port])
 
 
 def gloo_device(store: dist.Store) -> Any:

@@ -360,8 +360,12 @@ class TestWaysIn:
     @pytest.mark.ranks(2)
     def test_from_env_with_the_bare_variables(self, groups: GroupManager, port: int):
         env = {"RANK": str(groups.rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with GroupManager.from_env(ParallelTopology(tp=2), env=env) as started:
-            assert started.tp.all_reduce(torch.ones(1)).item() == 2
+        with GroupManager.from_env(ParallelTopology(tp=2), env=env) as actor:
+            assert actor.tp.all_reduce(torch.ones(1)).item() == 2
+            with GroupManager.from_env(ParallelTopology(pp=2), env=env, name="critic") as critic:  # the port is taken
+                assert critic.pp.all_reduce(torch.ones(1)).item() == 2
+        with GroupManager.from_env(ParallelTopology(tp=2), env=env) as actor:
+            assert actor.tp.all_reduce(torch.ones(1)).item() == 2
 
     def test_from_env_outside_the_topology(self):
         env = {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
