@@ -150,25 +150,16 @@ class _Gather(torch.autograd.Function):
         return _part(gradient, ctx.group, ctx.dim), None, None
 
 
-class _ReduceScatter(torch.autograd.Function):
+class _ReduceScatter(_Scatter):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.group, ctx.dim = group, dim
         return group.reduce_scatter(tensor, dim=dim)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.group.all_gather(gradient, ctx.dim), None, None
 
-
-class _AllGather(torch.autograd.Function):
+class _AllGather(_Gather):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.group, ctx.dim = group, dim
-        return group.all_gather(tensor, dim)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.group.reduce_scatter(gradient, dim=ctx.dim), None, None
 
 

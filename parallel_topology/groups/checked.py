@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel_topology.errors import MismatchError
-from parallel_topology.groups.communicator import Communicator, Membership, Work
+from parallel_topology.groups.communicator import Around, Communicator, Membership, Work
 from parallel_topology.groups.structure import bytes_of
 from parallel_topology.groups.torch_communicator import TorchCommunicator
 from parallel_topology.layout import Ranks
@@ -24,20 +23,16 @@ _UNEVEN = ("all_gather_v", "reduce_scatter_v", "all_to_all")
 _P2P = ("send", "recv", "exchange")
 
 
-class CheckedCommunicator(Communicator):
+class CheckedCommunicator(Around):
     """Asks before it lets another communicator carry out a call: one small all-gather, or message, more over the CPU.
 
     A collective raises on every member; a receive on the receiver, as the sender does not wait for an answer.
     """
 
     def __init__(self, inner: Communicator, membership: Membership) -> None:
-        self.name = inner.name
-        self._inner = inner
+        super().__init__(inner)
         self._of = membership
         self._cpu = TorchCommunicator(membership.links, torch.device("cpu"), membership.size, membership.rank)
-
-    def handles(self, operation: str, tensor: Tensor) -> bool:
-        return self._inner.handles(operation, tensor)
 
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         if operation in _P2P:
@@ -49,14 +44,14 @@ class CheckedCommunicator(Communicator):
         _require_equal(calls, self._of)
         if operation == "all_to_all":
             _require_splits(calls, self._of)
-        return self._inner.issue(operation, tensor, **arguments)
+        return self.inner.issue(operation, tensor, **arguments)
 
     def _issue_p2p(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> Work | None:
         told: Work | None = None
         if operation != "recv":
             told = self._cpu.send(_packed(_payload(tensor)), dst=arguments["dst"], async_op=True)
         if operation == "send":
-            return _Both(told, self._inner.issue(operation, tensor, **arguments))
+            return _Both(told, self.inner.issue(operation, tensor, **arguments))
         came, src = torch.empty(_BYTES, dtype=torch.uint8), arguments["src"]
         coming = self._cpu.recv(came, src=src, async_op=True)
         into = _payload(arguments["output"] if operation == "exchange" else tensor)
@@ -68,18 +63,9 @@ class CheckedCommunicator(Communicator):
                     f"{operation} on {self._of.label}: rank {there} sends {_shown(theirs)}, but rank {here} receives "
                     f"into {_shown(into)}"
                 )
-            return self._inner.issue(operation, tensor, **arguments)
+            return self.inner.issue(operation, tensor, **arguments)
 
         return _Both(told, _Then(coming, go_on))
-
-    def warmup(self) -> None:
-        self._inner.warmup()
-
-    def capture(self) -> AbstractContextManager[None]:
-        return self._inner.capture()
-
-    def close(self, *, abort: bool) -> None:
-        self._inner.close(abort=abort)
 
 
 class _Then:

@@ -132,6 +132,29 @@ class Communicator:
         """Release what this holds. With `abort`, what is under way may never end, and is given up."""
 
 
+class Around(Communicator):
+    """Another communicator with something around each of its calls: override `issue`, and call the inner one's."""
+
+    def __init__(self, inner: Communicator) -> None:
+        self.name = inner.name
+        self.inner = inner
+
+    def handles(self, operation: str, tensor: Tensor) -> bool:
+        return self.inner.handles(operation, tensor)
+
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        return self.inner.issue(operation, tensor, **arguments)
+
+    def warmup(self) -> None:
+        self.inner.warmup()
+
+    def capture(self) -> AbstractContextManager[None]:
+        return self.inner.capture()
+
+    def close(self, *, abort: bool) -> None:
+        self.inner.close(abort=abort)
+
+
 @dataclass(frozen=True)
 class Membership:
     """What a communicator's factory is told.

@@ -16,7 +16,6 @@ from parallel_topology.groups.starts import Start
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.layout import Ranks
 
-
 _job_stores: dict[tuple[str, int], dist.TCPStore] = {}
 """The job's stores that this process hosts, until it ends: a launcher names one port, and a process can listen on it
 once, for however many managers, one after the other or side by side. What ranks left in it does no harm: they meet in

@@ -10,14 +10,13 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from parallel_topology.groups.communicator import Communicator, Work
+from parallel_topology.groups.communicator import Around, Communicator, Work
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.testing.calls import Call, mismatch
@@ -140,17 +139,13 @@ def describe(
     ]
 
 
-class _Recorded(Communicator):
+class _Recorded(Around):
     """A communicator that tells a tape before and after what another one carries out."""
 
     def __init__(self, inner: Communicator, group: ParallelGroup, channel: str, tape: Tape) -> None:
-        self.name = inner.name
-        self._inner = inner
+        super().__init__(inner)
         self._of = (group, channel)
         self._tape = tape
-
-    def handles(self, operation: str, tensor: Tensor) -> bool:
-        return self._inner.handles(operation, tensor)
 
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         *before, call = describe(*self._of, operation, tensor, arguments)
@@ -159,7 +154,7 @@ class _Recorded(Communicator):
             self._tape.end(failed=False)
         self._tape.begin(call)
         try:
-            work = self._inner.issue(operation, tensor, **arguments)
+            work = self.inner.issue(operation, tensor, **arguments)
         except BaseException:
             self._tape.end(failed=True)
             raise
@@ -167,15 +162,6 @@ class _Recorded(Communicator):
             self._tape.end(failed=False)
             return work
         return _RecordedWork(work, self._tape)
-
-    def warmup(self) -> None:
-        self._inner.warmup()
-
-    def capture(self) -> AbstractContextManager[None]:
-        return self._inner.capture()
-
-    def close(self, *, abort: bool) -> None:
-        self._inner.close(abort=abort)
 
 
 class _RecordedWork:

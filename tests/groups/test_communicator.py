@@ -26,7 +26,8 @@ from parallel_topology import (
     ParallelTopology,
     UnknownAxisError,
 )
-from parallel_topology.groups.communicator import Membership
+from parallel_topology.groups.communicator import Membership, find_factory
+from parallel_topology.groups.links import Links
 from parallel_topology.testing import run_ranks
 from parallel_topology.testing.threads import run_threads
 
@@ -179,6 +180,30 @@ def test_options_that_cannot_be(options: Any, error: type[Exception], message: s
     for one in caught.value.exceptions:
         assert type(one) is error
         assert message in str(one)
+
+
+def _by_entry_point(groups: GroupManager) -> None:
+    assert groups.tp.communicators[0].name == "adding"
+    assert groups.tp.all_reduce(torch.ones(1, dtype=torch.float64)).item() == 2
+    assert of(groups.tp).log == ["all_reduce"]
+
+
+def test_an_installed_package_offers_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    about = tmp_path / "somebodys-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[parallel_topology.communicators]\nsomebodys = {__name__}:Adding\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run_ranks("tp2", _by_entry_point, check=False, options={"tp": {"communicators": ["somebodys"]}})
+
+
+@pytest.mark.skipif(find_spec("nccl") is not None, reason="nccl4py is installed")
+def test_without_nccl4py_one_line_says_what_to_install():
+    membership = Membership(
+        "engine/tp[0]", ParallelTopology(tp=2).world, 0, torch.device("cuda:0"), Links(), GroupOptions()
+    )
+    with pytest.raises(MissingExtraError, match=r"^communicator 'nccl' needs nccl4py and cuda-bindings .*\[nccl\]'$"):
+        find_factory("nccl", {})(membership)
 
 
 def test_ranks_must_hold_the_same_options():

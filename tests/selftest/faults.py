@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallel_topology.groups.communicator import Communicator, Work
+from parallel_topology.groups.communicator import Around, Work
 from parallel_topology.groups.manager import GroupManager
 
 FAULTY = 2
@@ -22,28 +22,14 @@ SLOW_FROM = 512
 """Bytes from which messages are slow: those between neighbours; the many small ones would take long."""
 
 
-class Faulty(Communicator):
-    """Hands every call on to another communicator, which this one stands in front of."""
-
-    def __init__(self, inner: Communicator) -> None:
-        self.name = inner.name
-        self._inner = inner
-
-    def handles(self, operation: str, tensor: Tensor) -> bool:
-        return self._inner.handles(operation, tensor)
-
-    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
-        return self._inner.issue(operation, tensor, **arguments)
-
-
-class _SlowLinks(Faulty):
+class _SlowLinks(Around):
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         if operation == "send" and tensor.nbytes >= SLOW_FROM:
             time.sleep(DELAY)
         return super().issue(operation, tensor, **arguments)
 
 
-class _BadSums(Faulty):
+class _BadSums(Around):
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         work = super().issue(operation, tensor, **arguments)
         if operation != "all_reduce":
@@ -54,21 +40,21 @@ class _BadSums(Faulty):
         return None
 
 
-class _BadSources(Faulty):
+class _BadSources(Around):
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         if operation in ("all_gather", "all_reduce") and tensor.is_floating_point():  # not the lengths of objects
             tensor.add_(1)
         return super().issue(operation, tensor, **arguments)
 
 
-class _Ends(Faulty):
+class _Ends(Around):
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         if operation == "all_gather":
             os._exit(7)
         return super().issue(operation, tensor, **arguments)
 
 
-class _GetsStuck(Faulty):
+class _GetsStuck(Around):
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         if operation == "all_gather":
             threading.Event().wait()
@@ -76,7 +62,7 @@ class _GetsStuck(Faulty):
 
 
 class _Manager(GroupManager):
-    fault: type[Faulty]
+    fault: type[Around]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
