@@ -41,8 +41,12 @@ class Handle(Generic[T]):
     On a device, `wait()` lets the current stream wait and returns at once; on the CPU it returns when all is done.
     """
 
-    def __init__(self, group: Owner | None, operation: str, work: Work | None, finish: Callable[[], T]) -> None:
+    def __init__(
+        self, group: Owner | None, operation: str, work: Work | None, finish: Callable[[], T], held: object = None
+    ) -> None:
+        """`held` lives until the wait is over: whoever drops the last reference to a gloo group waits for its work."""
         self._group = group
+        self._held = held
         self._operation = operation
         self._work = work
         self._finish: Callable[[], T] | None = finish
@@ -78,7 +82,7 @@ class Handle(Generic[T]):
                 self._error = self._group.failure(self._operation, error)
                 raise self._error from error
             finally:
-                self._work = None  # work that failed holds its group's connections
+                self._work = self._held = None  # work that failed holds its group's connections
             self._result, self._finish = self._finish(), None
         return self._result
 
