@@ -33,9 +33,9 @@ class SimulatedCommunicator(Communicator):
         if operation == "scatter" and arguments["source"] is not None:
             tensor.copy_(self._part(arguments["source"]))
         if output is not None:
-            output.copy_(self._result(operation, tensor, output, **arguments))
+            output.copy_(self._result(operation, tensor, output, arguments))
 
-    def _result(self, operation: str, tensor: Tensor, output: Tensor, **arguments: Any) -> Tensor:
+    def _result(self, operation: str, tensor: Tensor, output: Tensor, arguments: dict[str, Any]) -> Tensor:
         if operation in ("all_gather", "gather"):
             return tensor.repeat(self._group.size, *[1] * (tensor.dim() - 1))
         if operation == "reduce_scatter":

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.errors import GroupArgumentError, TopologyError, UnknownAxisError
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.links import Links
 from parallel_topology.layout import Ranks
@@ -30,6 +30,27 @@ class SimulatedGroup(ParallelGroup):
     def __init__(self, name: str, ranks: Ranks, rank: int, *, label: str, calls: list[Call], channel: str) -> None:
         super().__init__(name, ranks, rank, label=label, device=torch.device("cpu"), links=Links())
         self.communicators = (SimulatedCommunicator(self, calls, channel),)
+
+    def broadcast_object(
+        self, value: Any = None, src: int | None = None, *, src_rank: int | None = None, **how: Any
+    ) -> Any:
+        """`value`, on every member; recorded as a broadcast of no bytes."""
+        source = self._peer("src", src, src_rank, 0)
+        self.broadcast(torch.empty(0, dtype=torch.uint8, device="cpu"), source)
+        return value
+
+    def recv_object(self, src: int | None = None, **how: Any) -> NoReturn:
+        """Raises: GroupArgumentError: nobody sent anything."""
+        raise self._unknown("recv_object")
+
+    def irecv_tensors(self, src: int | None = None, **how: Any) -> NoReturn:
+        """Raises: GroupArgumentError: nobody sent anything."""
+        raise self._unknown("recv_tensors")
+
+    def _unknown(self, operation: str) -> GroupArgumentError:
+        return GroupArgumentError(
+            f"{operation} on {self.label}: a simulated group cannot know what comes: give the code its input"
+        )
 
 
 class SimulatedManager(RankView):

@@ -11,10 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parallel_topology import ClosedError, GroupArgumentError, ParallelTopology, TopologyError, UnknownAxisError
 from parallel_topology.examples import transformer  # pyright: ignore[reportAttributeAccessIssue]
+from parallel_topology.functional import reduce_from
 from parallel_topology.testing import run_ranks, simulate
 from parallel_topology.testing.calls import Call
 from parallel_topology.testing.failures import DeadlockError, MismatchError
 from parallel_topology.testing.recording import record
+from tests.groups.test_collectives import OPERATIONS, Case, outcome
 
 
 class Mlp(nn.Module):
@@ -27,7 +29,7 @@ class Mlp(nn.Module):
         self.tp = tp
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.tp.all_reduce(self.down(self.up(x).relu()))
+        return reduce_from(self.down(self.up(x).relu()), self.tp)
 
 
 def every_operation(groups: Any) -> list[tuple[int, ...]]:
@@ -108,6 +110,32 @@ def test_the_example_transformer_has_matching_calls():
 
     simulation = simulate("tp2-pp2", forward)
     assert simulation.count(0)["send", "pp"] == simulation.count(2)["recv", "pp"] == 1
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_collective_is_simulated(operation: str):
+    splits = ((1, 0, 2), (2, 2, 0), (1, 1, 1))
+    case = Case(operation, 3, torch.float32, (2, 3), 0, "SUM", 1, splits, True, True, True)
+
+    def body(groups: Any) -> None:
+        result, expected = outcome(case, groups)
+        result = result.wait() if hasattr(result, "wait") else result
+        assert (result is None) == (expected is None)
+        assert result is None or result.shape == expected.shape  # pyright: ignore[reportOptionalMemberAccess]
+
+    simulation = simulate("tp3", body, check=operation != "p2p")  # a root that sends, blocking, to one after the other
+    assert simulation.calls[0]
+
+
+def test_objects_as_if_all_held_the_same_and_nothing_that_only_a_peer_knows():
+    def body(groups: Any) -> None:
+        assert groups.tp.broadcast_object({"step": 1}, src=1) == {"step": 1}
+        assert groups.tp.all_gather_object("a") == ["a", "a"]
+        for receive in (groups.tp.recv_object, groups.tp.recv_tensors):
+            with pytest.raises(GroupArgumentError, match="a simulated group cannot know what comes"):
+                receive()
+
+    simulate("tp2", body)
 
 
 def test_a_planted_deadlock_is_seen_without_running():
