@@ -119,11 +119,23 @@ class _Rank(threading.Thread):
             self._leave()
 
     def interrupt(self) -> None:
-        """Raise `RankInterrupt` where it runs; at most once. Outside `run` nobody would catch it."""
+        """Raise `RankInterrupt` where it runs; at most once. Outside `run` nobody would catch it.
+
+        Up to Python 3.12 one flag tells all threads that such an exception waits for one of them, and only a thread
+        that takes one clears it. A thread that waits in C never does; and while the flag is set, a thread under a
+        debugger or coverage hangs in its next call (Python 3.11). So this thread takes one, too.
+        """
+        raise_in, error = ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.py_object(RankInterrupt)
+        there, here = ctypes.c_ulong(self.ident or 0), ctypes.c_ulong(threading.get_ident())
         with self._leaving:
             if not self._left:
-                thread, error = ctypes.c_ulong(self.ident or 0), ctypes.py_object(RankInterrupt)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+                try:
+                    raise_in(there, error)
+                    raise_in(here, error)
+                    while True:
+                        pass
+                except RankInterrupt:
+                    pass
 
     def _leave(self) -> None:
         with self._leaving:

@@ -6,6 +6,8 @@ import gc
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -273,3 +275,34 @@ def test_the_grace_after_a_failure_is_bounded(monkeypatch: pytest.MonkeyPatch):
 
     with pytest.raises(ExceptionGroup, match="2 of 2 ranks failed, first a with KeyError"):
         run_threads(["a", "b"], body, timeout=30)
+
+
+TRACED = """
+import sys, threading
+from parallel_topology.testing.threads import run_threads
+
+def body(position):
+    if position:
+        threading.Event().wait()  # in C, where no exception reaches it
+
+def called():
+    return 1
+
+def trace(frame, event, argument):
+    return trace
+
+try:
+    run_threads(["a", "b"], body, timeout=0.5)
+except ExceptionGroup as failures:
+    print(failures.exceptions[0])
+sys.settrace(trace)
+print(called())
+sys.stdout.flush()
+"""
+
+
+def test_a_thread_that_cannot_be_interrupted_does_not_hang_others_under_a_debugger():
+    """On Python 3.11 an exception that waits for another thread makes a traced call repeat its first step for ever."""
+    done = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[0].startswith("still running at its end")
+    assert done.stdout.splitlines()[-1] == "1"
