@@ -133,7 +133,7 @@ class BoundGroup(RankGroup):
         try:
             if async_op:
                 work = self._start(operation, tensor, async_op, arguments)
-                return Handle(self, operation, work, finish, self._process_groups())
+                return Handle(self, operation, work, finish, (self.links.device_group, self.links.cpu_group))
             self._carry_out(operation, tensor, arguments)
         except ParallelTopologyError:
             raise
@@ -152,14 +152,12 @@ class BoundGroup(RankGroup):
     def _carry_out(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> None:
         # Held while this waits: whoever drops the last reference to a gloo group waits for what is under way in it, and
         # that would be close() in another thread, which is to end this wait.
-        held = self._process_groups()
+        links = self.links
+        held = (links.device_group, links.cpu_group)
         work = self._start(operation, tensor, False, arguments)
         if work is not None:
             work.wait()
         del held
-
-    def _process_groups(self) -> object:
-        return self.links.device_group, self.links.cpu_group
 
     def failure(self, operation: str, error: RuntimeError) -> ParallelTopologyError:
         """What to raise for an error of torch's: where it happened, and who else was there."""

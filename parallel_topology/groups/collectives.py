@@ -112,7 +112,8 @@ class Collectives(BoundGroup):
     def all_gather(self, tensor: Tensor, dim: int = 0, *, async_op: bool = False) -> Tensor | Handle[Tensor]:
         """The members' tensors, of equal shapes, joined along `dim` in group order. 0-dim tensors become `[size]`."""
         whole = tensor if tensor.dim() else tensor.reshape(1)
-        dim = self._dim("all_gather", whole, dim)
+        if dim:
+            dim = self._dim("all_gather", whole, dim)
         if self._is_alone("all_gather"):
             return _done(whole, async_op)
         whole = self._plain("all_gather", whole)
