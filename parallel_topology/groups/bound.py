@@ -66,7 +66,7 @@ class BoundGroup(RankGroup):
         """Wait until every member has called this. It runs on the CPU group and does not wait for device work."""
         if not self._is_alone("barrier"):
             token = torch.zeros(1, dtype=torch.int8, device="cpu")
-            self._issue("barrier", token, _nothing, False)
+            self._issue("barrier", token, nothing, False)
 
     def set_timeout(self, seconds: float) -> None:
         """Let operations wait this long from now on; every member calls it, and a barrier comes first.
@@ -171,5 +171,16 @@ class BoundGroup(RankGroup):
         return (GroupTimeoutError if is_timeout(error) else CollectiveError)(f"{where}: {first_line(error)}; {said}")
 
 
-def _nothing() -> None:
-    return None
+def nothing() -> None:
+    """What finishes an operation that has no result here."""
+
+
+def copying_back(whole: Tensor, plain: Tensor, tensor: Tensor) -> Callable[[], Tensor]:
+    """What finishes an operation in place on `plain`, which had to be made contiguous for it; it returns `tensor`."""
+
+    def finish() -> Tensor:
+        if whole is not plain:
+            plain.copy_(whole)
+        return tensor
+
+    return finish

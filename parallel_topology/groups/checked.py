@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel_topology.errors import MismatchError
-from parallel_topology.groups.communicator import Around, Communicator, Membership, Work
+from parallel_topology.groups.communicator import Around, Communicator, Membership, Together, Work, wait_for
 from parallel_topology.groups.structure import bytes_of
 from parallel_topology.groups.torch_communicator import TorchCommunicator
 from parallel_topology.layout import Ranks
@@ -39,7 +39,7 @@ class CheckedCommunicator(Around):
             return self._issue_p2p(operation, tensor, arguments)
         mine = _described(operation, tensor, arguments, self.name)
         gathered = torch.empty(self._of.size * _BYTES, dtype=torch.uint8)
-        _wait(self._cpu.all_gather(_packed(mine), output=gathered, async_op=False))
+        wait_for(self._cpu.all_gather(_packed(mine), output=gathered, async_op=False))
         calls = [_unpacked(part) for part in gathered.view(self._of.size, _BYTES)]
         _require_equal(calls, self._of)
         if operation == "all_to_all":
@@ -51,7 +51,7 @@ class CheckedCommunicator(Around):
         if operation != "recv":
             told = self._cpu.send(_packed(_payload(tensor)), dst=arguments["dst"], async_op=True)
         if operation == "send":
-            return _Both(told, self.inner.issue(operation, tensor, **arguments))
+            return Together(told, self.inner.issue(operation, tensor, **arguments))
         came, src = torch.empty(_BYTES, dtype=torch.uint8), arguments["src"]
         coming = self._cpu.recv(came, src=src, async_op=True)
         into = _payload(arguments["output"] if operation == "exchange" else tensor)
@@ -65,7 +65,7 @@ class CheckedCommunicator(Around):
                 )
             return self.inner.issue(operation, tensor, **arguments)
 
-        return _Both(told, _Then(coming, go_on))
+        return Together(told, _Then(coming, go_on))
 
 
 class _Then:
@@ -76,32 +76,12 @@ class _Then:
         self._then = then
 
     def wait(self, timeout: timedelta | None = None) -> object:
-        _wait(self._first, timeout)
-        _wait(self._then(), timeout)
+        wait_for(self._first, timeout)
+        wait_for(self._then(), timeout)
         return True
 
     def is_completed(self) -> bool:
         return False  # the second part begins when it is waited for
-
-
-class _Both:
-    """The work of both, if there is any."""
-
-    def __init__(self, *works: Work | None) -> None:
-        self._works = works
-
-    def wait(self, timeout: timedelta | None = None) -> object:
-        for work in self._works:
-            _wait(work, timeout)
-        return True
-
-    def is_completed(self) -> bool:
-        return all(work is None or work.is_completed() for work in self._works)
-
-
-def _wait(work: Work | None, timeout: timedelta | None = None) -> None:
-    if work is not None:
-        work.wait() if timeout is None else work.wait(timeout)
 
 
 def _payload(tensor: Tensor) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups import compiled
-from parallel_topology.groups.bound import BoundGroup
+from parallel_topology.groups.bound import BoundGroup, copying_back, nothing
 from parallel_topology.groups.handle import Handle
 
 SUM = dist.ReduceOp.SUM
@@ -45,7 +45,7 @@ class Collectives(BoundGroup):
         if op is not SUM:
             self._require_reducible("all_reduce", tensor, op)
         whole = plain.contiguous() if inplace else plain.clone(memory_format=torch.contiguous_format)
-        finish = _copying_back(whole, plain, tensor) if inplace else lambda: whole
+        finish = copying_back(whole, plain, tensor) if inplace else lambda: whole
         return self._issue("all_reduce", whole, finish, async_op, op=op)
 
     @overload
@@ -75,7 +75,7 @@ class Collectives(BoundGroup):
         is_here = to == self.rank
         plain = self._plain("reduce", tensor, inplace=True)
         whole = plain.contiguous() if is_here else plain.clone(memory_format=torch.contiguous_format)
-        finish = _copying_back(whole, plain, tensor) if is_here else _nothing
+        finish = copying_back(whole, plain, tensor) if is_here else nothing
         return self._issue("reduce", whole, finish, async_op, dst=to, op=op)
 
     @overload
@@ -103,7 +103,7 @@ class Collectives(BoundGroup):
             compiled.broadcast_(plain, self.links.order, self.key, source)
             return _done(tensor, async_op)
         whole = plain.contiguous()
-        return self._issue("broadcast", whole, _copying_back(whole, plain, tensor), async_op, src=source)
+        return self._issue("broadcast", whole, copying_back(whole, plain, tensor), async_op, src=source)
 
     @overload
     def all_gather(self, tensor: Tensor, dim: int = ..., *, async_op: Literal[False] = ...) -> Tensor: ...
@@ -228,7 +228,7 @@ class Collectives(BoundGroup):
             return _done(whole, async_op)
         whole = self._plain("gather", whole).contiguous()
         if to != self.rank:
-            return self._issue("gather", whole, _nothing, async_op, output=None, dst=to)
+            return self._issue("gather", whole, nothing, async_op, output=None, dst=to)
         gathered = whole.new_empty((self.size * whole.shape[0], *whole.shape[1:]))
         finish = (lambda: gathered) if dim == 0 else lambda: torch.cat(self._split(gathered), dim)
         return self._issue("gather", whole, finish, async_op, output=gathered, dst=to)
@@ -267,13 +267,7 @@ class Collectives(BoundGroup):
         front = None if tensor is None else self._plain("scatter", tensor).movedim(dim, 0).contiguous()
         part = self._plain("scatter", output, inplace=True).movedim(dim, 0)
         whole = part.contiguous()
-
-        def finish() -> Tensor:
-            if whole is not part:
-                part.copy_(whole)
-            return output
-
-        return self._issue("scatter", whole, finish, async_op, source=front, src=source)
+        return self._issue("scatter", whole, copying_back(whole, part, output), async_op, source=front, src=source)
 
     @overload
     def all_to_all(
@@ -335,7 +329,7 @@ class Collectives(BoundGroup):
 
     def _lengths(self, mine: int) -> list[int]:
         told = torch.empty(self.size, dtype=torch.int64, device="cpu")
-        self._issue("all_gather", torch.tensor([mine], device="cpu"), _nothing, False, output=told)
+        self._issue("all_gather", torch.tensor([mine], device="cpu"), nothing, False, output=told)
         return [int(length) for length in told]
 
     def _dim(self, operation: str, tensor: Tensor, dim: int) -> int:
@@ -387,21 +381,6 @@ class Collectives(BoundGroup):
 
 def _done(result: Any, async_op: bool) -> Any:
     return Handle.of(result) if async_op else result  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-
-
-def _nothing() -> None:
-    return None
-
-
-def _copying_back(whole: Tensor, plain: Tensor, tensor: Tensor) -> Callable[[], Tensor]:
-    """What finishes an operation in place on a tensor that had to be made contiguous for it."""
-
-    def finish() -> Tensor:
-        if whole is not plain:
-            plain.copy_(whole)
-        return tensor
-
-    return finish
 
 
 def _moved(front: Tensor, dim: int) -> Callable[[], Tensor]:

@@ -30,6 +30,27 @@ class Work(Protocol):
     def is_completed(self) -> bool: ...
 
 
+def wait_for(work: Work | None, timeout: timedelta | None = None) -> None:
+    """Wait for work, if there is any under way: as long as it waits by itself, unless told otherwise."""
+    if work is not None:
+        work.wait() if timeout is None else work.wait(timeout)
+
+
+class Together:
+    """Several works as one."""
+
+    def __init__(self, *works: Work | None) -> None:
+        self._works = works
+
+    def wait(self, timeout: timedelta | None = None) -> object:
+        for work in self._works:
+            wait_for(work, timeout)
+        return True
+
+    def is_completed(self) -> bool:
+        return all(work is None or work.is_completed() for work in self._works)
+
+
 class Communicator:
     """Carries out collectives for the members of one group. Derive from it and override what yours can do.
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.groups.communicator import Work
+from parallel_topology.groups.communicator import Work, wait_for
 
 T = TypeVar("T")
 
@@ -87,8 +87,7 @@ class Handle(Generic[T]):
         return self._result
 
     def _carry_out(self, timeout: float | None) -> None:
-        if self._work is not None:
-            self._work.wait() if timeout is None else self._work.wait(timedelta(seconds=timeout))
+        wait_for(self._work, None if timeout is None else timedelta(seconds=timeout))
 
     def is_done(self) -> bool:
         """Whether `wait()` would return at once. A collective that failed is done, too."""

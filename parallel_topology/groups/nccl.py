@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel_topology.errors import BackendError, GroupArgumentError, MissingExtraError
-from parallel_topology.groups.communicator import Communicator, Membership, Work
+from parallel_topology.groups.communicator import Communicator, Membership, Work, wait_for
 from parallel_topology.groups.structure import bytes_of
 from parallel_topology.groups.torch_communicator import TorchCommunicator
 
@@ -149,9 +149,7 @@ def _exchange_id(membership: Membership, nccl: Any) -> Any:
         except Exception as error:  # nccl4py's own errors have no common base
             failure = error
     over_cpu = TorchCommunicator(membership.links, torch.device("cpu"), membership.size, membership.rank)
-    work = over_cpu.broadcast(told, src=0, async_op=False)
-    if work is not None:
-        work.wait()
+    wait_for(over_cpu.broadcast(told, src=0, async_op=False))
     if not told[0]:
         raise BackendError(
             f"communicator 'nccl' on {membership.label}: rank {membership.ranks[0]} has no NCCL"

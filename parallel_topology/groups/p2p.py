@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parallel_topology.groups import compiled
-from parallel_topology.groups.bound import BoundGroup
+from parallel_topology.groups.bound import BoundGroup, copying_back, nothing
 from parallel_topology.groups.handle import Handle
 
 
@@ -29,7 +29,7 @@ class PointToPoint(BoundGroup):
         if torch.compiler.is_compiling():
             compiled.send(tensor.detach(), self.links.order, self.key, peer)
         else:
-            self._issue("send", tensor.detach().contiguous(), _nothing, False, dst=peer)
+            self._issue("send", tensor.detach().contiguous(), nothing, False, dst=peer)
 
     def isend(self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None) -> Handle[None]:
         """Begin to send; arguments as for `send`."""
@@ -50,23 +50,14 @@ class PointToPoint(BoundGroup):
             return tensor
         plain = tensor.detach()
         whole = plain.contiguous()
-        self._issue("recv", whole, _nothing, False, src=peer)
-        if whole is not plain:
-            plain.copy_(whole)
-        return tensor
+        return self._issue("recv", whole, copying_back(whole, plain, tensor), False, src=peer)
 
     def irecv(self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None) -> Handle[Tensor]:
         """Begin to receive; arguments as for `recv`."""
         peer = self._other("irecv", self._peer("src", src, src_rank, self.rank - 1))
         plain = tensor.detach()
         whole = plain.contiguous()
-
-        def finish() -> Tensor:
-            if whole is not plain:
-                plain.copy_(whole)
-            return tensor
-
-        return self._issue("recv", whole, finish, True, src=peer)
+        return self._issue("recv", whole, copying_back(whole, plain, tensor), True, src=peer)
 
     def send_recv(
         self,
@@ -97,14 +88,8 @@ class PointToPoint(BoundGroup):
         output = tensor.new_empty(tensor.shape) if output is None else output
         plain = output.detach()
         whole = plain.contiguous()
-        self._issue("exchange", tensor.detach().contiguous(), _nothing, False, output=whole, dst=to, src=by)
-        if whole is not plain:
-            plain.copy_(whole)
-        return output
-
-
-def _nothing() -> None:
-    return None
+        finish = copying_back(whole, plain, output)
+        return self._issue("exchange", tensor.detach().contiguous(), finish, False, output=whole, dst=to, src=by)
 
 
 def _holding(tensor: Tensor) -> Callable[[], None]:

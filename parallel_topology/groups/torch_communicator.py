@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel_topology.groups import torch_private
-from parallel_topology.groups.communicator import Communicator, Work
+from parallel_topology.groups.communicator import Communicator, Together, Work
 from parallel_topology.groups.links import Links
 
 _NATIVE = frozenset(
@@ -78,8 +78,7 @@ class TorchCommunicator(Communicator):
             repeated = tensor.repeat(self._size, *[1] * (tensor.dim() - 1))
             mine = [sizes[self._rank]] * self._size
             return self.all_to_all(repeated, output=output, output_splits=sizes, input_splits=mine, async_op=async_op)
-        moved = _movable(output)
-        parts = [moved.narrow(0, sum(sizes[:member]), size) for member, size in enumerate(sizes)]
+        parts = _rows(_movable(output), sizes)
         return torch_private.all_gather(self._group(tensor), parts, _movable(tensor), async_op=async_op)
 
     def reduce_scatter(self, tensor: Tensor, *, output: Tensor, op: Any, async_op: bool) -> Work | None:
@@ -89,10 +88,8 @@ class TorchCommunicator(Communicator):
     def reduce_scatter_v(
         self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], op: Any, async_op: bool
     ) -> Work | None:
-        parts = [tensor.narrow(0, sum(sizes[:member]), size) for member, size in enumerate(sizes)]
-        return self._group(tensor).reduce_scatter(
-            [output], [parts], _reduce_scatter_options(_reduction(op, tensor), async_op)
-        )
+        options = _reduce_scatter_options(_reduction(op, tensor), async_op)
+        return self._group(tensor).reduce_scatter([output], [_rows(tensor, sizes)], options)
 
     def gather(self, tensor: Tensor, *, output: Tensor | None, dst: int, async_op: bool) -> Work | None:
         options = dist.GatherOptions()
@@ -130,8 +127,7 @@ class TorchCommunicator(Communicator):
 
     def exchange(self, tensor: Tensor, *, output: Tensor, dst: int, src: int, async_op: bool) -> Work | None:
         if self._is_gloo(tensor):
-            works = [self.send(tensor, dst=dst, async_op=True), self.recv(output, src=src, async_op=True)]
-            return _All([work for work in works if work is not None])
+            return Together(self.send(tensor, dst=dst, async_op=True), self.recv(output, src=src, async_op=True))
         # On NCCL both must be one call, or every member's send would wait for a receive that is queued behind a send.
         with torch_private.coalesced(self._group(tensor), tensor.device) as together:
             self.send(tensor, dst=dst, async_op=True)
@@ -150,8 +146,7 @@ class TorchCommunicator(Communicator):
 
     def _parts(self, whole: Tensor) -> list[Tensor]:
         """One for each member, also when they are empty."""
-        rows = whole.shape[0] // self._size
-        return [whole.narrow(0, member * rows, rows) for member in range(self._size)]
+        return _rows(whole, [whole.shape[0] // self._size] * self._size)
 
     def _within(self, tensor: Tensor, work: Any) -> Work:
         """Gloo's sends and receives wait as long as their group was told at creation, whatever was set since."""
@@ -172,19 +167,8 @@ class _Within:
         return self._work.is_completed()
 
 
-class _All:
-    """Several works as one."""
-
-    def __init__(self, works: list[Work]) -> None:
-        self._works = works
-
-    def wait(self, timeout: timedelta | None = None) -> object:
-        for work in self._works:
-            work.wait() if timeout is None else work.wait(timeout)
-        return True
-
-    def is_completed(self) -> bool:
-        return all(work.is_completed() for work in self._works)
+def _rows(whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    return [whole.narrow(0, sum(sizes[:member]), size) for member, size in enumerate(sizes)]
 
 
 def _movable(tensor: Tensor) -> Tensor:

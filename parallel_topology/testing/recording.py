@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from parallel_topology.groups.communicator import Around, Communicator, Work
+from parallel_topology.groups.communicator import Around, Communicator, Work, wait_for
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.testing.calls import Call, mismatch
@@ -173,12 +173,12 @@ class _RecordedWork:
 
     def wait(self, timeout: timedelta | None = None) -> object:
         try:
-            result = self._work.wait() if timeout is None else self._work.wait(timeout)
+            wait_for(self._work, timeout)
         except BaseException:
             self._tape.end(failed=True)
             raise
         self._tape.end(failed=False)
-        return result
+        return True
 
     def is_completed(self) -> bool:
         return self._work.is_completed()
