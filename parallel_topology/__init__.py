@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parallel_topology.communicators.communicator import Communicator
+    from parallel_topology.communicators.group_options import GroupOptions
+    from parallel_topology.communicators.handle import Handle
     from parallel_topology.errors import (
         BackendError,
         ClosedError,
@@ -28,18 +31,15 @@ if TYPE_CHECKING:
         UnknownAxisError,
         WireError,
     )
-    from parallel_topology.groups.communicator import Communicator
     from parallel_topology.groups.group import ParallelGroup
-    from parallel_topology.groups.group_options import GroupOptions
-    from parallel_topology.groups.handle import Handle
     from parallel_topology.groups.manager import GroupManager
-    from parallel_topology.hosts import Hosts
+    from parallel_topology.hosts.hosts import Hosts
     from parallel_topology.launch import LaunchInfo
-    from parallel_topology.layout import Groups, Ranks
-    from parallel_topology.orders import ORDERS
-    from parallel_topology.plan import Plan
-    from parallel_topology.rank_view import RankGroup, RankView
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.topology.layout import Groups, Ranks
+    from parallel_topology.topology.orders import ORDERS
+    from parallel_topology.topology.plan import Plan
+    from parallel_topology.topology.rank_view import RankGroup, RankView
+    from parallel_topology.topology.topology import ParallelTopology
 
 __all__ = [
     "ORDERS",
@@ -80,20 +80,20 @@ __all__ = [
 
 # Each name is imported when it is first asked for: most programs need few of them, and only two need torch.
 _HOMES = {
-    "Groups": "layout",
-    "Ranks": "layout",
-    "Hosts": "hosts",
+    "Groups": "topology.layout",
+    "Ranks": "topology.layout",
+    "Hosts": "hosts.hosts",
     "LaunchInfo": "launch",
-    "ORDERS": "orders",
-    "Plan": "plan",
-    "RankGroup": "rank_view",
-    "RankView": "rank_view",
-    "ParallelTopology": "topology",
+    "ORDERS": "topology.orders",
+    "Plan": "topology.plan",
+    "RankGroup": "topology.rank_view",
+    "RankView": "topology.rank_view",
+    "ParallelTopology": "topology.topology",
     "GroupManager": "groups.manager",
     "ParallelGroup": "groups.group",
-    "Communicator": "groups.communicator",
-    "GroupOptions": "groups.group_options",
-    "Handle": "groups.handle",
+    "Communicator": "communicators.communicator",
+    "GroupOptions": "communicators.group_options",
+    "Handle": "communicators.handle",
 }
 
 

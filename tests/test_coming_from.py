@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import Communicator, GroupManager, GroupOptions, ParallelTopology
-from parallel_topology.shares import embedding_ranks, position_embedding_ranks
 from parallel_topology.testing import run_ranks
 from parallel_topology.testing.threads import run_threads
+from parallel_topology.topology.shares import embedding_ranks, position_embedding_ranks
 from tests.interop.world import fake_world
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from parallel_topology.checks import Finding, ModelSizes, fits
-from parallel_topology.checks import check as find
 from parallel_topology.cli.errors import fail, one_line_errors
 from parallel_topology.cli.options import JsonOption, OptionalHostsOption, SpecArgument
 from parallel_topology.cli.output import console, print_json, table
+from parallel_topology.weights.checks import Finding, ModelSizes, fits
+from parallel_topology.weights.checks import check as find
 
 STYLES = {"fits": "green", "note": "yellow", "fails": "bold red"}
 

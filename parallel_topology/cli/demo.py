@@ -13,7 +13,7 @@ from parallel_topology.cli.errors import fail, one_line_errors
 from parallel_topology.cli.output import console, table, without_numpy_warning
 from parallel_topology.errors import TopologyError
 from parallel_topology.render.text import grid
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
 
 if TYPE_CHECKING:
     from rich.console import Console

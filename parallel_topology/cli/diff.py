@@ -11,11 +11,11 @@ from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption, OptionalHostsOption, spec
 from parallel_topology.cli.output import columns, print_json
 from parallel_topology.cli.pictures import OutputOption, print_picture, require_one_form, write_picture
-from parallel_topology.diff import Diff
-from parallel_topology.hosts import Hosts
+from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.render.cells import wrapped
 from parallel_topology.render.text import MOST_CELLS
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.diff import Diff
+from parallel_topology.topology.topology import ParallelTopology
 
 
 def diff(

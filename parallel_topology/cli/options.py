@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.hosts import Hosts
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.topology.topology import ParallelTopology
 
 Value = TypeVar("Value")
 

@@ -9,7 +9,7 @@ import typer
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import HostsOption, JsonOption, SpecArgument
 from parallel_topology.cli.output import console, print_json, table
-from parallel_topology.traffic import RankedOrder, ranked_orders
+from parallel_topology.hosts.traffic import RankedOrder, ranked_orders
 
 SHOWN = 24
 """Orders in the table: all those of four axes."""

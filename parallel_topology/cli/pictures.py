@@ -12,7 +12,7 @@ import typer
 
 from parallel_topology.cli.errors import fail
 from parallel_topology.render.text import plain, show
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
 
 OutputOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the picture to a .svg or .html file.", show_default=False)

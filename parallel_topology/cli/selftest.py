@@ -15,7 +15,7 @@ from parallel_topology.cli.options import JsonOption, spec
 from parallel_topology.cli.output import console, print_json, table, without_numpy_warning
 from parallel_topology.errors import LaunchError
 from parallel_topology.launch import LaunchInfo
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,6 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel_topology.communicators import compiled
+from parallel_topology.communicators.communicator import Communicator, Work
+from parallel_topology.communicators.handle import Handle
+from parallel_topology.communicators.links import Links
 from parallel_topology.errors import (
     ClosedError,
     CollectiveError,
@@ -19,14 +23,10 @@ from parallel_topology.errors import (
     GroupTimeoutError,
     ParallelTopologyError,
 )
-from parallel_topology.groups import compiled
-from parallel_topology.groups.agreement import first_line, is_timeout
-from parallel_topology.groups.communicator import Communicator, Work
-from parallel_topology.groups.handle import Handle
-from parallel_topology.groups.links import Links
-from parallel_topology.groups.options import require_seconds
-from parallel_topology.layout import Ranks
-from parallel_topology.rank_view import RankGroup
+from parallel_topology.meeting.options import require_seconds
+from parallel_topology.topology.layout import Ranks
+from parallel_topology.topology.rank_view import RankGroup
+from parallel_topology.torch_errors import first_line, is_timeout
 
 
 class BoundGroup(RankGroup):

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from parallel_topology.communicators.links import holds_capture
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.bound import BoundGroup
-from parallel_topology.groups.links import holds_capture
 
 _CUDAGraph: Any = getattr(torch.cuda, "CUDAGraph", None)
 

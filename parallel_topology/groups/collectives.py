@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel_topology.communicators import compiled
+from parallel_topology.communicators.handle import Handle
 from parallel_topology.errors import GroupArgumentError
-from parallel_topology.groups import compiled
 from parallel_topology.groups.bound import BoundGroup, copying_back, nothing
-from parallel_topology.groups.handle import Handle
 
 SUM = dist.ReduceOp.SUM
 ReduceOp = dist.ReduceOp.RedOpType | dist.ReduceOp

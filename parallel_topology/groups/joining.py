@@ -8,13 +8,13 @@ from importlib.metadata import version
 import torch
 import torch.distributed as dist
 
+from parallel_topology.communicators.links import Links
 from parallel_topology.errors import RendezvousError
-from parallel_topology.groups.agreement import Agreed, Card, Meeting
-from parallel_topology.groups.creation import Creator
 from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.groups.links import Links
-from parallel_topology.groups.options import Options, host_identity
-from parallel_topology.plan import Family, Plan
+from parallel_topology.meeting.agreement import Agreed, Card, Meeting
+from parallel_topology.meeting.creation import Creator
+from parallel_topology.meeting.options import Options, host_identity
+from parallel_topology.topology.plan import Family, Plan
 
 _VERSION = version("parallel-topology")  # searched for on the whole import path: once, not for each manager
 

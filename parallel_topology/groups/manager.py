@@ -15,6 +15,9 @@ from typing import Any, NoReturn, Self
 import torch
 import torch.distributed as dist
 
+from parallel_topology import torch_private
+from parallel_topology.communicators.group_options import GroupOptions
+from parallel_topology.communicators.membership import Factory
 from parallel_topology.errors import (
     BackendError,
     ClosedError,
@@ -24,20 +27,17 @@ from parallel_topology.errors import (
     TopologyError,
     UnknownAxisError,
 )
-from parallel_topology.groups import torch_private
-from parallel_topology.groups.agreement import STORE_ERRORS, first_line
-from parallel_topology.groups.communicator import Factory
-from parallel_topology.groups.creation import (
+from parallel_topology.groups.group import ParallelGroup
+from parallel_topology.groups.joining import agree, bind
+from parallel_topology.launch import LaunchInfo
+from parallel_topology.meeting.creation import (
     BACKENDS,
     Creator,
     WorldCreator,
     choose_backend,
     choose_device,
 )
-from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.groups.group_options import GroupOptions
-from parallel_topology.groups.joining import agree, bind
-from parallel_topology.groups.options import (
+from parallel_topology.meeting.options import (
     DEFAULT_TIMEOUT,
     Options,
     caller,
@@ -46,11 +46,11 @@ from parallel_topology.groups.options import (
     require_seconds,
     token_from,
 )
-from parallel_topology.groups.rendezvous import launched_store, open_store
-from parallel_topology.groups.witness import Witness
-from parallel_topology.launch import LaunchInfo
-from parallel_topology.rank_view import RankView
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.meeting.rendezvous import launched_store, open_store
+from parallel_topology.meeting.witness import Witness
+from parallel_topology.topology.rank_view import RankView
+from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 _log = logging.getLogger("parallel_topology")
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from parallel_topology.errors import CollectiveError, GroupArgumentError, ParallelTopologyError, WireError
 from parallel_topology.groups.collectives import Collectives
 from parallel_topology.groups.p2p import PointToPoint
-from parallel_topology.groups.structure import bytes_of
-from parallel_topology.groups.wire import decode, decode_pickled, encode, encode_pickled
+from parallel_topology.wire.structure import bytes_of
+from parallel_topology.wire.wire import decode, decode_pickled, encode, encode_pickled
 
 MAX_BYTES = 256 * 2**20
 """The most bytes that an object may take, unless told otherwise: what a peer announces is not allocated unseen."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from parallel_topology.groups import compiled
+from parallel_topology.communicators import compiled
+from parallel_topology.communicators.handle import Handle
 from parallel_topology.groups.bound import BoundGroup, copying_back, nothing
-from parallel_topology.groups.handle import Handle
 
 
 class PointToPoint(BoundGroup):

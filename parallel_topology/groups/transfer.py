@@ -14,12 +14,12 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from parallel_topology.communicators.handle import Handle, Handles
 from parallel_topology.errors import GroupArgumentError, WireError
 from parallel_topology.groups.collectives import Collectives
-from parallel_topology.groups.handle import Handle, Handles
 from parallel_topology.groups.objects import Objects
-from parallel_topology.groups.structure import TensorSpec, flatten_tensors, tensor_specs, unflatten
-from parallel_topology.groups.wire import decode, encode
+from parallel_topology.wire.structure import TensorSpec, flatten_tensors, tensor_specs, unflatten
+from parallel_topology.wire.wire import decode, encode
 
 MAX_DESCRIPTION = 64 * 2**20
 """The most bytes that a description may take, tensors not counted."""

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import torch.distributed as dist
 
+from parallel_topology import torch_private
 from parallel_topology.errors import ClosedError, MissingExtraError
-from parallel_topology.groups import torch_private
 from parallel_topology.groups.manager import GroupManager
 
 

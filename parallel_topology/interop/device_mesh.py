@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from parallel_topology import torch_private
 from parallel_topology.errors import GroupArgumentError, TopologyError
-from parallel_topology.groups import torch_private
 from parallel_topology.groups.manager import GroupManager
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
 
 Dim: TypeAlias = str | tuple[str, ...]
 """What one dimension of a mesh runs along: an axis, or several together."""

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import Any, Self
 
 from parallel_topology.errors import GroupArgumentError, TopologyError
-from parallel_topology.groups.options import DEFAULT_TIMEOUT, require_seconds
-from parallel_topology.groups.rendezvous import host_store
-from parallel_topology.hosts import Hosts
+from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.meeting.options import DEFAULT_TIMEOUT, require_seconds
+from parallel_topology.meeting.rendezvous import host_store
 from parallel_topology.ray.calls import GRACE, gather, require_ray
 from parallel_topology.ray.places import Place, hosts_of, rank_order
 from parallel_topology.ray.ticket import Ticket
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from itertools import groupby
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.hosts import Hosts
+from parallel_topology.hosts.hosts import Hosts
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from parallel_topology.groups.creation import choose_backend
 from parallel_topology.groups.manager import GroupManager
-from parallel_topology.groups.rendezvous import join_store
+from parallel_topology.meeting.creation import choose_backend
+from parallel_topology.meeting.rendezvous import join_store
 from parallel_topology.ray.calls import require_ray
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from parallel_topology.layout import Modes
 from parallel_topology.render.palette import ink, stage_colors
 from parallel_topology.render.scene import LABELLED, Scene
 from parallel_topology.render.text import axis_facts
+from parallel_topology.topology.layout import Modes
 
 if TYPE_CHECKING:
-    from parallel_topology.hosts import Hosts
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.hosts.hosts import Hosts
+    from parallel_topology.topology.topology import ParallelTopology
 
 
 def html(

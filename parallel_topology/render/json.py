@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from parallel_topology.render.scene import Axis, Scene
 
 if TYPE_CHECKING:
-    from parallel_topology.hosts import Hosts
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.hosts.hosts import Hosts
+    from parallel_topology.topology.topology import ParallelTopology
 
 
 def as_json(

@@ -10,13 +10,13 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.layout import Groups
-from parallel_topology.notation import parse_axes
+from parallel_topology.topology.layout import Groups
+from parallel_topology.topology.notation import parse_axes
 
 if TYPE_CHECKING:
-    from parallel_topology.hosts import Hosts, Spans
-    from parallel_topology.rank_view import RankGroup, RankView
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.hosts.hosts import Hosts, Spans
+    from parallel_topology.topology.rank_view import RankGroup, RankView
+    from parallel_topology.topology.topology import ParallelTopology
 
 MOST_COLUMNS = 16
 """Cells in a row of a box."""

@@ -14,8 +14,8 @@ from parallel_topology.render.scene import LABELLED, Box, Scene
 from parallel_topology.render.text import axis_lines
 
 if TYPE_CHECKING:
-    from parallel_topology.hosts import Hosts
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.hosts.hosts import Hosts
+    from parallel_topology.topology.topology import ParallelTopology
 
 WIDTH = 1200
 """Pixels that boxes stand abreast in, unless a single one is wider."""

@@ -9,10 +9,10 @@ from parallel_topology.render.cells import Painter, drawn, wrapped
 from parallel_topology.render.scene import Axis, Run, Scene
 
 if TYPE_CHECKING:
-    from parallel_topology.hosts import Hosts
-    from parallel_topology.layout import Ranks
-    from parallel_topology.rank_view import RankGroup
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.hosts.hosts import Hosts
+    from parallel_topology.topology.layout import Ranks
+    from parallel_topology.topology.rank_view import RankGroup
+    from parallel_topology.topology.topology import ParallelTopology
 
 NARROWEST = 20
 """Columns that a picture needs at least; it is drawn so wide when it is given fewer."""

@@ -18,15 +18,15 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from parallel_topology.errors import CollectiveError, GroupTimeoutError, RendezvousError, TopologyError
-from parallel_topology.groups.agreement import STORE_ERRORS
 from parallel_topology.groups.manager import GroupManager
-from parallel_topology.groups.options import token_from
-from parallel_topology.groups.rendezvous import launched_store
 from parallel_topology.launch import LaunchInfo
+from parallel_topology.meeting.options import token_from
+from parallel_topology.meeting.rendezvous import launched_store
 from parallel_topology.selftest.measure import run_rank
 from parallel_topology.selftest.verdict import RankReport, Verdict, judge
 from parallel_topology.testing.processes import run_processes
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.torch_errors import STORE_ERRORS
 
 MARGIN = 5.0
 """Seconds for reports to arrive, after those who wait for a peer have given up."""

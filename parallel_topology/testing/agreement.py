@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel_topology.groups.agreement import shown_ranks
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.testing.failures import AgreementError
+from parallel_topology.topology.wording import shown_ranks
 
 
 def parallel_assert(group: ParallelGroup, condition: object, message: str = "") -> None:

@@ -13,7 +13,7 @@ from parallel_topology.testing.calls import Call, check_complete, find_deadlock,
 from parallel_topology.testing.failures import MismatchError
 
 if TYPE_CHECKING:
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.topology.topology import ParallelTopology
 
 PATIENCE = 1.0
 """Seconds for which the same ranks must be seen waiting in vain: one may be between two calls, and on a busy machine

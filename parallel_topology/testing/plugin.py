@@ -16,7 +16,7 @@ from parallel_topology.testing.failures import RanksUsageError
 
 if TYPE_CHECKING:
     from parallel_topology.testing.pool import WorkerPool
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.topology.topology import ParallelTopology
 
 WORLDS = ("threads", "processes")
 
@@ -155,7 +155,7 @@ def pytest_runtest_makereport(
 
 
 def _parse(topology: Any) -> ParallelTopology:
-    from parallel_topology.topology import ParallelTopology
+    from parallel_topology.topology.topology import ParallelTopology
 
     if isinstance(topology, ParallelTopology):
         return topology

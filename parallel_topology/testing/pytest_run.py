@@ -13,7 +13,7 @@ from parallel_topology.testing.pool import WorkerPool
 from parallel_topology.testing.pytest_private import argument_names
 from parallel_topology.testing.pytest_worker import RankOutcomeError, Target, call, call_here
 from parallel_topology.testing.ranks import World, run_ranks
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
 
 PATIENCE = 3600.0
 """Seconds that ranks may take when a debugger may stop them."""

@@ -17,7 +17,7 @@ from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.recording import FileTape, Ledger, record
 from parallel_topology.testing.seeding import rank_seed, seed_process, seeded_threads
 from parallel_topology.testing.threads import GRACE, run_threads
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.topology import ParallelTopology
 
 MARGIN = 5.0
 """Seconds by which a manager's timeout is later than the world's, which sees all ranks and says more."""

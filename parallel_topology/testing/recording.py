@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from parallel_topology.groups.communicator import Around, Communicator, Work, wait_for
+from parallel_topology.communicators.communicator import Around, Communicator, Work, wait_for
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.testing.calls import Call, mismatch

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel_topology.groups.communicator import Communicator
+from parallel_topology.communicators.communicator import Communicator
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.testing.calls import Call
 from parallel_topology.testing.recording import describe

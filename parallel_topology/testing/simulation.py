@@ -9,14 +9,14 @@ from typing import Any, NoReturn, Self
 
 import torch
 
+from parallel_topology.communicators.links import Links
 from parallel_topology.errors import GroupArgumentError, TopologyError, UnknownAxisError
 from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.groups.links import Links
-from parallel_topology.layout import Ranks
-from parallel_topology.rank_view import RankView
 from parallel_topology.testing.calls import Call, check_complete
 from parallel_topology.testing.simulated_communicator import SimulatedCommunicator
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.topology.layout import Ranks
+from parallel_topology.topology.rank_view import RankView
+from parallel_topology.topology.topology import ParallelTopology
 
 
 class SimulatedGroup(ParallelGroup):

@@ -11,9 +11,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from parallel_topology.hosts import Hosts
-from parallel_topology.orders import DEFAULT_ORDER
-from parallel_topology.topology import ParallelTopology
+from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.topology.orders import DEFAULT_ORDER
+from parallel_topology.topology.topology import ParallelTopology
 
 AXES = (*DEFAULT_ORDER, "ep", "dp_shard")
 """Names that topologies are drawn with; the last two have no place in the default order."""

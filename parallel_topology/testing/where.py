@@ -29,7 +29,7 @@ def _waiting(innermost: FrameType) -> str:
         module, local = frame.f_globals.get("__name__", ""), frame.f_locals
         if module == "parallel_topology.groups.bound" and frame.f_code.co_name == "_carry_out":
             return f"waiting in {local['operation']} on {local['self'].label} = {local['self'].ranks}, "
-        if module == "parallel_topology.groups.handle" and frame.f_code.co_name == "wait":
+        if module == "parallel_topology.communicators.handle" and frame.f_code.co_name == "wait":
             return f"waiting for {local['self']}, "
         if module == "parallel_topology.groups.manager" and frame.f_code.co_name == "__init__":
             return f"waiting in the creation of manager {local.get('name')!r} of {local.get('topology')}, "

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from parallel_topology import GroupManager, ParallelTopology
-from parallel_topology.groups.rendezvous import host_store, join_store
+from parallel_topology.meeting.rendezvous import host_store, join_store
 from parallel_topology.testing.processes import run_processes
 
 ROUNDS = 5

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from parallel_topology.groups.wire import decode, encode
+from parallel_topology.wire.wire import decode, encode
 
 VALUES: dict[str, Any] = {
     "10 tensors of 1 MB": {f"layer.{i}": torch.randn(512, 512) for i in range(10)},

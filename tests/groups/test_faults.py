@@ -31,7 +31,7 @@ from parallel_topology import (
     ParallelTopologyError,
     RendezvousError,
 )
-from parallel_topology.groups.rendezvous import host_store, join_store
+from parallel_topology.meeting.rendezvous import host_store, join_store
 from parallel_topology.testing import WorkerPool
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads

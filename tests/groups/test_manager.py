@@ -33,7 +33,7 @@ from parallel_topology import (
     UnknownAxisError,
 )
 from parallel_topology.testing import assert_agree, run_ranks
-from parallel_topology.validation import RESERVED
+from parallel_topology.topology.validation import RESERVED
 from tests.ports import free_port
 from tests.waiting import eventually
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallel_topology.groups.communicator import Around, Work
+from parallel_topology.communicators.communicator import Around, Work
 from parallel_topology.groups.manager import GroupManager
 
 FAULTY = 2

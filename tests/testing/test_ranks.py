@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from parallel_topology import CollectiveError, GroupManager, ParallelTopology
-from parallel_topology.groups import witness
+from parallel_topology.meeting import witness
 from parallel_topology.testing import WorkerPool, rank_generator, run_ranks, threads
 from parallel_topology.testing.failures import (
     DeadlockError,

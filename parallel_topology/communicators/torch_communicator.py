@@ -1,0 +1,192 @@
+"""TorchCommunicator: torch's process groups behind the communicator seam; the end of every group's chain.
+
+It calls the process groups' own methods, as the functions of `torch.distributed` do after looking a group up in their
+registry, which does not know these groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel_topology import torch_private
+from parallel_topology.communicators.communicator import Communicator, Together, Work
+from parallel_topology.communicators.links import Links
+
+_NATIVE = frozenset(
+    {
+        torch.float32, torch.float64, torch.float16, torch.bfloat16,
+        torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool,
+    }
+)  # fmt: skip
+"""What gloo and NCCL both move as it is. Anything else is moved as bytes: they refuse it, or some operations do."""
+
+
+class TorchCommunicator(Communicator):
+    """CPU tensors over the CPU group, those on the manager's device over the device group."""
+
+    name = "torch"
+
+    def __init__(self, links: Links, device: torch.device, size: int, rank: int) -> None:
+        self._links = links
+        self._device = device
+        self._kind = device.type
+        self._size = size
+        self._rank = rank
+
+    def handles(self, operation: str, tensor: Tensor) -> bool:
+        return tensor.device.type in (self._kind, "cpu")
+
+    def _group(self, tensor: Tensor) -> Any:
+        return self._links.device_group if tensor.device.type == self._kind else self._links.cpu_group
+
+    def _is_gloo(self, tensor: Tensor) -> bool:
+        return tensor.device.type == "cpu"
+
+    def all_reduce(self, tensor: Tensor, *, op: Any, async_op: bool) -> Work | None:
+        options = dist.AllreduceOptions()
+        options.reduceOp = _reduction(op, tensor)
+        options.asyncOp = async_op
+        return self._group(tensor).allreduce([tensor], options)
+
+    def reduce(self, tensor: Tensor, *, op: Any, dst: int, async_op: bool) -> Work | None:
+        options = dist.ReduceOptions()
+        options.reduceOp = _reduction(op, tensor)
+        options.rootRank = dst
+        options.asyncOp = async_op
+        return self._group(tensor).reduce([tensor], options)
+
+    def broadcast(self, tensor: Tensor, *, src: int, async_op: bool) -> Work | None:
+        options = dist.BroadcastOptions()
+        options.rootRank = src
+        options.rootTensor = 0
+        options.asyncOp = async_op
+        return self._group(tensor).broadcast([_movable(tensor)], options)
+
+    def all_gather(self, tensor: Tensor, *, output: Tensor, async_op: bool) -> Work | None:
+        return torch_private.all_gather_single(
+            self._group(tensor), _movable(output), _movable(tensor), async_op=async_op
+        )
+
+    def all_gather_v(self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], async_op: bool) -> Work | None:
+        if self._is_gloo(tensor):  # gloo gathers equal sizes only; as an all-to-all, exactly what is needed travels
+            repeated = tensor.repeat(self._size, *[1] * (tensor.dim() - 1))
+            mine = [sizes[self._rank]] * self._size
+            return self.all_to_all(repeated, output=output, output_splits=sizes, input_splits=mine, async_op=async_op)
+        parts = _rows(_movable(output), sizes)
+        return torch_private.all_gather(self._group(tensor), parts, _movable(tensor), async_op=async_op)
+
+    def reduce_scatter(self, tensor: Tensor, *, output: Tensor, op: Any, async_op: bool) -> Work | None:
+        options = _reduce_scatter_options(_reduction(op, tensor), async_op)
+        return torch_private.reduce_scatter_single(self._group(tensor), output, tensor, options)
+
+    def reduce_scatter_v(
+        self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], op: Any, async_op: bool
+    ) -> Work | None:
+        options = _reduce_scatter_options(_reduction(op, tensor), async_op)
+        return self._group(tensor).reduce_scatter([output], [_rows(tensor, sizes)], options)
+
+    def gather(self, tensor: Tensor, *, output: Tensor | None, dst: int, async_op: bool) -> Work | None:
+        options = dist.GatherOptions()
+        options.rootRank = dst
+        options.asyncOp = async_op
+        parts = [] if output is None else [self._parts(_movable(output))]
+        return self._group(tensor).gather(parts, [_movable(tensor)], options)
+
+    def scatter(self, tensor: Tensor, *, source: Tensor | None, src: int, async_op: bool) -> Work | None:
+        options = dist.ScatterOptions()
+        options.rootRank = src
+        options.asyncOp = async_op
+        parts = [] if source is None else [self._parts(_movable(source))]
+        return self._group(tensor).scatter([_movable(tensor)], parts, options)
+
+    def all_to_all(
+        self,
+        tensor: Tensor,
+        *,
+        output: Tensor,
+        output_splits: Sequence[int],
+        input_splits: Sequence[int],
+        async_op: bool,
+    ) -> Work | None:
+        options = dist.AllToAllOptions()
+        options.asyncOp = async_op
+        given = (_movable(output), _movable(tensor), list(output_splits), list(input_splits))
+        return self._group(tensor).alltoall_base(*given, options)
+
+    def send(self, tensor: Tensor, *, dst: int, async_op: bool) -> Work | None:
+        return self._within(tensor, self._group(tensor).send([_movable(tensor)], dst, 0))
+
+    def recv(self, tensor: Tensor, *, src: int, async_op: bool) -> Work | None:
+        return self._within(tensor, self._group(tensor).recv([_movable(tensor)], src, 0))
+
+    def exchange(self, tensor: Tensor, *, output: Tensor, dst: int, src: int, async_op: bool) -> Work | None:
+        if self._is_gloo(tensor):
+            return Together(self.send(tensor, dst=dst, async_op=True), self.recv(output, src=src, async_op=True))
+        # On NCCL both must be one call, or every member's send would wait for a receive that is queued behind a send.
+        with torch_private.coalesced(self._group(tensor), tensor.device) as together:
+            self.send(tensor, dst=dst, async_op=True)
+            self.recv(output, src=src, async_op=True)
+        return together.work
+
+    def barrier(self, tensor: Tensor, *, async_op: bool) -> Work | None:
+        return self.all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=async_op)
+
+    def warmup(self) -> None:
+        if self._kind != "cpu":
+            self.all_reduce(torch.zeros(1, device=self._device), op=dist.ReduceOp.SUM, async_op=False)
+
+    def close(self, *, abort: bool) -> None:
+        """The process groups are ended by whoever made them."""
+
+    def _parts(self, whole: Tensor) -> list[Tensor]:
+        """One for each member, also when they are empty."""
+        return _rows(whole, [whole.shape[0] // self._size] * self._size)
+
+    def _within(self, tensor: Tensor, work: Any) -> Work:
+        """Gloo's sends and receives wait as long as their group was told at creation, whatever was set since."""
+        return _Within(work, self._links) if self._is_gloo(tensor) else work
+
+
+class _Within:
+    """Work that ends within the group's present timeout, unless another is given."""
+
+    def __init__(self, work: Any, links: Links) -> None:
+        self._work = work
+        self._links = links
+
+    def wait(self, timeout: timedelta | None = None) -> object:
+        return self._work.wait(timeout or self._links.timeout)
+
+    def is_completed(self) -> bool:
+        return self._work.is_completed()
+
+
+def _rows(whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    return [whole.narrow(0, sum(sizes[:member]), size) for member, size in enumerate(sizes)]
+
+
+def _movable(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor that every backend moves, first dim first."""
+    if tensor.dtype in _NATIVE:
+        return tensor
+    # A contiguous tensor may have any strides in dims of length 1, which view(dtype) refuses; as one dim it has none.
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return flat.view(torch.uint8).view(*(tensor.shape or (1,)), tensor.element_size())  # the rows stay rows
+
+
+def _reduction(op: Any, tensor: Tensor) -> Any:
+    """Gloo adds booleans as bytes: True and True make a 2, which is no boolean. Torch's NCCL takes the maximum, too."""
+    return dist.ReduceOp.MAX if tensor.dtype is torch.bool and op == dist.ReduceOp.SUM else op
+
+
+def _reduce_scatter_options(op: Any, async_op: bool) -> Any:
+    options = dist.ReduceScatterOptions()
+    options.reduceOp = op
+    options.asyncOp = async_op
+    return options

@@ -1,0 +1,6 @@
+"""Who is where? Which ranks are on which host, what crosses hosts, and the orders that avoid it. Pure.
+
+hosts    Hosts, and Spans: how groups lie on them
+reorder  orders of the axes that keep chosen groups inside hosts
+traffic  orders ranked by what crosses hosts, the heaviest axis first
+"""

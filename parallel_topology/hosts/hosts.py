@@ -1,0 +1,322 @@
+"""Placement: which ranks are on which host (`Hosts`), and which groups cross hosts (`Spans`)."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from math import gcd
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from parallel_topology.errors import RankError, TopologyError
+from parallel_topology.topology.layout import Groups, Modes, Placement, Ranks, coalesce
+from parallel_topology.topology.shares import require_whole
+
+if TYPE_CHECKING:
+    from parallel_topology.topology.topology import ParallelTopology
+
+_UNIFORM = re.compile(r"([0-9]+)x([0-9]+)")
+_NUMBERS = re.compile(r"[0-9]+(,[0-9]+)*")
+
+
+@dataclass(frozen=True, repr=False)
+class Hosts:
+    """Which ranks are on which host. Immutable, hashable, comparable; made by `uniform`, `uneven`, `listed`, `parse`.
+
+    >>> hosts = Hosts.uniform(count=2, ranks_per_host=4)
+    >>> str(hosts), hosts.host_of(5), hosts.local_rank_of(5), hosts.ranks_of(1)
+    ('2x4', 1, 1, range(4, 8))
+    >>> Hosts.parse("4,4") == hosts, Hosts.listed([[0, 4], [1, 5]]).host_of(4)
+    (True, 0)
+
+    The same placement is the same value, however it was written. Its text is `2x4` (2 hosts of 4 ranks), `4,4,2`
+    (hosts of so many ranks), either with `@8` when the first rank is not 0, or `0,4/1,5` (the ranks of each host, in
+    the order of their local ranks; `0,4/` when there is one host). What makes no placement, such as a host without
+    ranks, a rank that stands twice or a text that cannot be read, is a `TopologyError`.
+
+    Attributes:
+        starts: where each host, numbered from 0, begins, and where the last ends; a range when all are of one size.
+            These are ranks; when `ranks` is given, positions in it.
+        ranks: all ranks, host by host, when they do not simply count up.
+    """
+
+    starts: range | tuple[int, ...]
+    ranks: tuple[int, ...] | None = None
+
+    @classmethod
+    def uniform(cls, *, count: int, ranks_per_host: int, first_rank: int = 0) -> Hosts:
+        """`count` hosts with `ranks_per_host` consecutive ranks each, from `first_rank` on."""
+        require_whole(1, count=count, ranks_per_host=ranks_per_host)
+        require_whole(0, first_rank=first_rank)
+        return cls(range(first_rank, first_rank + count * ranks_per_host + 1, ranks_per_host))
+
+    @classmethod
+    def uneven(cls, counts: Sequence[int], *, first_rank: int = 0) -> Hosts:
+        """Consecutive ranks from `first_rank` on, `counts[i]` of them on host `i`."""
+        if not counts:
+            raise TopologyError("no hosts were given; expected at least one")
+        require_whole(1, **{f"the number of ranks on host {host}": count for host, count in enumerate(counts)})
+        require_whole(0, first_rank=first_rank)
+        if len(set(counts)) == 1:
+            return cls.uniform(count=len(counts), ranks_per_host=counts[0], first_rank=first_rank)
+        return cls(tuple(accumulate(counts, initial=first_rank)))
+
+    @classmethod
+    def listed(cls, ranks: Iterable[Iterable[int]]) -> Hosts:
+        """Explicit ranks, host by host, each host's in the order of their local ranks."""
+        lists = list(map(tuple, ranks))
+        counted = cls.uneven([len(members) for members in lists])
+        home: dict[int, int] = {}
+        for host, members in enumerate(lists):
+            for rank in members:
+                require_whole(0, **{f"a rank of host {host}": rank})
+                if rank in home:
+                    raise TopologyError(f"rank {rank} stands on hosts {home[rank]} and {host}; expected each rank once")
+                home[rank] = host
+        placed = tuple(home)
+        if placed == tuple(range(placed[0], placed[0] + len(placed))):
+            return cls.uneven([len(members) for members in lists], first_rank=placed[0])
+        return cls(counted.starts, placed)
+
+    @classmethod
+    def parse(cls, text: str) -> Hosts:
+        """The placement that a text stands for; `str(hosts)` gives the canonical text back."""
+        body, at, first = text.partition("@")
+        if not at and "/" in body:
+            lists = body.removesuffix("/").split("/")
+            if all(_NUMBERS.fullmatch(ranks) for ranks in lists):
+                return cls.listed(map(int, ranks.split(",")) for ranks in lists)
+        elif not at or re.fullmatch("[0-9]+", first):
+            first_rank = int(first or 0)
+            if match := _UNIFORM.fullmatch(body):
+                return cls.uniform(count=int(match[1]), ranks_per_host=int(match[2]), first_rank=first_rank)
+            if _NUMBERS.fullmatch(body):
+                return cls.uneven(list(map(int, body.split(","))), first_rank=first_rank)
+        raise TopologyError(
+            f"cannot read hosts {text!r}: expected hosts x ranks, as in '2x4', or the ranks on each host, as in "
+            "'4,4,2', both perhaps with a first rank, as in '2x4@8', or every host's ranks, as in '0,4/1,5'"
+        )
+
+    def __str__(self) -> str:
+        if self.ranks is not None:
+            return "/".join(",".join(map(str, members)) for members in self) + "/" * (len(self) == 1)
+        uniform = isinstance(self.starts, range)
+        counts = f"{len(self)}x{self.starts[1] - self.starts[0]}" if uniform else ",".join(map(str, map(len, self)))
+        return counts + (f"@{self.starts[0]}" if self.starts[0] else "")
+
+    def __repr__(self) -> str:
+        return f"Hosts.parse({str(self)!r})"
+
+    def __len__(self) -> int:
+        """The number of hosts."""
+        return len(self.starts) - 1
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        """The ranks of each host."""
+        return map(self.ranks_of, range(len(self)))
+
+    def __contains__(self, rank: object) -> bool:
+        return self._find(rank) is not None
+
+    @property
+    def rank_count(self) -> int:
+        """The number of ranks on all hosts together."""
+        return self.starts[-1] - self.starts[0]
+
+    def ranks_of(self, host: int) -> Sequence[int]:
+        """The global ranks on a host, in the order of their local ranks; a `RankError` if there is no such host."""
+        if type(host) is not int or not 0 <= host < len(self):
+            raise RankError(f"host {host!r} is outside 0..{len(self) - 1} of the hosts {self}")
+        members = range(self.starts[host], self.starts[host + 1])
+        return members if self.ranks is None else self.ranks[members.start : members.stop]
+
+    def host_of(self, rank: int) -> int:
+        """The number of the host that `rank` is on, or a `RankError`."""
+        host = self._find(rank)
+        if host is None:
+            raise RankError(f"rank {rank!r} is on none of the hosts {self}: they hold {self._held()}")
+        return host
+
+    def local_rank_of(self, rank: int) -> int:
+        """Where `rank` stands among the ranks of its host, 0 for the first; raises as `host_of` does."""
+        return self.ranks_of(self.host_of(rank)).index(rank)
+
+    def hosts_of(self, ranks: Sequence[int]) -> Sequence[int]:
+        """The numbers of the hosts that hold any of `ranks`, ascending; a `RankError` if one of them is on none."""
+        modes = _strides(self, ranks)
+        if modes is None:
+            return sorted(set(map(self.host_of, ranks)))
+        self.host_of(ranks[0] + _extent(modes))
+        self.host_of(ranks[0])
+        return _hosts_from(ranks[0] - self.starts[0], modes, self.starts[1] - self.starts[0])
+
+    def crosses(self, ranks: Sequence[int]) -> bool:
+        """Whether `ranks` are on more than one host; raises as `hosts_of` does."""
+        return len(self.hosts_of(ranks)) > 1
+
+    def spans(self, topology: ParallelTopology, *axes: str) -> Spans:
+        """How the groups along one axis, or several together, lie on these hosts.
+
+        Raises:
+            TopologyError: these hosts do not hold all ranks of the topology.
+            UnknownAxisError: an axis that is not there, or axes of different views.
+        """
+        self.require(topology)
+        return Spans(topology.group_name(*axes), topology.groups(*axes), self)
+
+    def require(self, topology: ParallelTopology) -> None:
+        """Check that these hosts hold every rank of `topology`; they may hold others besides.
+
+        Raises:
+            TopologyError: they do not.
+        """
+        world = topology.world
+        looked_at = world if topology.ranks or self.ranks else (world[0], world[-1])
+        missing = next((rank for rank in looked_at if rank not in self), None)
+        if missing is not None:
+            raise TopologyError(
+                f"the hosts {self} hold {self.rank_count} ranks, {self._held()}, but {topology} has "
+                f"{topology.world_size}: rank {missing} is on no host"
+            )
+
+    def _find(self, rank: object) -> int | None:
+        """The host of `rank`, or None."""
+        if type(rank) is not int:
+            return None
+        place = self._placement.position_of.get(rank) if self._placement else rank
+        if place is None or not self.starts[0] <= place < self.starts[-1]:
+            return None
+        if isinstance(self.starts, range):
+            return (place - self.starts.start) // self.starts.step
+        return bisect_right(self.starts, place) - 1
+
+    @cached_property
+    def _placement(self) -> Placement | None:
+        return Placement(self.ranks) if self.ranks is not None else None
+
+    def _held(self) -> str:
+        if self.ranks is None:
+            return f"{self.starts[0]}..{self.starts[-1] - 1}"
+        return ", ".join(map(str, self.ranks[:16])) + ", ..." * (len(self.ranks) > 16)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """How the groups along some axes lie on hosts. Nothing is counted before it is asked for.
+
+    >>> from parallel_topology import ParallelTopology
+    >>> spans = Hosts.parse("7,5").spans(ParallelTopology(tp=2, pp=6), "tp")
+    >>> print(spans)
+    tp: 6 groups of 2, 1 across hosts (up to 2 hosts); tp group 3 = [6, 7] spans hosts 0 and 1
+
+    On hosts of one size, when ranks count up, counting is in closed form: its cost does not grow with the world.
+    Elsewhere every group is looked at.
+
+    Attributes:
+        name: the axes, joined by `-` in the topology's order.
+        groups: the groups along them.
+        hosts: the placement.
+    """
+
+    name: str
+    groups: Groups
+    hosts: Hosts
+
+    @cached_property
+    def histogram(self) -> Mapping[int, int]:
+        """Number of hosts -> how many groups span that many, ascending."""
+        counts: Counter[int] = Counter()
+        modes = _strides(self.hosts, self.groups[0])
+        if modes is None:
+            counts.update(len(self.hosts.hosts_of(group)) for group in self.groups)
+        else:  # how many hosts a group spans depends only on where in a host it begins
+            first, size = self.hosts.starts[0], self.hosts.starts[1] - self.hosts.starts[0]
+            for begin, groups in _residues(self.groups, first, size).items():
+                counts[len(_hosts_from(begin, modes, size))] += groups
+        return MappingProxyType(dict(sorted(counts.items())))
+
+    @property
+    def widest(self) -> int:
+        """The most hosts that a group spans."""
+        return max(self.histogram)
+
+    @property
+    def crossing(self) -> int:
+        """How many groups span more than one host."""
+        return len(self.groups) - self.histogram.get(1, 0)
+
+    @property
+    def inside(self) -> bool:
+        """Whether each group is inside one host."""
+        return self.widest == 1
+
+    def crossing_numbers(self) -> Iterator[int]:
+        """The numbers of the groups that span more than one host, one by one."""
+        return (number for number, group in enumerate(self.groups) if self.hosts.crosses(group))
+
+    def verdict(self, number: int) -> str:
+        """`tp group 3 = [6, 7] spans hosts 0 and 1`"""
+        group = self.groups[number]
+        hosts = self.hosts.hosts_of(group)
+        where = f"is inside host {hosts[0]}" if len(hosts) == 1 else f"spans hosts {_enumerated(hosts)}"
+        return f"{self.name} group {number} = {group!r} {where}"
+
+    def __str__(self) -> str:
+        total = len(self.groups)
+        what = f"{self.name}: {total} group{'s' * (total > 1)} of {len(self.groups[0])}"
+        if self.inside:
+            return f"{what}, inside hosts"
+        example = self.verdict(next(self.crossing_numbers()))
+        return f"{what}, {self.crossing} across hosts (up to {self.widest} hosts); {example}"
+
+
+def _strides(hosts: Hosts, ranks: Sequence[int]) -> Modes | None:
+    """The strides of `ranks`, if arithmetic on them is enough to say which hosts they are on."""
+    plain = isinstance(hosts.starts, range) and hosts.ranks is None
+    return ranks.modes if plain and isinstance(ranks, Ranks) and ranks.placement is None else None
+
+
+def _hosts_from(start: int, modes: Modes, size: int) -> Sequence[int]:
+    """The hosts of strided ranks, without looking at each; `start` counts from the first rank of the first host.
+
+    Steps of at most a host's size skip no host: together they reach one run of hosts, which longer steps repeat.
+    """
+    inner = tuple(mode for mode in modes if mode[1] <= size)
+    outer = tuple(sorted((mode for mode in modes if mode[1] > size), key=lambda mode: mode[1]))
+    extent = _extent(inner)
+    first, run = start // size, (start + extent) // size - start // size + 1
+    if all(stride % size == 0 and stride // size >= run for _, stride in outer):  # the runs do not overlap
+        return Ranks(first, coalesce(((run, 1), *((steps, stride // size) for steps, stride in outer))))
+    begins = Ranks(start, outer)
+    return sorted({host for at in begins for host in range(at // size, (at + extent) // size + 1)})
+
+
+def _extent(modes: Modes) -> int:
+    """How far the last rank is from the first."""
+    return sum((size - 1) * stride for size, stride in modes)
+
+
+def _residues(groups: Groups, first: int, host: int) -> dict[int, int]:
+    """Where in a host of that size a group begins -> how many groups do."""
+    starts = groups.starts
+    found = {(starts[0] - first) % host: 1}
+    for size, stride in starts.modes:
+        period = host // gcd(stride, host)
+        spread: Counter[int] = Counter()
+        for step in range(min(size, period)):
+            times = (size - step - 1) // period + 1
+            for begin, count in found.items():
+                spread[(begin + step * stride) % host] += count * times
+        found = dict(spread)
+    return found
+
+
+def _enumerated(hosts: Sequence[int]) -> str:
+    """`0, 1 and 2`"""
+    shown = ", ".join(map(str, hosts[: min(len(hosts) - 1, 8)]))
+    return f"{shown}{' and' if len(hosts) <= 9 else ', ...'} {hosts[-1]}"

@@ -1,0 +1,93 @@
+"""Orders of a topology's axes that keep chosen groups inside hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from heapq import heappop, heappush
+from math import prod
+from typing import TYPE_CHECKING
+
+from parallel_topology.errors import TopologyError
+from parallel_topology.hosts.hosts import Hosts, Spans
+from parallel_topology.topology.layout import Layout, Placement
+
+if TYPE_CHECKING:
+    from parallel_topology.topology.topology import ParallelTopology
+
+
+def orders_inside(
+    topology: ParallelTopology, hosts: Hosts, keep: str | Iterable[str | tuple[str, ...]] = ("tp",)
+) -> Iterator[str]:
+    """The orders of the base axes under which no group along any of `keep` crosses hosts, best first.
+
+    Best is where the fewest groups along the single base axes that need not be kept cross; among equals, where the
+    fewest pairs of axes change places, then the one that leaves the earlier axes in front. Axes of size 1 keep their
+    place. Orders are found one by one, those that begin wrongly without looking at their continuations. An entry of
+    `keep` may be a tuple, for axes together, or an axis of a view; orders that a view does not fit are left out.
+
+    >>> from parallel_topology import ParallelTopology
+    >>> list(orders_inside(ParallelTopology(tp=4, pp=2, order="pp-tp"), Hosts.parse("2x4")))
+    ['tp-pp']
+
+    Raises:
+        TopologyError: the hosts do not hold all ranks of the topology.
+        UnknownAxisError: `keep` names an axis that is not there, or axes of different views together.
+    """
+    hosts.require(topology)
+    wanted = [(axes,) if isinstance(axes, str) else axes for axes in ((keep,) if isinstance(keep, str) else keep)]
+    for axes in wanted:
+        topology.group_name(*axes)
+    return _orders(topology, hosts, wanted)
+
+
+def _orders(topology: ParallelTopology, hosts: Hosts, wanted: list[tuple[str, ...]]) -> Iterator[str]:
+    sizes = topology.sizes
+    single = {axis for axis in sizes if (axis,) in wanted}
+    others = [axes for axes in wanted if not (len(axes) == 1 and single.issuperset(axes))]
+    moving = tuple(axis for axis, size in sizes.items() if size > 1)
+    placement = Placement(topology.ranks) if topology.ranks else None
+    first = 0 if placement else topology.first_rank
+
+    @cache
+    def crossing(size: int, stride: int) -> int:
+        layout = Layout.of({"before": stride, "axis": size, "after": topology.world_size // stride // size})
+        return Spans("axis", layout.groups(frozenset(["axis"]), first, placement), hosts).crossing
+
+    def steps(left: tuple[str, ...]) -> Iterator[tuple[int, int, tuple[str, ...]]]:
+        """What may come next: (its place in `left`, how many of its groups cross, what is left then)."""
+        stride = topology.world_size // prod(sizes[axis] for axis in left)
+        for place, axis in enumerate(left):
+            crossed = crossing(sizes[axis], stride)
+            if not (crossed and axis in single):
+                yield place, crossed, left[:place] + left[place + 1 :]
+
+    @cache
+    def best(left: tuple[str, ...]) -> tuple[int, int] | None:
+        """The fewest (crossing groups, pairs that change places) of any order of `left`; None if there is none."""
+        ways = ((place, crossed, best(then)) for place, crossed, then in steps(left))
+        fewest = min(((crossed + to[0], place + to[1]) for place, crossed, to in ways if to), default=None)
+        return fewest if left else (0, 0)
+
+    # (what the best order with this beginning costs, its places, its own crossing groups, what is left)
+    queue: list[tuple[tuple[int, int], tuple[int, ...], int, tuple[str, ...]]] = [((0, 0), (), 0, moving)]
+    while queue:
+        _, places, cost, left = heappop(queue)
+        if not left:
+            rest = list(moving)
+            picked = (rest.pop(place) for place in places)
+            order = "-".join(axis if size == 1 else next(picked) for axis, size in sizes.items())
+            if _stays_inside(topology, order, hosts, others):
+                yield order
+        for place, crossed, then in steps(left):
+            if to := best(then):
+                total = cost + crossed + to[0], sum(places) + place + to[1]
+                heappush(queue, (total, (*places, place), cost + crossed, then))
+
+
+def _stays_inside(topology: ParallelTopology, order: str, hosts: Hosts, wanted: list[tuple[str, ...]]) -> bool:
+    try:
+        reordered = topology.model_copy(update={"order": order})
+    except TopologyError:  # a view cuts across the axes in this order
+        return False
+    return all(hosts.spans(reordered, *axes).inside for axes in wanted)

@@ -1,0 +1,112 @@
+"""What makes a topology: every check of its arguments, and the canonical form they are brought to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+
+from pydantic import BaseModel
+
+from parallel_topology.errors import TopologyError
+from parallel_topology.topology.notation import is_axis_name, parse_axes, split_order
+from parallel_topology.topology.orders import DEFAULT_ORDER, ORDERS
+from parallel_topology.topology.wording import listed, product
+
+# Names an axis cannot have, because a topology, a view or a manager has an attribute of that name.
+# Tests hold this against all three; this module may import none of them.
+RESERVED = frozenset(dir(BaseModel)) | {
+    *("order", "first_rank", "ranks", "views", "world_size", "axes", "all_axes", "sizes", "size", "world"),
+    *("fingerprint", "parse", "view", "coordinate", "rank", "position", "at", "groups", "group", "group_name"),
+    *("plan", "diff", "filling", "subtopology", "reordered_for", "topology"),
+    *("name", "backend", "device", "timeout", "store", "local_rank", "close", "closed", "require", "describe"),
+    *("from_env", "from_world", "connect", "diagnose", "abort", "rebind", "capture", "set_timeout"),
+}
+
+
+def require_free(axis: str) -> None:
+    if not is_axis_name(axis):
+        raise TopologyError(f"{axis!r} cannot name an axis: expected lower-case letters and '_'")
+    if axis in RESERVED or axis.startswith("model_"):
+        raise TopologyError(f"{axis!r} cannot name an axis: it is taken by an attribute; choose another name")
+
+
+def checked(sizes: Mapping[str, int]) -> Mapping[str, int]:
+    if not sizes:
+        raise TopologyError("no axes were given; expected at least one, as in ParallelTopology(tp=2, pp=4)")
+    for axis, size in sizes.items():
+        require_free(axis)
+        if type(size) is not int or (size < 1 and size != -1):
+            raise TopologyError(f"{axis}={size!r}: expected a size, a whole number of at least 1")
+    return sizes
+
+
+def with_inferred(sizes: Mapping[str, int], world_size: int | None) -> Mapping[str, int]:
+    unknown = [axis for axis, size in sizes.items() if size == -1]
+    if not unknown:
+        return sizes
+    if len(unknown) > 1 or world_size is None:
+        raise TopologyError(
+            f"{' and '.join(f'{axis}=-1' for axis in unknown)}: expected at most one size to be inferred, "
+            "and world_size to infer it from"
+        )
+    known = {axis: size for axis, size in sizes.items() if size != -1}
+    inferred, rest = divmod(world_size, prod(known.values()))
+    if rest or inferred < 1:
+        divisor = product(known) if known else "1"
+        raise TopologyError(f"world_size {world_size} leaves {rest} ranks over when divided by {divisor}")
+    return {axis: inferred if size == -1 else size for axis, size in sizes.items()}
+
+
+def in_order(sizes: Mapping[str, int], order: str | None, views: Iterable[str]) -> dict[str, int]:
+    """The sizes, fastest axis first."""
+    if order is None:
+        for axis in sizes:
+            if axis not in DEFAULT_ORDER:
+                raise TopologyError(
+                    f"axis {axis!r} has no place in the default order {'-'.join(DEFAULT_ORDER)}: "
+                    f"say where it stands, as in order='{'-'.join(sizes)}'"
+                )
+        return {axis: sizes[axis] for axis in DEFAULT_ORDER if axis in sizes}
+    if not isinstance(order, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TopologyError(f"order {order!r}: expected axis names joined by '-', fastest first, as in 'tp-dp-pp'")
+    if order in ORDERS:
+        axes = ORDERS[order].axes
+        viewed = {axis for text in views for axis in parse_axes(text.partition("~")[0], unsized=True)}
+        for axis in sizes:
+            if axis not in axes:
+                raise TopologyError(f"the order {order!r} has no axis {axis!r}; it has {listed(axes)}")
+        yielded = viewed.intersection(ORDERS[order].yields) - sizes.keys()
+        return {axis: sizes.get(axis, 1) for axis in axes if axis not in yielded}
+    if is_axis_name(order) and order not in sizes:
+        raise TopologyError(f"order {order!r} is no system's order: expected one of {listed(ORDERS)}, or axis names")
+    axes = split_order(order)
+    if missing := [axis for axis in sizes if axis not in axes]:
+        raise TopologyError(f"order {order!r} misses {listed(missing)}; expected every axis of {listed(sizes)} once")
+    if invented := [axis for axis in axes if axis not in sizes]:
+        raise TopologyError(
+            f"order {order!r} names {listed(invented)}, which has no size; the axes given are {listed(sizes)}"
+        )
+    return {axis: sizes[axis] for axis in axes}
+
+
+def places(
+    first_rank: int, ranks: Sequence[int] | None, sizes: Mapping[str, int]
+) -> tuple[int, tuple[int, ...] | None]:
+    """Where the positions are, in the simplest form: a first rank if the ranks count up from it."""
+    if type(first_rank) is not int or first_rank < 0:
+        raise TopologyError(f"first_rank={first_rank!r}: expected a rank, a whole number of at least 0")
+    if ranks is None:
+        return first_rank, None
+    placed = tuple(ranks)
+    if first_rank:
+        raise TopologyError(f"both first_rank={first_rank} and ranks={placed} were given; expected one of them")
+    if any(type(rank) is not int or rank < 0 for rank in placed):
+        raise TopologyError(f"ranks={placed!r}: expected ranks, whole numbers of at least 0")
+    if len(placed) != prod(sizes.values()):
+        raise TopologyError(f"{len(placed)} ranks were given for {product(sizes)} positions")
+    if len(set(placed)) != len(placed):
+        repeated = next(rank for rank in placed if placed.count(rank) > 1)
+        raise TopologyError(f"rank {repeated} was given {placed.count(repeated)} times; expected each rank once")
+    if placed == tuple(range(placed[0], placed[0] + len(placed))):
+        return placed[0], None
+    return 0, placed

@@ -1,0 +1,305 @@
+"""Plain values to bytes and back, without pickle: what a peer sends can be wrong, but it cannot run.
+
+A message is the header's length (8 bytes, little-endian), the header, and the contents of bytes and tensors, one after
+the other as the header mentions them. The header is JSON. What JSON has stands for itself: None, bool, int up to 64
+bits, float, str, list, and dict with str keys. Everything else is `{"": [tag, ...]}`; a dict that has the key `""` is
+tagged too. So the standard library's scanner, in C, does most of the work in both directions.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Collection, Iterable
+from math import prod
+from types import NoneType
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+from torch import Tensor
+
+from parallel_topology.errors import GroupArgumentError, WireError
+from parallel_topology.wire.structure import (
+    MAX_DEPTH,
+    Path,
+    TensorSpec,
+    contents_of,
+    dtype_of,
+    name_of,
+    shape_of,
+    shown,
+    spec_of,
+    tensor_of,
+    too_deep,
+)
+
+_FLAT = frozenset({NoneType, bool, float, str})
+_INT = frozenset[type]({int})
+_STR = frozenset[type]({str})
+_CONTAINERS = frozenset({list, dict, tuple, set, frozenset})
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
+
+_SENDABLE = (
+    "None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, a torch tensor, dtype, device or size, or "
+    "a pydantic model"
+)
+
+
+def encode(value: Any) -> bytearray:
+    """A value as bytes, from which `decode` makes an equal one of equal types.
+
+    Of a tensor its dtype, shape and contents are sent, of a pydantic model what `model_dump(round_trip=True)` gives.
+    Subclasses of the plain types are refused rather than turned into what they derive from. What is found at two places
+    is sent, and arrives, twice. Every NaN arrives as the usual one.
+
+    Returns:
+        A `bytearray`, for `torch.frombuffer` takes it without a copy.
+
+    Raises:
+        GroupArgumentError: something in `value` cannot be sent; the message says where.
+    """
+    writer = _Writer()
+    header = _JSON.encode(writer.item(value)).encode("utf-8", "surrogatepass")
+    place = 8 + len(header)
+    message = bytearray(place + sum(map(len, writer.contents)))
+    message[:8] = len(header).to_bytes(8, "little")
+    message[8:place] = header
+    for content in writer.contents:
+        if isinstance(content, Tensor):
+            if len(content):  # frombuffer takes no empty buffer
+                torch.frombuffer(message, dtype=torch.uint8, count=len(content), offset=place).copy_(content)
+        else:
+            message[place : place + len(content)] = content
+        place += len(content)
+    return message
+
+
+def decode(data: bytes | bytearray | memoryview, *, models: Iterable[type[BaseModel]] = ()) -> Any:
+    """The value that a peer encoded. Tensors are on the CPU and share no memory with `data`.
+
+    Args:
+        models: the pydantic models that may be built. A peer only names a class; none is ever imported for it.
+
+    Raises:
+        WireError: `data` is no message of `encode`, or holds a model that is not among `models`.
+        GroupArgumentError: `models` are not models, or two have one name.
+    """
+    view = memoryview(data).cast("B")
+    end = 8 + int.from_bytes(view[:8], "little")
+    if end > len(view):
+        raise WireError(f"{len(view)} bytes from a peer end before the message does{_hint(view)}")
+    reader = _Reader(view[end:], _by_name(models))
+    try:
+        text = str(view[8:end], "utf-8", "surrogatepass")
+        value = json.JSONDecoder(object_hook=reader.build, parse_constant=float).decode(text)
+    except WireError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise WireError(f"{len(view)} bytes from a peer are no value: {error!s:.200}{_hint(view)}") from error
+    reader.require_end()
+    return value
+
+
+def encode_pickled(value: Any) -> bytes:
+    """Any value that pickle takes, for members that *trust each other with everything*: see `decode_pickled`.
+
+    Raises:
+        GroupArgumentError: pickle refuses the value.
+    """
+    try:
+        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # pickle and the objects themselves raise anything
+        raise GroupArgumentError(f"a {_name(value.__class__)} cannot be pickled: {error}") from error
+
+
+def decode_pickled(data: bytes | bytearray | memoryview) -> Any:
+    """The value that a peer pickled. UNSAFE: the bytes choose what code runs here, with all rights of this process.
+
+    Only for bytes from a peer, over a network, that may run anything on this machine anyway.
+
+    Raises:
+        WireError: the bytes are no pickle, or its objects cannot be made here.
+    """
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        said = f"{error!s:.200}; did every member pass unsafe_pickle=True?"
+        raise WireError(f"{len(data)} bytes from a peer cannot be unpickled: {said}") from error
+
+
+class _Writer:
+    """Makes what JSON can say of a value, and collects the contents that follow the header."""
+
+    def __init__(self) -> None:
+        self.contents: list[bytes | Tensor] = []
+        self._in_model = False
+
+    def item(self, value: Any, path: Path = None, depth: int = 0) -> Any:
+        kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
+        if kind in _FLAT:
+            return value
+        if kind is int:
+            return value if _LEAST <= value <= _MOST else _tagged("int", hex(value))
+        if kind not in _CONTAINERS:
+            return self._leaf(value, path) or self._made(value, path, depth)
+        if depth >= MAX_DEPTH:
+            raise too_deep(path)
+        if kind is dict:
+            return self._dict(value, path, depth + 1)
+        items = self._items(value, path, depth + 1)
+        return items if kind is list else {"": [kind.__name__, items]}
+
+    def _items(self, items: Collection[Any], path: Path, depth: int) -> Collection[Any]:
+        kinds = set(map(type, items))  # in C, and spares a look at each from here
+        if kinds <= _FLAT or (kinds <= _INT and min(items) >= _LEAST and max(items) <= _MOST):
+            return items if type(items) in (list, tuple) else list(items)
+        item = self.item
+        return [one if type(one) in _FLAT else item(one, (path, place), depth) for place, one in enumerate(items)]
+
+    def _dict(self, value: dict[Any, Any], path: Path, depth: int) -> dict[str, Any]:
+        item = self.item
+        if set(map(type, value)) <= _STR and "" not in value:
+            if _FLAT.issuperset(map(type, value.values())):
+                return value
+            return {key: one if type(one) in _FLAT else item(one, (path, key), depth) for key, one in value.items()}
+        keys = self._items(value, path, depth)
+        return {"": ["dict", keys, [item(one, (path, key), depth) for key, one in value.items()]]}
+
+    def _leaf(self, value: Any, path: Path) -> dict[str, Any] | None:
+        """What can be sent and is neither JSON's nor a container, else None."""
+        kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
+        if kind is bytes:
+            self.contents.append(value)
+            return _tagged("bytes", len(value))
+        if isinstance(value, Tensor):
+            self.contents.append(contents_of(value, path))
+            return _tagged("tensor", name_of(value.dtype), list(value.shape))
+        if kind is torch.dtype:
+            return _tagged("dtype", name_of(value))
+        if kind is torch.Size:
+            return _tagged("size", list(value))
+        if kind is torch.device:
+            return _tagged("device", str(value))
+        if kind is TensorSpec:
+            return _tagged("spec", name_of(value.dtype), list(value.shape), value.device)
+        return None
+
+    def _made(self, value: Any, path: Path, depth: int) -> Any:
+        """A model's dump, and what its fields may be besides (a path, an enum, a date), which its class makes anew."""
+        is_model = isinstance(value, BaseModel)
+        name = _name(value.__class__)
+        if not is_model and not self._in_model:
+            raise GroupArgumentError(
+                f"{shown(path)}: a {name} cannot be sent: expected {_SENDABLE}; or, where every member may run any "
+                "code on every other, ask for pickle with unsafe_pickle=True"
+            )
+        if depth >= MAX_DEPTH:
+            raise too_deep(path)
+        try:
+            plain = value.model_dump(round_trip=True, by_alias=True) if is_model else to_jsonable_python(value)
+        except ValueError as error:
+            raise GroupArgumentError(f"{shown(path)}: a {name} cannot be dumped by pydantic: {error}") from error
+        if not is_model:
+            return self.item(plain, path, depth + 1)
+        outside, self._in_model = self._in_model, True
+        plain = self.item(plain, path, depth + 1)
+        self._in_model = outside
+        return _tagged("model", name, [plain])  # in a list, for a root model's dump can be anything
+
+
+class _Reader:
+    """Makes values of what JSON says of them, and of the contents that follow the header.
+
+    Each content is taken once, so that a message makes no more than it brings.
+    """
+
+    def __init__(self, contents: memoryview, models: dict[str, type[BaseModel]]) -> None:
+        self._contents = contents
+        self._models = models
+
+    def build(self, found: dict[str, Any]) -> Any:
+        """What an object of the header stands for; those inside it have been built."""
+        if "" not in found:
+            return found
+        tag, *said = found[""]
+        if tag not in _MAKERS:
+            raise WireError(f"a peer sent a {tag!r:.80}, which is not known here")
+        kinds, make = _MAKERS[tag]
+        if tuple(map(type, said)) != kinds:
+            raise WireError(f"a peer sent a {tag} made of {[kind.__name__ for kind in map(type, said)]!r:.80}")
+        return make(self, said)
+
+    def require_end(self) -> None:
+        if left := len(self._contents):
+            raise WireError(f"a peer's message is followed by {left} bytes that nothing refers to")
+
+    def take(self, size: int) -> memoryview:
+        if not 0 <= size <= len(self._contents):
+            raise WireError(f"a peer's message ends before the {size} bytes of a value in it")
+        taken, self._contents = self._contents[:size], self._contents[size:]
+        return taken
+
+    def tensor(self, dtype: str, dims: list[Any]) -> Tensor:
+        shape, kind = shape_of(dims), dtype_of(dtype)
+        return tensor_of(self.take(prod(shape) * kind.itemsize), kind, shape)
+
+    def model(self, name: str, dump: Any) -> BaseModel:
+        if name not in self._models:
+            allowed = ", ".join(self._models) or "none"
+            raise WireError(
+                f"a peer sent a {name!r:.200}, and the models that this call allows are {allowed}: to allow it, give "
+                f"the class, as in models=({name.rpartition('.')[2]:.80},)"
+            )
+        try:
+            return self._models[name].model_validate(dump)
+        except Exception as error:  # validators are the user's, and raise anything
+            raise WireError(f"what a peer sent as a {name} makes none: {error!s:.500}") from error
+
+
+def _tagged(tag: str, *said: object) -> dict[str, Any]:
+    return {"": [tag, *said]}
+
+
+def _unique(made: Any, items: list[Any]) -> Any:
+    if len(made) != len(items):
+        raise WireError(f"a peer sent a {type(made).__name__} in which {len(items) - len(made)} keys repeat")
+    return made
+
+
+_MAKERS: dict[str, tuple[tuple[type, ...], Callable[[_Reader, list[Any]], Any]]] = {
+    "int": ((str,), lambda _, said: int(said[0], 16)),
+    "bytes": ((int,), lambda reader, said: bytes(reader.take(said[0]))),
+    "tuple": ((list,), lambda _, said: tuple(said[0])),
+    "set": ((list,), lambda _, said: _unique(set(said[0]), said[0])),
+    "frozenset": ((list,), lambda _, said: _unique(frozenset(said[0]), said[0])),
+    "dict": ((list, list), lambda _, said: _unique(dict(zip(said[0], said[1], strict=True)), said[0])),
+    "tensor": ((str, list), lambda reader, said: reader.tensor(said[0], said[1])),
+    "dtype": ((str,), lambda _, said: dtype_of(said[0])),
+    "size": ((list,), lambda _, said: torch.Size(said[0])),
+    "device": ((str,), lambda _, said: torch.device(said[0])),
+    "spec": ((str, list, str), lambda _, said: spec_of(*said)),
+    "model": ((str, list), lambda reader, said: reader.model(said[0], said[1][0])),
+}
+"""Tag -> what is said with it, and what that makes."""
+
+
+def _by_name(models: Iterable[type[BaseModel]]) -> dict[str, type[BaseModel]]:
+    named: dict[str, type[BaseModel]] = {}
+    for model in models:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GroupArgumentError(f"models has {model!r}: expected classes that derive from pydantic.BaseModel")
+        if named.setdefault(_name(model), model) is not model:
+            raise GroupArgumentError(f"models has two classes named {_name(model)}; expected different names")
+    return named
+
+
+def _name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _hint(view: memoryview) -> str:
+    pickled = len(view) > 1 and view[0] == 0x80 and view[1] <= pickle.HIGHEST_PROTOCOL
+    return "; they look like a pickle: did every member pass unsafe_pickle=True?" if pickled else ""

@@ -1,0 +1,339 @@
+"""Placement: what arithmetic says about hosts is what looking at every rank says; then cases, then errors."""
+
+import copy
+import pickle
+import time
+from itertools import combinations, permutations
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parallel_topology import ParallelTopology, RankError, TopologyError, UnknownAxisError
+from parallel_topology.hosts.hosts import Hosts, Spans
+from parallel_topology.hosts.reorder import orders_inside
+from parallel_topology.testing.strategies import hosts_for
+
+ODD: Any = 1.0
+
+first_ranks = st.just(0) | st.integers(0, 20)
+
+
+@st.composite
+def topologies(draw, max_axes=4, explicit=True):
+    axes = draw(st.permutations(["tp", "cp", "dp", "pp"][:max_axes]))
+    sizes = {axis: draw(st.integers(1, 4)) for axis in axes}
+    topology = ParallelTopology(order="-".join(axes), first_rank=draw(first_ranks), **sizes)
+    if explicit and draw(st.booleans()):
+        placed = draw(st.permutations(range(topology.world_size)))
+        topology = ParallelTopology(order="-".join(axes), ranks=placed, **sizes)
+    return topology
+
+
+@st.composite
+def placed_topologies(draw, **options):
+    topology = draw(topologies(**options))
+    return topology, draw(hosts_for(topology))
+
+
+def looked_up(hosts):
+    return {rank: host for host, ranks in enumerate(hosts) for rank in ranks}
+
+
+# Laws
+
+
+@given(placed_topologies())
+def test_each_rank_is_on_the_host_that_lists_it(placed):
+    _, hosts = placed
+    home = looked_up(hosts)
+    assert len(home) == hosts.rank_count
+    assert max(home.values()) == len(hosts) - 1
+    for rank in range(max(home) + 3):
+        assert (rank in hosts) is (rank in home)
+        if rank in home:
+            assert hosts.host_of(rank) == home[rank]
+            assert hosts.ranks_of(home[rank])[hosts.local_rank_of(rank)] == rank
+
+
+@given(placed_topologies())
+def test_spans_are_those_that_looking_at_every_rank_finds(placed):
+    topology, hosts = placed
+    home = looked_up(hosts)
+    for count in range(1, 5):
+        for axes in combinations(topology.axes, count):
+            spans = hosts.spans(topology, *axes)
+            found = [sorted({home[rank] for rank in group}) for group in topology.groups(*axes)]
+            widths = list(map(len, found))
+            assert [list(hosts.hosts_of(group)) for group in spans.groups] == found
+            assert spans.histogram == {width: widths.count(width) for width in widths}
+            assert list(spans.histogram) == sorted(spans.histogram)
+            assert spans.widest == max(widths)
+            assert spans.inside is (max(widths) == 1)
+            assert spans.crossing == sum(width > 1 for width in widths)
+            assert list(spans.crossing_numbers()) == [number for number, width in enumerate(widths) if width > 1]
+            assert [hosts.crosses(group) for group in spans.groups] == [width > 1 for width in widths]
+
+
+@given(st.sampled_from(["tp4-dp6-pp2", "tp2-cp2-dp6-pp2", "dp12-pp4"]), st.integers(1, 50), st.data())
+def test_spans_of_views_are_those_that_looking_at_every_rank_finds(text, per_host, data):
+    sizes = data.draw(st.sampled_from(["etp2-ep2-edp-pp2", "etp1-ep4-edp-pp2"]))
+    topology = ParallelTopology.parse(f"{text}/other:{sizes.replace('pp2', 'last2')}~{reversed_order(text)}")
+    hosts = Hosts.uniform(count=-(-48 // per_host), ranks_per_host=per_host)
+    for axis in topology.all_axes:
+        found = [sorted({rank // per_host for rank in group}) for group in topology.groups(axis)]
+        assert [list(hosts.hosts_of(group)) for group in topology.groups(axis)] == found
+        assert hosts.spans(topology, axis).crossing == sum(len(hosts_of) > 1 for hosts_of in found)
+
+
+def reversed_order(text):
+    return "-".join(reversed(ParallelTopology.parse(text).axes))
+
+
+@given(placed_topologies())
+def test_a_placement_comes_back_from_its_text_and_from_copies(placed):
+    _, hosts = placed
+    for same in (
+        Hosts.parse(str(hosts)),
+        Hosts.listed(hosts),
+        eval(repr(hosts)),
+        pickle.loads(pickle.dumps(hosts)),
+        copy.deepcopy(hosts),
+    ):
+        assert same == hosts
+        assert hash(same) == hash(hosts)
+        assert str(same) == str(hosts)
+
+
+def inversions(order, present):
+    places = [present.index(axis) for axis in order]
+    return sum(later < earlier for i, earlier in enumerate(places) for later in places[i + 1 :])
+
+
+def orders_by_trying_all(topology, hosts, keep):
+    """Best first; axes of size 1 stay where they are."""
+    moving = [axis for axis in topology.axes if topology.sizes[axis] > 1]
+    found = []
+    for permuted in permutations(moving):
+        places = iter(permuted)
+        order = "-".join(axis if topology.sizes[axis] == 1 else next(places) for axis in topology.axes)
+        reordered = topology.model_copy(update={"order": order})
+
+        def crossing(axis, reordered=reordered):
+            home = looked_up(hosts)
+            return sum(len({home[rank] for rank in group}) > 1 for group in reordered.groups(axis))
+
+        if not any(map(crossing, keep)):
+            cost = sum(crossing(axis) for axis in topology.axes if axis not in keep)
+            found.append((cost, inversions(permuted, moving), tuple(map(moving.index, permuted)), order))
+    return [order for *_, order in sorted(found)]
+
+
+@settings(max_examples=60)
+@given(placed_topologies(), st.sets(st.sampled_from(["tp", "cp", "dp", "pp"])))
+def test_orders_inside_are_those_that_trying_all_finds_best_first(placed, keep):
+    topology, hosts = placed
+    assert list(orders_inside(topology, hosts, keep=sorted(keep))) == orders_by_trying_all(topology, hosts, keep)
+
+
+# Cases
+
+
+@pytest.mark.parametrize(
+    ("text", "ranks", "canonical"),
+    [
+        ("2x4", [[0, 1, 2, 3], [4, 5, 6, 7]], "2x4"),
+        ("4,4,2", [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]], "4,4,2"),
+        ("4,4", [[0, 1, 2, 3], [4, 5, 6, 7]], "2x4"),
+        ("3", [[0, 1, 2]], "1x3"),
+        ("2x2@8", [[8, 9], [10, 11]], "2x2@8"),
+        ("1,2@8", [[8], [9, 10]], "1,2@8"),
+        ("0,4/1,5", [[0, 4], [1, 5]], "0,4/1,5"),
+        ("4,0/", [[4, 0]], "4,0/"),
+        ("0,1/2,3", [[0, 1], [2, 3]], "2x2"),
+        ("2,3/4", [[2, 3], [4]], "2,1@2"),
+    ],
+)
+def test_text(text, ranks, canonical):
+    hosts = Hosts.parse(text)
+    assert [list(members) for members in hosts] == ranks
+    assert str(hosts) == canonical
+    assert repr(hosts) == f"Hosts.parse({canonical!r})"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "topology", "axes", "line"),
+    [
+        ("2x4", "tp2-pp4", ["tp"], "tp: 4 groups of 2, inside hosts"),
+        (
+            "2x4",
+            "tp2-pp4",
+            ["pp"],
+            "pp: 2 groups of 4, 2 across hosts (up to 2 hosts); pp group 0 = [0, 2, 4, 6] spans hosts 0 and 1",
+        ),
+        (
+            "7,1",
+            "tp2-pp4",
+            ["tp"],
+            "tp: 4 groups of 2, 1 across hosts (up to 2 hosts); tp group 3 = [6, 7] spans hosts 0 and 1",
+        ),
+        (
+            "4x2",
+            "tp2-pp4",
+            ["pp", "tp"],
+            "tp-pp: 1 group of 8, 1 across hosts (up to 4 hosts); "
+            "tp-pp group 0 = [0, 1, 2, 3, 4, 5, 6, 7] spans hosts 0, 1, 2 and 3",
+        ),
+        (
+            "12x1",
+            "tp12",
+            ["tp"],
+            "tp: 1 group of 12, 1 across hosts (up to 12 hosts); tp group 0 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] "
+            "spans hosts 0, 1, 2, 3, 4, 5, 6, 7, ... 11",
+        ),
+        ("0,2/1,3", "tp2-pp2@0,2,1,3", ["tp"], "tp: 2 groups of 2, inside hosts"),
+    ],
+)
+def test_what_a_person_reads(hosts, topology, axes, line):
+    assert str(Hosts.parse(hosts).spans(ParallelTopology.parse(topology), *axes)) == line
+
+
+def test_the_verdict_of_a_group_inside_a_host():
+    spans = Hosts.parse("7,5").spans(ParallelTopology(tp=2, pp=6), "tp")
+    assert spans.verdict(0) == "tp group 0 = [0, 1] is inside host 0"
+    assert spans.verdict(3) == "tp group 3 = [6, 7] spans hosts 0 and 1"
+    assert isinstance(spans, Spans)
+
+
+def test_any_ranks_may_be_asked_about():
+    assert Hosts.parse("3x2").hosts_of([5, 0, 4]) == [0, 2]
+    assert not Hosts.parse("3x2").crosses([4, 5])
+
+
+def test_orders_that_keep_an_axis_inside():
+    topology = ParallelTopology(tp=8, cp=1, dp=4, pp=2, order="pp-cp-tp-dp")
+    hosts = Hosts.parse("8x8")
+    assert list(orders_inside(topology, hosts, keep="tp")) == ["tp-cp-pp-dp", "tp-cp-dp-pp"]
+    assert list(orders_inside(topology, hosts, keep=["tp", "pp"])) == []
+    assert next(orders_inside(topology, hosts, keep=["dp"])).split("-")[0] in ("dp", "pp")
+    assert list(orders_inside(topology, hosts, keep=[("pp", "dp")])) == ["pp-cp-dp-tp", "dp-cp-pp-tp"]
+
+
+def test_orders_are_kept_to_what_views_allow():
+    topology = ParallelTopology(tp=2, dp=3, pp=2, views={"expert": "etp1-ep6-pp2"})
+    orders = list(orders_inside(topology, Hosts.parse("2x6"), keep=["ep"]))
+    assert orders == ["tp-dp-pp", "dp-tp-pp"]  # elsewhere pp would not be the expert side's pp
+    assert list(orders_inside(topology, Hosts.parse("2x6"), keep=())) == orders
+    assert list(orders_inside(topology, Hosts.parse("3x4"), keep=["ep"])) == []
+
+
+def test_six_axes_and_many_ranks_are_answered_at_once():
+    sizes: dict[str, Any] = {"tp": 8, "cp": 4, "ep": 2, "dp": 64, "pp": 16, "zp": 2}
+    topology = ParallelTopology(order="-".join(reversed(sizes)), **sizes)
+    started = time.perf_counter()
+    hosts = Hosts.uniform(count=topology.world_size // 8, ranks_per_host=8)
+    orders = list(orders_inside(topology, hosts, keep=["tp"]))
+    assert len(orders) == 120
+    assert all(order.startswith("tp-") for order in orders)
+    axes: Any = [f"a{'x' * number}" for number in range(12)]
+    twos: dict[str, Any] = dict.fromkeys(axes, 2)
+    many = ParallelTopology(order="-".join(axes), **twos)
+    hosts = Hosts.uniform(count=512, ranks_per_host=8)
+    assert next(orders_inside(many, hosts, keep=axes[:3])) == many.order
+    assert next(orders_inside(many, hosts, keep=axes[-3:])).split("-")[:3] == axes[-3:]
+    assert not list(orders_inside(many, hosts, keep=axes[:4]))
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("dp", [2, 2**21])
+def test_counting_does_not_grow_with_the_world(dp):
+    topology = ParallelTopology(tp=12, dp=dp, pp=4)
+    hosts = Hosts.uniform(count=topology.world_size // 8, ranks_per_host=8)
+    started = time.perf_counter()
+    assert hosts.spans(topology, "tp").histogram == {2: topology.world_size // 12}
+    assert hosts.spans(topology, "dp", "tp").widest == 3 * dp // 2
+    assert len(hosts.hosts_of(topology.group("tp", "pp", rank=5))) == 8
+    assert hosts.host_of(topology.world_size - 1) == len(hosts) - 1
+    assert time.perf_counter() - started < 1
+
+
+# Accidents
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Hosts.uniform(count=0, ranks_per_host=8), "count=0: expected a whole number of at least 1"),
+        (lambda: Hosts.uniform(count=1, ranks_per_host=ODD), "ranks_per_host=1.0: expected a whole number"),
+        (lambda: Hosts.uniform(count=1, ranks_per_host=1, first_rank=-1), "first_rank=-1: expected"),
+        (lambda: Hosts.uneven([]), "no hosts were given; expected at least one"),
+        (lambda: Hosts.uneven([4, 0]), "the number of ranks on host 1=0: expected a whole number of at least 1"),
+        (lambda: Hosts.uneven([4, 2], first_rank=-1), "first_rank=-1: expected"),
+        (lambda: Hosts.listed([]), "no hosts were given; expected at least one"),
+        (lambda: Hosts.listed([[0], []]), "the number of ranks on host 1=0: expected"),
+        (lambda: Hosts.listed([[0], [-1]]), "a rank of host 1=-1: expected a whole number of at least 0"),
+        (lambda: Hosts.listed([[0, 1], [2, 0]]), "rank 0 stands on hosts 0 and 1; expected each rank once"),
+    ],
+)
+def test_hosts_that_cannot_be(make, message):
+    with pytest.raises(TopologyError) as caught:
+        make()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2x", "x4", "2x4x2", "a", "4,", "2x4@", "2x4@a", "0/1@2", "/", "0,a/1", "4;4", "²x4"]
+)
+def test_text_that_cannot_be_read(text):
+    with pytest.raises(TopologyError, match=r"cannot read hosts .*expected hosts x ranks, as in '2x4'"):
+        Hosts.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "topology", "message"),
+    [
+        ("2x4", "tp4-pp4", "the hosts 2x4 hold 8 ranks, 0..7, but tp4-pp4 has 16: rank 15 is on no host"),
+        ("2x4@8", "tp4-pp2", "the hosts 2x4@8 hold 8 ranks, 8..15, but tp4-pp2 has 8: rank 0 is on no host"),
+        ("0,2/1,3", "tp5", "the hosts 0,2/1,3 hold 4 ranks, 0, 2, 1, 3, but tp5 has 5: rank 4 is on no host"),
+        ("2x4", "tp2@3,9", "hold 8 ranks, 0..7, but tp2@3,9 has 2: rank 9 is on no host"),
+    ],
+)
+def test_hosts_that_lack_ranks_of_the_topology(hosts, topology, message):
+    for ask in (lambda *placed: Hosts.spans(*placed, "tp"), lambda topology, hosts: orders_inside(hosts, topology)):
+        with pytest.raises(TopologyError) as caught:
+            ask(Hosts.parse(hosts), ParallelTopology.parse(topology))
+        assert message in str(caught.value)
+
+
+def test_ranks_and_hosts_that_are_not_there():
+    hosts = Hosts.parse("2x4")
+    not_there: Any
+    for not_there in (8, -1, "0", True, None):
+        assert not_there not in hosts
+        with pytest.raises(RankError, match=r"is on none of the hosts 2x4: they hold 0..7"):
+            hosts.host_of(not_there)
+    for not_there in (2, -1, "0"):
+        with pytest.raises(RankError, match=r"is outside 0..1 of the hosts 2x4"):
+            hosts.ranks_of(not_there)
+    with pytest.raises(RankError, match="rank 9 is on none"):
+        hosts.hosts_of(ParallelTopology(tp=10).group("tp", rank=0))
+    with pytest.raises(RankError, match="rank 9 is on none"):
+        hosts.hosts_of([0, 9])
+    with pytest.raises(RankError, match=r"they hold 1, 0, 3, 2, .*15, 14, ...$"):
+        Hosts.listed([[rank ^ 1 for rank in range(18)]]).host_of(99)
+
+
+def test_keeping_an_axis_that_is_not_there():
+    with pytest.raises(UnknownAxisError, match="has no axis 'xp'"):
+        orders_inside(ParallelTopology(tp=4), Hosts.parse("1x4"), keep=["tp", "xp"])
+    with pytest.raises(UnknownAxisError, match="no axis was named"):
+        orders_inside(ParallelTopology(tp=4), Hosts.parse("1x4"), keep=[()])
+
+
+def test_a_frozen_value():
+    hosts: Any = Hosts.parse("2x4")
+    with pytest.raises(AttributeError):
+        hosts.starts = range(3)
+    assert Hosts.parse("2x4") != Hosts.parse("4x2")
+    assert len({Hosts.parse("2x4"), Hosts.parse("4,4"), Hosts.parse("2x4@1")}) == 2

@@ -1,0 +1,41 @@
+"""The private names of torch that this package uses, and what it relies on them doing: fails when they move."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from parallel_topology import torch_private
+
+
+def test_the_names_are_there():
+    for name in (
+        "_set_default_backend", "_register_backend", "_set_group_name", "_set_group_desc", "_allgather_base",
+        "_reduce_scatter_base", "_start_coalescing", "_end_coalescing",
+    ):  # fmt: skip
+        assert hasattr(dist.ProcessGroup, name)
+    for name in ("_Options", "create_device", "create_default_device"):
+        assert hasattr(dist.ProcessGroupGloo, name)
+    assert {"_devices", "_timeout"} <= set(dir(torch_private._gloo._Options))
+
+
+def test_a_hand_made_group_works_without_a_default_group_and_is_in_no_registry():
+    device = torch_private.gloo_device(hostname="127.0.0.1")
+    store = dist.HashStore()
+    backend = torch_private.gloo_backend(store, 0, 1, timedelta(seconds=5), device)
+    group = torch_private.new_process_group(
+        store, 0, 1, description="text", key="key", kind="gloo", backends={"cpu": backend}
+    )
+    assert (group.group_name, group.group_desc) == ("key", "text")
+    tensor = torch.ones(1)
+    gathered = torch.zeros(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dist.all_reduce(tensor, group=group)
+        torch_private.all_gather_single(group, gathered, tensor, async_op=False).wait()
+    assert gathered.item() == 1
+    assert not dist.is_initialized()
+    assert group not in dist.distributed_c10d._world.pg_map
