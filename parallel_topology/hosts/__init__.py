@@ -1,5 +1,6 @@
 """Who is where? Which ranks are on which host, what crosses hosts, and the orders that avoid it. Pure.
 
+bounds   checks and canonical form of where hosts begin
 hosts    Hosts, and Spans: how groups lie on them
 reorder  orders of the axes that keep chosen groups inside hosts
 traffic  orders ranked by what crosses hosts, the heaviest axis first

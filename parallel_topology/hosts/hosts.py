@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import gcd
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from parallel_topology.errors import RankError, TopologyError
+from parallel_topology.hosts.bounds import Bounds, bounds_of, each, moved, placed_in
+from parallel_topology.topology import whole
 from parallel_topology.topology.layout import Groups, Modes, Placement, Ranks, coalesce
-from parallel_topology.topology.shares import require_whole
 
 if TYPE_CHECKING:
+    from pydantic_core import core_schema
+
     from parallel_topology.topology.topology import ParallelTopology
 
 _UNIFORM = re.compile(r"([0-9]+)x([0-9]+)")
-_NUMBERS = re.compile(r"[0-9]+(,[0-9]+)*")
+_LIST = "[0-9]+(,[0-9]+)*"
+_NUMBERS = re.compile(_LIST)
+_EXPECTED = (
+    "expected hosts x ranks, as in '2x4', or the ranks on each host, as in '4,4,2', both perhaps with a first rank, as "
+    "in '2x4@8', or every host's ranks, as in '0,4/1,5'"
+)
 
 
-@dataclass(frozen=True, repr=False)
+@final
 class Hosts:
     """Which ranks are on which host. Immutable, hashable, comparable; made by `uniform`, `uneven`, `listed`, `parse`.
 
@@ -37,7 +46,8 @@ class Hosts:
     The same placement is the same value, however it was written. Its text is `2x4` (2 hosts of 4 ranks), `4,4,2`
     (hosts of so many ranks), either with `@8` when the first rank is not 0, or `0,4/1,5` (the ranks of each host, in
     the order of their local ranks; `0,4/` when there is one host). What makes no placement, such as a host without
-    ranks, a rank that stands twice or a text that cannot be read, is a `TopologyError`.
+    ranks, a rank that stands twice or a text that cannot be read, is a `TopologyError`. As a field of a pydantic model
+    it is that text: `hosts: 2x4` in a configuration, `"2x4"` in JSON.
 
     Attributes:
         starts: where each host, numbered from 0, begins, and where the last ends; a range when all are of one size.
@@ -45,83 +55,144 @@ class Hosts:
         ranks: all ranks, host by host, when they do not simply count up.
     """
 
-    starts: range | tuple[int, ...]
-    ranks: tuple[int, ...] | None = None
+    __slots__ = ("_placement", "ranks", "starts")
+
+    starts: Bounds
+    ranks: tuple[int, ...] | None
+    _placement: Placement | None
+
+    def __init__(self, starts: Iterable[int], ranks: Iterable[int] | None = None) -> None:
+        bounds = bounds_of(starts)
+        placed = None if ranks is None else placed_in(bounds, ranks)
+        if placed and placed == tuple(range(placed[0], placed[0] + len(placed))):
+            bounds, placed = moved(bounds, placed[0]), None
+        object.__setattr__(self, "starts", bounds)
+        object.__setattr__(self, "ranks", placed)
+        object.__setattr__(self, "_placement", Placement(placed) if placed else None)
 
     @classmethod
     def uniform(cls, *, count: int, ranks_per_host: int, first_rank: int = 0) -> Hosts:
         """`count` hosts with `ranks_per_host` consecutive ranks each, from `first_rank` on."""
-        require_whole(1, count=count, ranks_per_host=ranks_per_host)
-        require_whole(0, first_rank=first_rank)
-        return cls(range(first_rank, first_rank + count * ranks_per_host + 1, ranks_per_host))
+        hosts, size = whole.require(1, "count", count), whole.require(1, "ranks_per_host", ranks_per_host)
+        first = whole.require(0, "first_rank", first_rank)
+        return cls(range(first, first + hosts * size + 1, size))
 
     @classmethod
-    def uneven(cls, counts: Sequence[int], *, first_rank: int = 0) -> Hosts:
-        """Consecutive ranks from `first_rank` on, `counts[i]` of them on host `i`."""
-        if not counts:
+    def uneven(cls, counts: Iterable[int], *, first_rank: int = 0) -> Hosts:
+        """Consecutive ranks from `first_rank` on, as many on each host as `counts` says."""
+        sizes = [
+            whole.require(1, f"the number of ranks on host {host}", count)
+            for host, count in enumerate(each("the numbers of ranks", counts))
+        ]
+        if not sizes:
             raise TopologyError("no hosts were given; expected at least one")
-        require_whole(1, **{f"the number of ranks on host {host}": count for host, count in enumerate(counts)})
-        require_whole(0, first_rank=first_rank)
-        if len(set(counts)) == 1:
-            return cls.uniform(count=len(counts), ranks_per_host=counts[0], first_rank=first_rank)
-        return cls(tuple(accumulate(counts, initial=first_rank)))
+        return cls(accumulate(sizes, initial=whole.require(0, "first_rank", first_rank)))
 
     @classmethod
     def listed(cls, ranks: Iterable[Iterable[int]]) -> Hosts:
         """Explicit ranks, host by host, each host's in the order of their local ranks."""
-        lists = list(map(tuple, ranks))
-        counted = cls.uneven([len(members) for members in lists])
+        lists = [
+            list(each(f"the ranks of host {host}", members))
+            for host, members in enumerate(each("the ranks of all hosts", ranks))
+        ]
+        counted = cls.uneven(map(len, lists))
         home: dict[int, int] = {}
         for host, members in enumerate(lists):
-            for rank in members:
-                require_whole(0, **{f"a rank of host {host}": rank})
+            for member in members:
+                rank = whole.require(0, f"a rank of host {host}", member)
                 if rank in home:
                     raise TopologyError(f"rank {rank} stands on hosts {home[rank]} and {host}; expected each rank once")
                 home[rank] = host
-        placed = tuple(home)
-        if placed == tuple(range(placed[0], placed[0] + len(placed))):
-            return cls.uneven([len(members) for members in lists], first_rank=placed[0])
-        return cls(counted.starts, placed)
+        return cls(counted.starts, home)
 
     @classmethod
     def parse(cls, text: str) -> Hosts:
         """The placement that a text stands for; `str(hosts)` gives the canonical text back."""
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TopologyError(f"hosts {whole.quoted(text)}: {_EXPECTED}")
         body, at, first = text.partition("@")
         if not at and "/" in body:
             lists = body.removesuffix("/").split("/")
             if all(_NUMBERS.fullmatch(ranks) for ranks in lists):
-                return cls.listed(map(int, ranks.split(",")) for ranks in lists)
+                return cls.listed(map(whole.from_digits, ranks.split(",")) for ranks in lists)
         elif not at or re.fullmatch("[0-9]+", first):
-            first_rank = int(first or 0)
+            first_rank = whole.from_digits(first or "0")
             if match := _UNIFORM.fullmatch(body):
-                return cls.uniform(count=int(match[1]), ranks_per_host=int(match[2]), first_rank=first_rank)
+                count, size = map(whole.from_digits, match.groups())
+                return cls.uniform(count=count, ranks_per_host=size, first_rank=first_rank)
             if _NUMBERS.fullmatch(body):
-                return cls.uneven(list(map(int, body.split(","))), first_rank=first_rank)
-        raise TopologyError(
-            f"cannot read hosts {text!r}: expected hosts x ranks, as in '2x4', or the ranks on each host, as in "
-            "'4,4,2', both perhaps with a first rank, as in '2x4@8', or every host's ranks, as in '0,4/1,5'"
-        )
+                return cls.uneven(map(whole.from_digits, body.split(",")), first_rank=first_rank)
+        raise TopologyError(f"cannot read hosts {whole.quoted(text)}: {_EXPECTED}")
 
     def __str__(self) -> str:
         if self.ranks is not None:
             return "/".join(",".join(map(str, members)) for members in self) + "/" * (len(self) == 1)
         uniform = isinstance(self.starts, range)
-        counts = f"{len(self)}x{self.starts[1] - self.starts[0]}" if uniform else ",".join(map(str, map(len, self)))
+        sizes = (end - start for start, end in pairwise(self.starts))
+        counts = f"{self.host_count}x{next(sizes)}" if uniform else ",".join(map(str, sizes))
         return counts + (f"@{self.starts[0]}" if self.starts[0] else "")
 
     def __repr__(self) -> str:
         return f"Hosts.parse({str(self)!r})"
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Hosts):
+            return NotImplemented
+        return (self.starts, self.ranks) == (other.starts, other.ranks)
+
+    def __hash__(self) -> int:
+        return hash((self.starts, self.ranks))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"the hosts {self} cannot be changed, nor can {name!r} of them: make others")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        self.__setattr__(name, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hosts, (self.starts, self.ranks)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> core_schema.CoreSchema:
+        from pydantic_core import core_schema  # when a model asks: hosts by themselves need no pydantic
+
+        return core_schema.no_info_plain_validator_function(
+            lambda given: given if isinstance(given, Hosts) else cls.parse(given),
+            serialization=core_schema.to_string_ser_schema(when_used="json"),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: object, handler: object) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "pattern": rf"^([0-9]+x[0-9]+|{_LIST})(@[0-9]+)?$|^{_LIST}(/{_LIST})*/?$",
+            "description": f"Which ranks are on which host: {_EXPECTED}.",
+            "examples": ["2x4", "4,4,2", "0,4/1,5"],
+        }
+
     def __len__(self) -> int:
-        """The number of hosts."""
-        return len(self.starts) - 1
+        """The number of hosts.
+
+        Raises:
+            TopologyError: there are more than `len` can say; `host_count` says it.
+        """
+        if self.host_count > sys.maxsize:
+            raise TopologyError(f"{self} has more hosts than len() can say: use host_count")
+        return self.host_count
 
     def __iter__(self) -> Iterator[Sequence[int]]:
         """The ranks of each host."""
-        return map(self.ranks_of, range(len(self)))
+        return map(self.ranks_of, range(self.host_count))
 
     def __contains__(self, rank: object) -> bool:
-        return self._find(rank) is not None
+        return self._place(rank) is not None
+
+    @property
+    def host_count(self) -> int:
+        """The number of hosts."""
+        if isinstance(self.starts, range):
+            return self.rank_count // self.starts.step
+        return len(self.starts) - 1
 
     @property
     def rank_count(self) -> int:
@@ -130,27 +201,26 @@ class Hosts:
 
     def ranks_of(self, host: int) -> Sequence[int]:
         """The global ranks on a host, in the order of their local ranks; a `RankError` if there is no such host."""
-        if type(host) is not int or not 0 <= host < len(self):
-            raise RankError(f"host {host!r} is outside 0..{len(self) - 1} of the hosts {self}")
-        members = range(self.starts[host], self.starts[host + 1])
+        number = whole.whole(host)
+        if number is None or not 0 <= number < self.host_count:
+            raise RankError(f"host {whole.quoted(host)} is outside 0..{self.host_count - 1} of the hosts {self}")
+        members = range(self.starts[number], self.starts[number + 1])
         return members if self.ranks is None else self.ranks[members.start : members.stop]
 
     def host_of(self, rank: int) -> int:
         """The number of the host that `rank` is on, or a `RankError`."""
-        host = self._find(rank)
-        if host is None:
-            raise RankError(f"rank {rank!r} is on none of the hosts {self}: they hold {self._held()}")
-        return host
+        return self._host_at(self._require_place(rank))
 
     def local_rank_of(self, rank: int) -> int:
         """Where `rank` stands among the ranks of its host, 0 for the first; raises as `host_of` does."""
-        return self.ranks_of(self.host_of(rank)).index(rank)
+        place = self._require_place(rank)
+        return place - self.starts[self._host_at(place)]
 
     def hosts_of(self, ranks: Sequence[int]) -> Sequence[int]:
         """The numbers of the hosts that hold any of `ranks`, ascending; a `RankError` if one of them is on none."""
         modes = _strides(self, ranks)
         if modes is None:
-            return sorted(set(map(self.host_of, ranks)))
+            return sorted(set(map(self.host_of, each("the ranks", ranks))))
         self.host_of(ranks[0] + _extent(modes))
         self.host_of(ranks[0])
         return _hosts_from(ranks[0] - self.starts[0], modes, self.starts[1] - self.starts[0])
@@ -175,29 +245,44 @@ class Hosts:
         Raises:
             TopologyError: they do not.
         """
-        world = topology.world
-        looked_at = world if topology.ranks or self.ranks else (world[0], world[-1])
-        missing = next((rank for rank in looked_at if rank not in self), None)
+        missing = next((rank for rank in self._decisive(topology) if rank not in self), None)
         if missing is not None:
             raise TopologyError(
                 f"the hosts {self} hold {self.rank_count} ranks, {self._held()}, but {topology} has "
                 f"{topology.world_size}: rank {missing} is on no host"
             )
 
-    def _find(self, rank: object) -> int | None:
-        """The host of `rank`, or None."""
-        if type(rank) is not int:
-            return None
-        place = self._placement.position_of.get(rank) if self._placement else rank
-        if place is None or not self.starts[0] <= place < self.starts[-1]:
-            return None
+    # Private
+
+    def _decisive(self, topology: ParallelTopology) -> Iterable[int]:
+        """Ranks of `topology` that are all here if any are: where these hosts hold a run, the ends are enough.
+
+        Elsewhere every rank is looked at, until one is missing: at most one more than these hosts list.
+        """
+        world = topology.world
+        if self.ranks is not None:
+            return world
+        if world.placement is not None:
+            return min(world), max(world)
+        return world.start, world.start + _extent(world.modes)
+
+    def _place(self, rank: object) -> int | None:
+        """Where `rank` stands between the first and the last of `starts`, or None."""
+        number = whole.whole(rank)
+        if number is not None and self._placement:
+            return self._placement.position_of.get(number)
+        return number if number is not None and self.starts[0] <= number < self.starts[-1] else None
+
+    def _require_place(self, rank: object) -> int:
+        place = self._place(rank)
+        if place is None:
+            raise RankError(f"rank {whole.quoted(rank)} is on none of the hosts {self}: they hold {self._held()}")
+        return place
+
+    def _host_at(self, place: int) -> int:
         if isinstance(self.starts, range):
             return (place - self.starts.start) // self.starts.step
         return bisect_right(self.starts, place) - 1
-
-    @cached_property
-    def _placement(self) -> Placement | None:
-        return Placement(self.ranks) if self.ranks is not None else None
 
     def _held(self) -> str:
         if self.ranks is None:

@@ -1,14 +1,17 @@
 """Placement: what arithmetic says about hosts is what looking at every rank says; then cases, then errors."""
 
 import copy
+import json
 import pickle
 import time
-from itertools import combinations, permutations
-from typing import Any
+from itertools import accumulate, combinations, permutations
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from parallel_topology import ParallelTopology, RankError, TopologyError, UnknownAxisError
 from parallel_topology.hosts.hosts import Hosts, Spans
@@ -16,6 +19,7 @@ from parallel_topology.hosts.reorder import orders_inside
 from parallel_topology.testing.strategies import hosts_for
 
 ODD: Any = 1.0
+numpys: Any = np.int64
 
 first_ranks = st.just(0) | st.integers(0, 20)
 
@@ -104,6 +108,61 @@ def test_a_placement_comes_back_from_its_text_and_from_copies(placed):
         assert same == hosts
         assert hash(same) == hash(hosts)
         assert str(same) == str(hosts)
+
+
+def every_spelling(hosts):
+    """The same placement in every way in that can say it."""
+    lists = [list(members) for members in hosts]
+    yield Hosts.listed(lists)
+    yield Hosts.listed(iter([map(numpys, members) for members in lists]))
+    flat = [rank for members in lists for rank in members]
+    yield Hosts(accumulate(map(len, lists), initial=0), flat)
+    yield Hosts(hosts.starts, hosts.ranks)
+    yield Hosts(np.array(hosts.starts), None if hosts.ranks is None else np.array(hosts.ranks))
+    yield Hosts.parse(str(hosts))
+    yield Hosts.parse("/".join(",".join(map(str, members)) for members in lists) + "/" * (len(lists) == 1))
+    if flat == list(range(flat[0], flat[0] + len(flat))):
+        counts = [len(members) for members in lists]
+        yield Hosts.uneven(counts, first_rank=flat[0])
+        yield Hosts.uneven(iter(counts), first_rank=numpys(flat[0]))
+        yield Hosts(list(accumulate(counts, initial=flat[0])))
+        yield Hosts.parse(f"{','.join(map(str, counts))}@{flat[0]}")
+        if len(set(counts)) == 1:
+            yield Hosts.uniform(count=len(counts), ranks_per_host=counts[0], first_rank=flat[0])
+            yield Hosts(range(flat[0], flat[-1] + 2, counts[0]))
+            yield Hosts.parse(f"{len(counts)}x{counts[0]}@{flat[0]}")
+
+
+@given(placed_topologies())
+def test_equal_placements_are_one_value_however_they_are_written(placed):
+    _, hosts = placed
+    for same in every_spelling(hosts):
+        assert same == hosts
+        assert (hash(same), str(same), same.starts, same.ranks) == (
+            hash(hosts), str(hosts), hosts.starts, hosts.ranks
+        )  # fmt: skip
+        assert [list(members) for members in same] == [list(members) for members in hosts]
+        assert all(type(number) is int for number in (*same.starts, *(same.ranks or ())))
+
+
+@given(placed_topologies(), placed_topologies())
+def test_placements_that_differ_are_different_values(one, other):
+    (_, here), (_, there) = one, other
+    same = [list(members) for members in here] == [list(members) for members in there]
+    assert (here == there) is same
+    assert (str(here) == str(there)) is same
+
+
+@given(placed_topologies(), placed_topologies())
+def test_every_rank_of_the_topology_is_required(one, other):
+    (topology, _), (_, hosts) = one, other
+    missing = [rank for rank in topology.world if rank not in looked_up(hosts)]
+    if not missing:
+        hosts.require(topology)
+        return
+    with pytest.raises(TopologyError, match=r"rank \d+ is on no host$") as caught:
+        hosts.require(topology)
+    assert int(str(caught.value).split()[-5]) in missing
 
 
 def inversions(order, present):
@@ -258,6 +317,84 @@ def test_counting_does_not_grow_with_the_world(dp):
     assert time.perf_counter() - started < 1
 
 
+def test_worlds_of_any_size_are_answered_at_once():
+    started = time.perf_counter()
+    for exponent in (40, 70):
+        topology = ParallelTopology(tp=8, dp=2 ** (exponent - 3), first_rank=3)
+        hosts = Hosts.uniform(count=2 ** (exponent - 3), ranks_per_host=8, first_rank=3)
+        hosts.require(topology)
+        assert hosts == Hosts.parse(str(hosts))
+        assert hash(hosts) == hash(Hosts.parse(str(hosts)))
+        assert hosts.host_count == 2 ** (exponent - 3)
+        assert hosts.host_of(2**exponent + 2) == hosts.host_count - 1
+        assert hosts.local_rank_of(2**exponent + 2) == 7
+        assert next(iter(hosts)) == range(3, 11)
+        with pytest.raises(TopologyError, match="rank 3 is on no host"):
+            Hosts.uniform(count=2 ** (exponent - 3), ranks_per_host=8, first_rank=4).require(topology)
+        with pytest.raises(TopologyError, match="is on no host"):
+            Hosts.parse("0,1,2/3,4,6").require(topology)
+        with pytest.raises(TopologyError, match="is on no host"):
+            Hosts.parse(f"{2**exponent},1").require(topology)
+    with pytest.raises(TopologyError, match=r"has more hosts than len\(\) can say: use host_count"):
+        len(hosts)
+    assert time.perf_counter() - started < 1
+
+
+# As a field of a pydantic model
+
+
+class Deployment(BaseModel):
+    hosts: Hosts
+    spare: Hosts | None = None
+
+
+@given(placed_topologies())
+def test_a_field_is_its_text_in_json_and_the_value_in_python(placed):
+    _, hosts = placed
+    deployment = Deployment(hosts=hosts)
+    assert deployment.hosts is hosts
+    assert json.loads(deployment.model_dump_json()) == {"hosts": str(hosts), "spare": None}
+    assert deployment.model_dump() == {"hosts": hosts, "spare": None}
+    assert deployment.model_dump(mode="json")["hosts"] == str(hosts)
+    for same in (
+        Deployment.model_validate({"hosts": str(hosts)}),
+        Deployment.model_validate_json(deployment.model_dump_json()),
+        Deployment.model_validate(deployment.model_dump()),
+        Deployment.model_validate_strings({"hosts": str(hosts)}),
+        deployment.model_copy(deep=True),
+    ):
+        assert same == deployment
+
+
+BAD_TEXTS = ["", "2x", "x4", "2x4x2", "a", "4,", "2x4@", "2x4@a", "0/1@2", "/", "0,a/1", "4;4", "²x4", "2x4 ", "@3"]
+
+
+@pytest.mark.parametrize("bad", [*BAD_TEXTS, "0x4", "0,0/1", "9" * 5000, None, 3, 2.0, True, b"2x4", [[0, 1]], {}])
+def test_what_makes_no_hosts_is_a_validation_error_in_a_model_and_ours_alone(bad):
+    with pytest.raises(ValidationError, match="hosts"):
+        Deployment(hosts=bad)
+    with pytest.raises(ValidationError):
+        TypeAdapter(Hosts).validate_python(bad)
+    with pytest.raises(TopologyError):
+        Hosts.parse(bad)
+
+
+@given(placed_topologies(), st.sampled_from(BAD_TEXTS), st.sampled_from(["validation", "serialization"]))
+def test_the_schema_holds_for_every_text_and_only_for_texts(placed, bad, mode):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = Deployment.model_json_schema(mode=mode)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    described = schema["properties"]["hosts"]
+    assert described["type"] == "string"
+    assert described["description"].endswith(".")
+    for text in (str(placed[1]), *described["examples"]):
+        assert Hosts.parse(text)
+        assert validator.is_valid({"hosts": text})
+    for wrong in (bad, 3, None, [[0, 1]]):
+        assert not validator.is_valid({"hosts": wrong})
+
+
 # Accidents
 
 
@@ -274,6 +411,41 @@ def test_counting_does_not_grow_with_the_world(dp):
         (lambda: Hosts.listed([[0], []]), "the number of ranks on host 1=0: expected"),
         (lambda: Hosts.listed([[0], [-1]]), "a rank of host 1=-1: expected a whole number of at least 0"),
         (lambda: Hosts.listed([[0, 1], [2, 0]]), "rank 0 stands on hosts 0 and 1; expected each rank once"),
+        (lambda: Hosts.uneven(ODD), "the numbers of ranks: 1.0; expected a list of them"),
+        (lambda: Hosts.uneven(iter([])), "no hosts were given; expected at least one"),
+        (lambda: Hosts.uneven(cast("Any", [2, None])), "the number of ranks on host 1=None: expected a whole number"),
+        (lambda: Hosts.uneven([2, True]), "the number of ranks on host 1=True: expected a whole number"),
+        (lambda: Hosts.uneven(cast("Any", "22")), "the number of ranks on host 0='2': expected a whole number"),
+        (lambda: Hosts.uneven([10**5000]), "host 0=<int with more digits than can be written>: expected a whole"),
+        (lambda: Hosts.listed(ODD), "the ranks of all hosts: 1.0; expected a list of them"),
+        (lambda: Hosts.listed(cast("Any", [[0], 1])), "the ranks of host 1: 1; expected a list of them"),
+        (lambda: Hosts.listed([[0], [ODD]]), "a rank of host 1=1.0: expected a whole number of at least 0"),
+        (lambda: Hosts.listed([[False, True]]), "a rank of host 0=False: expected a whole number of at least 0"),
+        (lambda: Hosts.uniform(count=1, ranks_per_host=True), "ranks_per_host=True: expected a whole number"),
+        (lambda: Hosts.uniform(count=10**639, ranks_per_host=10), "hosts that begin at range(0, 1000"),
+        (lambda: Hosts((0, 3, 2)), "hosts that begin at (0, 3, 2): expected where each host begins, ascending, and at"),
+        (lambda: Hosts((0, 3, 3)), "hosts that begin at (0, 3, 3): expected"),
+        (lambda: Hosts((0,)), "hosts that begin at (0,): expected"),
+        (lambda: Hosts(()), "hosts that begin at (): expected"),
+        (lambda: Hosts((-1, 3)), "hosts that begin at (-1, 3): expected"),
+        (lambda: Hosts((False, 3)), "hosts that begin at (False, 3): expected"),
+        (lambda: Hosts((0, ODD, 3)), "hosts that begin at (0, 1.0, 3): expected"),
+        (lambda: Hosts((0, 10**640)), "hosts that begin at (0, 1000"),
+        (lambda: Hosts(ODD), "where hosts begin: 1.0; expected a list of them"),
+        (lambda: Hosts(range(4, 0, -2)), "hosts that begin at range(4, 0, -2): expected"),
+        (lambda: Hosts(range(-2, 5, 2)), "hosts that begin at range(-2, 5, 2): expected"),
+        (lambda: Hosts(range(1)), "hosts that begin at range(0, 1): expected"),
+        (lambda: Hosts((0, 2), [0, 1, 3]), "hosts that begin at range(0, 3, 2) for 3 ranks: expected places from 0 on"),
+        (
+            lambda: Hosts((1, 2), [0, 3]),
+            "hosts that begin at range(1, 3) for 2 ranks: expected places from 0",
+        ),
+        (lambda: Hosts((0, 2), [3, 3]), "ranks (3, 3): expected each rank once"),
+        (lambda: Hosts((0, 2), [3, -3]), "a rank=-3: expected a whole number of at least 0"),
+        (lambda: Hosts((0, 2), ODD), "the ranks: 1.0; expected a list of them"),
+        (lambda: Hosts.parse(f"{'9' * 641}x4"), "the number '9999"),
+        (lambda: Hosts.parse(f"2x4@{'9' * 5000}"), "(5002 characters): expected at most 640 digits"),
+        (lambda: Hosts.parse(f"0,{'9' * 5000}/3"), "(5002 characters): expected at most 640 digits"),
     ],
 )
 def test_hosts_that_cannot_be(make, message):
@@ -282,9 +454,7 @@ def test_hosts_that_cannot_be(make, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "2x", "x4", "2x4x2", "a", "4,", "2x4@", "2x4@a", "0/1@2", "/", "0,a/1", "4;4", "²x4"]
-)
+@pytest.mark.parametrize("text", BAD_TEXTS)
 def test_text_that_cannot_be_read(text):
     with pytest.raises(TopologyError, match=r"cannot read hosts .*expected hosts x ranks, as in '2x4'"):
         Hosts.parse(text)
@@ -297,6 +467,9 @@ def test_text_that_cannot_be_read(text):
         ("2x4@8", "tp4-pp2", "the hosts 2x4@8 hold 8 ranks, 8..15, but tp4-pp2 has 8: rank 0 is on no host"),
         ("0,2/1,3", "tp5", "the hosts 0,2/1,3 hold 4 ranks, 0, 2, 1, 3, but tp5 has 5: rank 4 is on no host"),
         ("2x4", "tp2@3,9", "hold 8 ranks, 0..7, but tp2@3,9 has 2: rank 9 is on no host"),
+        ("2x4", "tp3@0,9,1", "hold 8 ranks, 0..7, but tp3@0,9,1 has 3: rank 9 is on no host"),
+        ("2x4@1", "tp3@2,0,1", "hold 8 ranks, 1..8, but tp3@2,0,1 has 3: rank 0 is on no host"),
+        ("0,1/4,5", "tp6", "the hosts 0,1/4,5 hold 4 ranks, 0, 1, 4, 5, but tp6 has 6: rank 2 is on no host"),
     ],
 )
 def test_hosts_that_lack_ranks_of_the_topology(hosts, topology, message):
@@ -309,17 +482,19 @@ def test_hosts_that_lack_ranks_of_the_topology(hosts, topology, message):
 def test_ranks_and_hosts_that_are_not_there():
     hosts = Hosts.parse("2x4")
     not_there: Any
-    for not_there in (8, -1, "0", True, None):
+    for not_there in (8, -1, "0", True, None, 1.0, 10**5000):
         assert not_there not in hosts
         with pytest.raises(RankError, match=r"is on none of the hosts 2x4: they hold 0..7"):
             hosts.host_of(not_there)
-    for not_there in (2, -1, "0"):
+    for not_there in (2, -1, "0", True, None, 1.0, 10**5000):
         with pytest.raises(RankError, match=r"is outside 0..1 of the hosts 2x4"):
             hosts.ranks_of(not_there)
     with pytest.raises(RankError, match="rank 9 is on none"):
         hosts.hosts_of(ParallelTopology(tp=10).group("tp", rank=0))
     with pytest.raises(RankError, match="rank 9 is on none"):
         hosts.hosts_of([0, 9])
+    with pytest.raises(TopologyError, match=r"the ranks: 1.0; expected a list of them"):
+        hosts.hosts_of(ODD)
     with pytest.raises(RankError, match=r"they hold 1, 0, 3, 2, .*15, 14, ...$"):
         Hosts.listed([[rank ^ 1 for rank in range(18)]]).host_of(99)
 
@@ -331,9 +506,27 @@ def test_keeping_an_axis_that_is_not_there():
         orders_inside(ParallelTopology(tp=4), Hosts.parse("1x4"), keep=[()])
 
 
-def test_a_frozen_value():
-    hosts: Any = Hosts.parse("2x4")
-    with pytest.raises(AttributeError):
-        hosts.starts = range(3)
+def test_integers_of_numpy_are_ranks_and_hosts():
+    for hosts in (Hosts.parse("2x4"), Hosts.parse("0,5,2,3/4,1,6,7")):
+        for rank in range(8):
+            assert numpys(rank) in hosts
+            assert hosts.host_of(numpys(rank)) == hosts.host_of(rank)
+            assert hosts.local_rank_of(numpys(rank)) == hosts.local_rank_of(rank)
+        assert hosts.ranks_of(numpys(1)) == hosts.ranks_of(1)
+        assert list(hosts.hosts_of([*map(numpys, range(8))])) == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["starts", "ranks", "_placement", "other"])
+def test_a_value_cannot_be_changed(name):
+    for text in ("2x4", "0,5/1,2"):
+        hosts: Any = Hosts.parse(text)
+        with pytest.raises(AttributeError, match=f"the hosts {text} cannot be changed"):
+            setattr(hosts, name, range(3))
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            delattr(hosts, name)
+        with pytest.raises(TypeError):
+            vars(hosts)
+        assert hosts == Hosts.parse(text)
     assert Hosts.parse("2x4") != Hosts.parse("4x2")
+    assert Hosts.parse("2x4") != "2x4"
     assert len({Hosts.parse("2x4"), Hosts.parse("4,4"), Hosts.parse("2x4@1")}) == 2

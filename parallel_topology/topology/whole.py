@@ -1,0 +1,55 @@
+"""Whole numbers as people give them: ints and NumPy's, or digits in a text; never bools, floats, or what has no end."""
+
+from __future__ import annotations
+
+import sys
+from numbers import Integral
+from operator import index
+
+from parallel_topology.errors import TopologyError
+
+DIGITS = sys.int_info.str_digits_check_threshold
+"""The most digits (640) that a number here may have: Python writes those out whatever its own limit is set to."""
+
+_TOO_LARGE = 10**DIGITS
+
+
+def whole(value: object) -> int | None:
+    """The int that `value` is, which integers of NumPy are too; None for bools, floats, texts and numbers too long."""
+    if type(value) is not int:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            return None
+        value = index(value)
+    return value if -_TOO_LARGE < value < _TOO_LARGE else None
+
+
+def require(least: int, what: str, value: object) -> int:
+    """`value` as an int of at least `least`.
+
+    Raises:
+        TopologyError: it is not one; the message begins with `what`.
+    """
+    number = whole(value)
+    if number is None or number < least:
+        raise TopologyError(f"{what}={quoted(value)}: expected a whole number of at least {least}")
+    return number
+
+
+def from_digits(text: str) -> int:
+    """The number that a text of digits stands for.
+
+    Raises:
+        TopologyError: it has more than `DIGITS` digits.
+    """
+    if len(text) > DIGITS:
+        raise TopologyError(f"the number {quoted(text)}: expected at most {DIGITS} digits")
+    return int(text)
+
+
+def quoted(value: object) -> str:
+    """Its `repr`, cut if it is long; in place of an int that Python refuses to write, its type."""
+    try:
+        text = repr(value)
+    except ValueError:  # "Exceeds the limit (4300 digits) for integer string conversion"
+        return f"<{type(value).__name__} with more digits than can be written>"
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-20:]} ({len(text)} characters)"
