@@ -1,6 +1,7 @@
 """Who is who? The ranks of a job, divided over named axes, as values: no torch, no devices, no I/O.
 
-layout      modes (size, stride), Ranks, Groups, Layout: arithmetic on ints, nothing enumerated until iterated
+modes       sizes and strides: arithmetic on ints
+layout      Ranks, Groups, Layout: made of modes, nothing enumerated until iterated
 notation    "tp2-pp4", "tp2-pp2@8", "tp2-dp4/expert:etp1-ep8": one small grammar, parsed and printed
 orders      orders by the names of the systems they come from, each with its source
 wording     how messages write sizes, names and ranks

@@ -1,6 +1,7 @@
 """The compact notation: `tp2-pp4`, and with everything `tp2-dp4-pp2@8/expert:etp1-ep8-edp1-pp2`.
 
-- topology = axes [ "@" first_rank | "@" rank "," rank ... ] { "/" view ":" axes [ "~" order ] }
+- topology = axes [ "@" first_rank | "@" rank "," rank ... | "@" strides ] { "/" view ":" axes [ "~" order ] }
+- strides = first_rank "+" count "x" step { "+" count "x" step }: `0+512x4+2x1` is 0, 4, ... 2044, then 1, 5, ... 2045
 - axes = name size { "-" name size }: fastest-varying first; in a view, one size may be left out
 - order = name { "-" name }: the order in which a view walks the base's axes ("over")
 """
@@ -12,9 +13,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from parallel_topology.errors import TopologyError
+from parallel_topology.topology.layout import Ranks
+from parallel_topology.topology.modes import coalesce
+from parallel_topology.topology.whole import from_digits, quoted
 
 _AXIS = re.compile(r"[a-z][a-z_]*")  # no digits: a forgotten '-' in "tp2-pp4" must not read as the axis "tp2pp"
 _SIZED = re.compile(rf"({_AXIS.pattern})([0-9]*)")
+_STRIDES = re.compile(r"[0-9]+(\+[0-9]+x[0-9]+)+")
 _EXAMPLE = "expected axes and sizes, fastest first, as in 'tp2-pp4'"
 
 
@@ -66,13 +71,16 @@ def parse_topology(text: str) -> dict[str, Any]:
     sizes = parse_axes(axes)
     arguments: dict[str, Any] = {**sizes, "order": "-".join(sizes)}
     if at:
-        if not re.fullmatch(r"[0-9]+(,[0-9]+)*", places):
+        if _STRIDES.fullmatch(places):
+            arguments["ranks"] = parse_strides(places)
+        elif re.fullmatch(r"[0-9]+(,[0-9]+)*", places):
+            ranks = list(map(int, places.split(",")))
+            arguments |= {"first_rank": ranks[0]} if len(ranks) == 1 else {"ranks": tuple(ranks)}
+        else:
             raise TopologyError(
                 f"cannot read '@{places}' in {text!r}: expected the first rank, as in 'tp2-pp2@8', "
-                "or every rank, as in 'tp2-pp2@0,4,1,5'"
+                "every rank, as in 'tp2-pp2@0,4,1,5', or strides, as in 'tp2-pp512@0+2x1+512x4'"
             )
-        ranks = list(map(int, places.split(",")))
-        arguments |= {"first_rank": ranks[0]} if len(ranks) == 1 else {"ranks": tuple(ranks)}
     views: dict[str, str] = {}
     for view_text in view_texts:
         name, colon, view = view_text.partition(":")
@@ -85,7 +93,23 @@ def parse_topology(text: str) -> dict[str, Any]:
 
 
 def format_topology(
-    sizes: Mapping[str, int], first_rank: int, ranks: tuple[int, ...] | None, views: Iterable[tuple[str, str]]
+    sizes: Mapping[str, int], first_rank: int, ranks: tuple[int, ...] | Ranks | None, views: Iterable[tuple[str, str]]
 ) -> str:
-    places = "@" + ",".join(map(str, ranks)) if ranks else f"@{first_rank}" if first_rank else ""
+    places = f"@{first_rank}" if first_rank else ""
+    if ranks is not None:
+        places = "@" + (format_strides(ranks) if isinstance(ranks, Ranks) else ",".join(map(str, ranks)))
     return format_axes(sizes) + places + "".join(f"/{name}:{view}" for name, view in views)
+
+
+def parse_strides(text: str) -> Ranks:
+    """The ranks that `"0+2x1+512x4"` stands for: from 0 on, 2 in steps of 1, and that 512 times in steps of 4."""
+    if not _STRIDES.fullmatch(text):
+        raise TopologyError(f"ranks={quoted(text)}: expected a rank and steps from it, as in '0+2x1+512x4'")
+    first, *modes = (tuple(map(from_digits, part.split("x"))) for part in text.split("+"))
+    if any(0 in mode for mode in modes):
+        raise TopologyError(f"ranks={quoted(text)}: expected counts and steps of at least 1")
+    return Ranks(first[0], coalesce((size, stride) for size, stride in modes))
+
+
+def format_strides(ranks: Ranks) -> str:
+    return f"{ranks.start}" + "".join(f"+{size}x{stride}" for size, stride in ranks.modes)

@@ -30,7 +30,7 @@ class RankGroup:
         self.ranks = ranks
         self.rank = rank
         # Plain attributes, not properties: model code reads them in every forward.
-        self.size = size = len(ranks)
+        self.size = size = ranks.size
         self.first_rank = ranks[0]
         self.last_rank = ranks[size - 1]
         self.next_rank = ranks[(rank + 1) % size]
@@ -55,7 +55,7 @@ class RankGroup:
         return stage_chunks(layers, self.rank, self.size, virtual=virtual, **how)
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.ranks)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.ranks)

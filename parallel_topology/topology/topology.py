@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PlainSerializer, WithJsonSchema, model_validator
 
 from parallel_topology.errors import RankError, TopologyError, UnknownAxisError
 from parallel_topology.topology.diff import Diff
 from parallel_topology.topology.layout import Groups, Layout, Placement, Ranks, coalesce
-from parallel_topology.topology.notation import format_topology, parse_topology
+from parallel_topology.topology.notation import format_strides, format_topology, parse_topology
 from parallel_topology.topology.plan import Plan
 from parallel_topology.topology.rank_view import RankView
 from parallel_topology.topology.validation import checked, in_order, places, require_free, with_inferred
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Rooms above this one are looked up late, when `reordered_for`, `_repr_html_` or `_repr_svg_` asks for them.
 
+_STRIDES = {"type": "string", "description": "a first rank and steps from it, as in 0+2x1+512x4"}
 Size = Annotated[int, Field(strict=True, ge=1)]
 
 
@@ -41,7 +42,8 @@ class ParallelTopology(BaseModel):
             whose order to use (`parallel_topology.ORDERS`), where axes not given have size 1.
             Without it the axes stand as in `tp-cp-dp-pp`.
         first_rank: the global rank of position 0, when the topology is a part of a larger job.
-        ranks: instead of `first_rank`, the global rank of every position.
+        ranks: instead of `first_rank`, the global rank of every position; or a first one and steps from it, as in
+            `"0+2x1+512x4"`, which is what becomes of more than 16 that have such a form.
         views: further factorizations of the same ranks: name -> axes, as in `{"expert": "etp1-ep8-pp2"}`.
         world_size: checked against the product of the sizes; needed when one size is -1, "what is left over".
         sizes: every other keyword is an axis and its size.
@@ -58,7 +60,12 @@ class ParallelTopology(BaseModel):
         ""  # always written out by the constructor; the default only says in the schema that it may be left out
     )
     first_rank: Annotated[int, Field(strict=True, ge=0)] = 0
-    ranks: tuple[int, ...] | None = None
+    ranks: Annotated[
+        Annotated[InstanceOf[Ranks], PlainSerializer(format_strides, when_used="json"), WithJsonSchema(_STRIDES)]
+        | tuple[int, ...]
+        | None,
+        Field(union_mode="left_to_right"),  # the other mode tries to make a tuple of strides first
+    ] = None
     views: Annotated[
         tuple[tuple[str, str], ...],
         PlainSerializer(dict, return_type=dict[str, str]),
@@ -76,7 +83,7 @@ class ParallelTopology(BaseModel):
         *,
         order: str | None = None,
         first_rank: int = 0,
-        ranks: Sequence[int] | None = None,
+        ranks: Sequence[int] | str | None = None,
         views: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         world_size: int | None = None,
         **sizes: int,
@@ -96,7 +103,7 @@ class ParallelTopology(BaseModel):
         vars(self).update(
             _sizes=named,
             _layouts={"": base, **layouts},
-            _placement=Placement(placed) if placed else None,
+            _placement=None if placed is None else Placement(placed),
             _text=format_topology(named, first_rank, placed, view_texts.items()),
         )
         require_same_groups({name or "the base": layout for name, layout in self._layouts.items()}, self.world)
@@ -160,10 +167,9 @@ class ParallelTopology(BaseModel):
         if name not in dict(self.views):
             raise UnknownAxisError(f"{self} has no view {name!r}; it has {listed(dict(self.views))}")
         layout = self._layouts[name]
-        sizes = {axis: layout.axis_size(axis) for axis in layout.modes}
-        every_position = Ranks(0, tuple(mode for modes in layout.modes.values() for mode in modes))
-        arguments: dict[str, Any] = {"ranks": [self.world[position] for position in every_position], **sizes}
-        return ParallelTopology(order="-".join(sizes), **arguments)
+        sizes: dict[str, Any] = {axis: layout.axis_size(axis) for axis in layout.modes}
+        walked = coalesce(mode for modes in layout.modes.values() for mode in modes)
+        return ParallelTopology(order="-".join(sizes), ranks=Ranks(self.first_rank, walked, self._placement), **sizes)
 
     def filling(self, world_size: int, *, axis: str) -> Self:
         """This topology with `axis` as large as it takes to fill `world_size` ranks.
@@ -218,8 +224,7 @@ class ParallelTopology(BaseModel):
             raise TopologyError(f"no axis is left of {self} at {fixed}; expected at least one that is not fixed")
         first = self.rank(**dict.fromkeys(kept, 0), **fixed)
         sizes: dict[str, Any] = {axis: layout.axis_size(axis) for axis in kept}
-        ranks = list(self.group(*kept, rank=first))
-        return ParallelTopology(order="-".join(kept), ranks=ranks, **sizes)
+        return ParallelTopology(order="-".join(kept), ranks=self.group(*kept, rank=first), **sizes)
 
     def diff(self, other: ParallelTopology) -> Diff:
         """What changes for each rank when `other` takes this topology's place."""

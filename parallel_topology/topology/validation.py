@@ -8,9 +8,14 @@ from math import prod
 from pydantic import BaseModel
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.topology.notation import is_axis_name, parse_axes, split_order
+from parallel_topology.topology.layout import Ranks
+from parallel_topology.topology.modes import nested, strided
+from parallel_topology.topology.notation import format_strides, is_axis_name, parse_axes, parse_strides, split_order
 from parallel_topology.topology.orders import DEFAULT_ORDER, ORDERS
 from parallel_topology.topology.wording import listed, product
+
+LISTED = 16
+"""Ranks that a topology's text writes out; of more it says start and strides, where they have some."""
 
 # Names an axis cannot have, because a topology, a view or a manager has an attribute of that name.
 # Tests hold this against all three; this module may import none of them.
@@ -90,23 +95,43 @@ def in_order(sizes: Mapping[str, int], order: str | None, views: Iterable[str]) 
 
 
 def places(
-    first_rank: int, ranks: Sequence[int] | None, sizes: Mapping[str, int]
-) -> tuple[int, tuple[int, ...] | None]:
-    """Where the positions are, in the simplest form: a first rank if the ranks count up from it."""
+    first_rank: int, ranks: Sequence[int] | str | None, sizes: Mapping[str, int]
+) -> tuple[int, tuple[int, ...] | Ranks | None]:
+    """Where the positions are, in the simplest form: a first rank if the ranks count up from it, a few written out.
+
+    More than `LISTED` ranks are strides where they can be, so that views and parts of a topology of any size are small.
+    """
     if type(first_rank) is not int or first_rank < 0:
         raise TopologyError(f"first_rank={first_rank!r}: expected a rank, a whole number of at least 0")
     if ranks is None:
         return first_rank, None
-    placed = tuple(ranks)
     if first_rank:
-        raise TopologyError(f"both first_rank={first_rank} and ranks={placed} were given; expected one of them")
+        raise TopologyError(f"both first_rank={first_rank} and ranks={ranks} were given; expected one of them")
+    placed = parse_strides(ranks) if isinstance(ranks, str) else _as_strides(ranks)
+    count = placed.size if isinstance(placed, Ranks) else len(placed)
+    if count != prod(sizes.values()):
+        raise TopologyError(f"{count} ranks were given for {product(sizes)} positions")
+    if not isinstance(placed, Ranks):
+        return 0, placed
+    if placed.start < 0 or not nested(placed.modes):
+        raise TopologyError(
+            f"ranks={format_strides(placed)!r}: expected ranks of at least 0, and steps that are longer than all "
+            "shorter ones together reach, so that no rank stands twice"
+        )
+    if placed.modes in ((), ((count, 1),)):
+        return placed.start, None
+    return 0, placed if count > LISTED else tuple(placed)
+
+
+def _as_strides(ranks: Sequence[int]) -> tuple[int, ...] | Ranks:
+    """The ranks as strides if they can be, without looking at each where they are already."""
+    if isinstance(ranks, Ranks) and (plain := ranks.plain()) is not None:
+        return Ranks(*plain)
+    placed = tuple(ranks)
     if any(type(rank) is not int or rank < 0 for rank in placed):
         raise TopologyError(f"ranks={placed!r}: expected ranks, whole numbers of at least 0")
-    if len(placed) != prod(sizes.values()):
-        raise TopologyError(f"{len(placed)} ranks were given for {product(sizes)} positions")
     if len(set(placed)) != len(placed):
         repeated = next(rank for rank in placed if placed.count(rank) > 1)
         raise TopologyError(f"rank {repeated} was given {placed.count(repeated)} times; expected each rank once")
-    if placed == tuple(range(placed[0], placed[0] + len(placed))):
-        return placed[0], None
-    return 0, placed
+    modes = strided(placed) if placed else None
+    return placed if modes is None else Ranks(placed[0], modes)

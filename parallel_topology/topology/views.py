@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from math import gcd, prod
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.topology.layout import Layout, Mode, Modes, Ranks, coalesce
+from parallel_topology.topology.layout import Layout, Ranks
+from parallel_topology.topology.modes import Mode, Modes, coalesce
 from parallel_topology.topology.notation import format_axes, is_axis_name, parse_axes, split_order
 
 
@@ -43,7 +44,7 @@ def require_same_groups(layouts: Mapping[str, Layout], world: Ranks) -> None:
                 continue
             axes = frozenset([axis])
             # Every group along an axis is a shift of the one through position 0: that one differs if any does.
-            here, there = ([world[p] for p in candidate.group(axes, 0, 0, None)] for candidate in (layout, other))
+            here, there = (each.group(axes, 0, world.start, world.placement) for each in (layout, other))
             raise TopologyError(
                 f"axis {axis!r} of {name} is not that of {home[axis]}: its first group is {here}, not {there}; "
                 "give it the same size and place, or another name"
