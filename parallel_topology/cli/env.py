@@ -43,6 +43,8 @@ def _show(found: dict[str, Any]) -> None:
 def _lines(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [f"{key}={inner}" for key, inner in cast("dict[str, object]", value).items()]
+    if isinstance(value, tuple):
+        return list(cast("tuple[str, ...]", value)) or ["no other launcher"]
     return ["not said" if value is None else str(value)]
 
 

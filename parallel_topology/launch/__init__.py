@@ -1,6 +1,7 @@
 """LaunchInfo: which rank this process is and where the ranks meet, read from a launcher's environment variables.
 
 A row for each launcher: those that set plain variables in `table`, SLURM in `slurm`, those that start pods in `pods`.
+Which of them counts where several left variables, `choice` decides.
 """
 
 from parallel_topology.launch.info import LaunchInfo

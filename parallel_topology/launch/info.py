@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parallel_topology.errors import LaunchError
-from parallel_topology.launch.table import find
+from parallel_topology.launch.choice import find
 from parallel_topology.launch.variables import Variables
 
 
@@ -26,7 +26,10 @@ class LaunchInfo:
         address, port: where the ranks meet; None where neither the launcher nor the user says.
         store_is_hosted: the launcher runs the store there; otherwise rank 0 has to.
         restart: how often this host's processes were restarted; with several hosts these need not be equal.
-        variables: name -> value of every variable that decided.
+        variables: name -> value of every variable that decided: these alone say the same, and each is needed.
+        inside: other launchers that this one was found inside of, and why its word counts, a sentence for each.
+
+    What was said is compared, not how: `variables` and `inside` do not count.
     """
 
     launcher: str
@@ -40,7 +43,8 @@ class LaunchInfo:
     port: int | None = None
     store_is_hosted: bool = False
     restart: int = 0
-    variables: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    variables: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
+    inside: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> LaunchInfo:
@@ -50,8 +54,13 @@ class LaunchInfo:
             LaunchError: no launcher is found, or its variables are incomplete, malformed or contradict each other.
         """
         variables = Variables(env)
-        launcher, facts = find(variables)
-        return cls(launcher=launcher, variables=variables.read, **facts)
+        launcher, facts, inside = find(variables)
+        return cls(launcher=launcher, variables=variables.read, inside=inside, **facts)
+
+    @property
+    def because(self) -> str:
+        """`torchrun (RANK='0', TORCHELASTIC_RUN_ID='job', ...)`: who it was, and what made us believe so."""
+        return f"{self.launcher} ({', '.join(f'{name}={value!r}' for name, value in sorted(self.variables.items()))})"
 
     def meeting_place(self) -> tuple[str, int]:
         """Address and port.

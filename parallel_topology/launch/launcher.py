@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Required, TypedDict
+from typing import Required, TypedDict
 
 from parallel_topology.errors import LaunchError
 from parallel_topology.launch.variables import Variables
@@ -28,11 +29,14 @@ class Facts(TypedDict, total=False):
 class Launcher:
     """A launcher that sets a variable for each number.
 
+    What it says of one process are its *facts*; its *claims* are the numbers that it says, however incomplete.
+
     Attributes:
         name: `LaunchInfo.launcher`.
         marks: the variables that, all set, say that this launcher started the process.
         rank, world_size, local_rank, local_size, host_index, host_count: the variables that hold these.
         gives_address: it sets MASTER_ADDR and MASTER_PORT; otherwise the user may.
+        counts_pods: its numbers are of pods, in which others start processes.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Launcher:
     host_index: str | None = None
     host_count: str | None = None
     gives_address: bool = False
+    counts_pods: bool = False
 
     def started(self, env: Variables) -> bool:
         """Whether this launcher started the process."""
@@ -59,7 +64,7 @@ class Launcher:
         self.require(env, self.rank, self.world_size, *meeting)
         env.note(self.marks)
         facts = self.numbers(env)
-        self.check(env, facts)
+        check(facts, {fact: self.said(env, fact) for fact in COUNTED if facts.get(fact) is not None})
         facts["address"], facts["port"] = self.meeting_place(env)
         return facts
 
@@ -73,43 +78,58 @@ class Launcher:
             host_count=env.number_if_set(self.host_count),
         )
 
+    def claim(self, env: Variables, fact: str) -> int | None:
+        """One number that this launcher says, if it does."""
+        return env.number_if_set(getattr(self, fact) or None)
+
+    def said(self, env: Variables, fact: str) -> str:
+        """`RANK=3`: what messages call a fact."""
+        name = getattr(self, fact)
+        return f"{name}={env.text(name)}" if name else fact
+
     def meeting_place(self, env: Variables) -> tuple[str | None, int | None]:
         """MASTER_ADDR and MASTER_PORT, if set: one without the other is an error."""
         missing = env.missing(("MASTER_ADDR", "MASTER_PORT"))
         if len(missing) == 1:
             given = env.shown("MASTER_ADDR", "MASTER_PORT")
             raise LaunchError(f"{given} is set, but not {missing[0]}: set both, or use GroupManager.connect(...)")
-        return (None, None) if missing else (env.text("MASTER_ADDR"), env.port("MASTER_PORT"))
+        return (None, None) if missing else (env.address("MASTER_ADDR"), env.port("MASTER_PORT"))
 
     def require(self, env: Variables, *names: str) -> None:
         missing = env.missing(names)
         if missing:
             raise LaunchError(
                 f"{self.name} started this process ({env.shown(*self.marks)}), but {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} not set: set what is missing, or say where the ranks meet "
-                "with GroupManager.connect('tcp://host:port', topology, rank=...)"
+                f"{'is' if len(missing) == 1 else 'are'} not set: set what is missing; or unset "
+                f"{', '.join(self.marks)}, if something else started it; or say where the ranks meet with "
+                "GroupManager.connect('tcp://host:port', topology, rank=...)"
             )
 
-    # What bounds what: an index and the size it has to be below, a part and the whole it cannot exceed.
-    _INDICES: ClassVar = (("local_rank", "local_size"), ("host_index", "host_count"), ("rank", "world_size"))
-    _PARTS: ClassVar = (("local_rank", "rank"), ("local_size", "world_size"), ("host_count", "world_size"))
 
-    def check(self, env: Variables, facts: Facts) -> None:
-        """Compare the numbers with each other."""
-        for index, size in self._INDICES:
-            number, bound = facts.get(index), facts.get(size)
-            if number is not None and bound is not None and number >= bound:
-                raise LaunchError(
-                    f"{self._said(env, index)} is outside {self._said(env, size)}: expected 0..{bound - 1}"
-                )
-        for part, whole in self._PARTS:
-            number, bound = facts.get(part), facts.get(whole)
-            if number is not None and bound is not None and number > bound:
-                raise LaunchError(
-                    f"{self._said(env, part)} is more than {self._said(env, whole)}: the first counts on one host or "
-                    "hosts, the second in the whole job (does it count hosts or pods instead of processes?)"
-                )
+COUNTED = ("rank", "world_size", "local_rank", "local_size", "host_index", "host_count")
+_SIZES = ("local_size", "host_count", "world_size")
+# What bounds what: an index and the size it has to be below, a part and the whole it cannot exceed.
+_INDICES = (("local_rank", "local_size"), ("host_index", "host_count"), ("rank", "world_size"))
+_PARTS = (("local_rank", "rank"), ("local_size", "world_size"), ("host_count", "world_size"))
 
-    def _said(self, env: Variables, fact: str) -> str:
-        name = getattr(self, fact)
-        return f"{name}={env.text(name)}"
+
+def check(facts: Facts, said: Mapping[str, str]) -> None:
+    """Compare the numbers with each other; `said` has what messages call them, of those that are known.
+
+    Raises:
+        LaunchError: a size is 0, an index is not below its size, or a part is more than the whole.
+    """
+    for size in _SIZES:
+        if facts.get(size) == 0:
+            raise LaunchError(f"{said[size]}: expected at least 1")
+    for index, size in _INDICES:
+        number, bound = facts.get(index), facts.get(size)
+        if number is not None and bound is not None and number >= bound:
+            raise LaunchError(f"{said[index]} is outside {said[size]}: expected 0..{bound - 1}")
+    for part, whole in _PARTS:
+        number, bound = facts.get(part), facts.get(whole)
+        if number is not None and bound is not None and number > bound:
+            raise LaunchError(
+                f"{said[part]} is more than {said[whole]}: the first counts on one host or hosts, the second in the "
+                "whole job (does it count hosts or pods instead of processes?)"
+            )

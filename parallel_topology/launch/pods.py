@@ -27,6 +27,19 @@ class Lightning(Launcher):
     host_index: str | None = "NODE_RANK"
     gives_address: bool = True
 
+    def started(self, env: Variables) -> bool:
+        """Whoever sets RANK as well (torchrun, Ray Train) is another launcher."""
+        return super().started(env) and "RANK" not in env
+
+    def claim(self, env: Variables, fact: str) -> int | None:
+        return None if fact == "rank" else super().claim(env, fact)
+
+    def said(self, env: Variables, fact: str) -> str:
+        """Its rank is a sum: where it is wrong, all that was added has to be seen."""
+        if fact != "rank" or "LOCAL_WORLD_SIZE" not in env:
+            return super().said(env, fact)
+        return f"NODE_RANK={env.text('NODE_RANK')} x {super().said(env, 'local_size')} + {super().said(env, 'rank')}"
+
     def numbers(self, env: Variables) -> Facts:
         facts = super().numbers(env)
         host, size = facts.get("host_index"), facts.get("local_size")
@@ -52,10 +65,11 @@ class KubeflowTrainer(Launcher):
     world_size: str = "PET_NNODES"
     host_index: str | None = "PET_NODE_RANK"
     host_count: str | None = "PET_NNODES"
+    counts_pods: bool = True
 
     def numbers(self, env: Variables) -> Facts:
         self.require(env, "PET_NPROC_PER_NODE")
-        if env.text("PET_NPROC_PER_NODE") != "1" or not env.text("PET_NNODES").isdigit():
+        if env.text("PET_NPROC_PER_NODE") != "1" or not env.text("PET_NNODES").isdecimal():
             raise LaunchError(
                 f"{env.shown('PET_NNODES', 'PET_NPROC_PER_NODE')} are options for torchrun, but torchrun did not start "
                 "this process: start the program with torchrun, which reads them"
@@ -66,7 +80,7 @@ class KubeflowTrainer(Launcher):
 
     def meeting_place(self, env: Variables) -> tuple[str | None, int | None]:
         self.require(env, "PET_MASTER_ADDR", "PET_MASTER_PORT")
-        return env.text("PET_MASTER_ADDR"), env.port("PET_MASTER_PORT")
+        return env.address("PET_MASTER_ADDR"), env.port("PET_MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +98,7 @@ class LeaderWorkerSet(Launcher):
     local_size: str | None = "LOCAL_WORLD_SIZE"
     host_index: str | None = "LWS_WORKER_INDEX"
     host_count: str | None = "LWS_GROUP_SIZE"
+    counts_pods: bool = True
 
     def numbers(self, env: Variables) -> Facts:
         missing = env.missing(("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LWS_LEADER_ADDRESS", "MASTER_PORT"))
@@ -102,7 +117,7 @@ class LeaderWorkerSet(Launcher):
         return facts
 
     def meeting_place(self, env: Variables) -> tuple[str | None, int | None]:
-        return env.text("LWS_LEADER_ADDRESS"), env.port("MASTER_PORT")
+        return env.address("LWS_LEADER_ADDRESS"), env.port("MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,10 +32,24 @@ class Slurm(Launcher):
     host_count: str | None = "SLURM_STEP_NUM_NODES"
 
     def started(self, env: Variables) -> bool:
-        return super().started(env) and env.number("SLURM_STEP_ID") < _FIRST_RESERVED_STEP
+        if not super().started(env):
+            return False
+        try:
+            return env.apart().number("SLURM_STEP_ID") < _FIRST_RESERVED_STEP
+        except LaunchError:  # told when the numbers are read, if they are to be
+            return True
+
+    def claim(self, env: Variables, fact: str) -> int | None:
+        if fact != "local_size":
+            return super().claim(env, fact)
+        if env.missing(("SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID")):
+            return None
+        tasks, node = expand_tasks(env.text("SLURM_STEP_TASKS_PER_NODE")), env.number("SLURM_NODEID")
+        return tasks[node] if node < len(tasks) else None
 
     def numbers(self, env: Variables) -> Facts:
         self.require(env, "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID", "SLURM_STEP_NUM_NODES")
+        env.number("SLURM_STEP_ID")
         tasks = expand_tasks(env.text("SLURM_STEP_TASKS_PER_NODE"))
         node, nodes = env.number("SLURM_NODEID"), env.number("SLURM_STEP_NUM_NODES")
         for name, expected in (("SLURM_STEP_NUM_TASKS", sum(tasks)), ("SLURM_STEP_NUM_NODES", len(tasks))):
@@ -56,7 +70,7 @@ class Slurm(Launcher):
         The ranks cannot talk yet and have to choose the same port: it follows from the numbers of job and step, as in
         Lightning (15000 + the job's last four digits) and JAX (61440 + job % 4096), but steps of one job differ.
         """
-        address = env.text("MASTER_ADDR") if "MASTER_ADDR" in env else self._first_host(env)
+        address = env.address("MASTER_ADDR") if "MASTER_ADDR" in env else self._first_host(env)
         if "MASTER_PORT" in env:
             return address, env.port("MASTER_PORT")
         self.require(env, "SLURM_JOB_ID")

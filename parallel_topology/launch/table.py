@@ -1,4 +1,4 @@
-"""The launchers, in the order in which they are looked for, and the choice between them."""
+"""The launchers, in the order in which they are looked for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ class Torchrun(Launcher):
     """
 
     def facts(self, env: Variables) -> Facts:
+        # All that an agent sets: fewer were left behind by a torchrun that did not start this process.
+        agents = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        self.require(env, "RANK", "WORLD_SIZE", *agents)
         facts = super().facts(env)
-        hosted = "TORCHELASTIC_USE_AGENT_STORE"
-        facts["store_is_hosted"] = hosted in env and env.text(hosted) == "True"
-        facts["restart"] = env.number_if_set("TORCHELASTIC_RESTART_COUNT") or 0
+        facts["store_is_hosted"] = env.says("TORCHELASTIC_USE_AGENT_STORE", "True")
+        facts["restart"] = env.apart().number_if_set("TORCHELASTIC_RESTART_COUNT") or 0
+        if facts["restart"]:
+            env.note(["TORCHELASTIC_RESTART_COUNT"])
         return facts
 
 
@@ -37,8 +41,8 @@ class Bare(Launcher):
     def numbers(self, env: Variables) -> Facts:
         # A PyTorchJob v1 counts pods in RANK: https://github.com/kubeflow/training-operator, 1417bbc:
         # pkg/controller.v1/pytorch/envvar.go.
-        several = "PET_NPROC_PER_NODE" in env and env.text("PET_NPROC_PER_NODE") != "1"
-        if several and "LOCAL_RANK" not in env:
+        pods = "PET_NPROC_PER_NODE" in env and "LOCAL_RANK" not in env
+        if pods and not env.apart().says("PET_NPROC_PER_NODE", "1"):
             raise LaunchError(
                 f"{env.shown('PET_NPROC_PER_NODE')} asks for several processes in this pod, and RANK counts pods: "
                 "start the program with torchrun"
@@ -129,83 +133,41 @@ MPI: tuple[Launcher, ...] = (
     ),
 )
 
+SLURM = Slurm()
+PALS = Launcher(  # https://github.com/flux-framework/flux-coral2, src/shell/plugins/cray_pals.c, which imitates it
+    name="pals",
+    marks=("PALS_RANKID",),
+    rank="PALS_RANKID",
+    world_size="PMI_SIZE",
+    local_rank="PALS_LOCAL_RANKID",
+    local_size="PALS_LOCAL_SIZE",
+    host_index="PALS_NODEID",
+)
+LIGHTNING = Lightning()
+PMIX = Incomplete(
+    name="pmix",
+    marks=("PMIX_RANK",),
+    rank="PMIX_RANK",
+    says="a PMIx launcher tells the rank, but not how many there are",
+)
+
 # In this order: mpirun within a job of SLURM starts its daemons by srun, whose variables (of the daemon, not of the
 # rank) leak into the ranks; SLURM's cray_shasta plugin sets PALS_*; a JobSet's pods have JOB_COMPLETION_INDEX whatever
 # else started them.
 OTHERS: tuple[Launcher, ...] = (
-    Slurm(),
-    Launcher(  # https://github.com/flux-framework/flux-coral2, src/shell/plugins/cray_pals.c, which imitates it
-        name="pals",
-        marks=("PALS_RANKID",),
-        rank="PALS_RANKID",
-        world_size="PMI_SIZE",
-        local_rank="PALS_LOCAL_RANKID",
-        local_size="PALS_LOCAL_SIZE",
-        host_index="PALS_NODEID",
-    ),
-    Lightning(),
+    SLURM,
+    PALS,
+    LIGHTNING,
     KubeflowTrainer(),
     LeaderWorkerSet(),
-    Incomplete(
-        name="pmix",
-        marks=("PMIX_RANK",),
-        says="a PMIx launcher tells the rank, but not how many there are",
-    ),
+    PMIX,
     Incomplete(
         name="indexed-job",
         marks=("JOB_COMPLETION_INDEX",),
+        counts_pods=True,
         says="an Indexed Job or JobSet tells which pod this is, but neither how many there are nor where they meet",
         advice="start the program with torchrun --node-rank=$JOB_COMPLETION_INDEX --nnodes=... --master-addr=...; or ",
     ),
 )
 
-
-def find(env: Variables) -> tuple[str, Facts]:
-    """The name of the launcher that started this process, and what it said.
-
-    Raises:
-        LaunchError: there is none, or what it or they said cannot be.
-    """
-    if TORCHRUN.started(env):  # its agents may be started by any of the others
-        return TORCHRUN.name, TORCHRUN.facts(env)
-    torch_names = [launcher for launcher in TORCH_NAMES if launcher.started(env)][:1]
-    found = torch_names + [launcher for launcher in MPI if launcher.started(env)]
-    if found:
-        for other in found[1:]:
-            _compare(env, found[0], other)
-        return found[0].name, found[0].facts(env)
-    for launcher in OTHERS:
-        if launcher.started(env):
-            return launcher.name, launcher.facts(env)
-    raise LaunchError(_nothing_found(env))
-
-
-def _compare(env: Variables, one: Launcher, other: Launcher) -> None:
-    """Two launchers of processes that both left their variables have to mean the same process."""
-    for fact in ("rank", "world_size"):
-        names: tuple[str, str] = (getattr(one, fact), getattr(other, fact))
-        if not env.missing(names) and not env.equal(*names):
-            raise LaunchError(
-                f"{one.name} and {other.name} contradict each other: {env.shown(*names)}; "
-                "unset the variables of the one that did not start this process"
-            )
-
-
-def _nothing_found(env: Variables) -> str:
-    everyone = (TORCHRUN, *TORCH_NAMES, *MPI, *OTHERS)
-    looked_for = ", ".join(f"{launcher.name} ({', '.join(launcher.marks)})" for launcher in everyone)
-    hints: list[str] = []
-    told: set[str] = set()
-    for launcher in (TORCH_NAMES[-1], *MPI, *OTHERS):
-        half = [name for name in (launcher.rank, launcher.world_size) if name in env and name not in told]
-        if half:
-            told.update(half)
-            missing = dict.fromkeys(env.missing((*launcher.marks, launcher.rank, launcher.world_size)))
-            hints.append(f"Of {launcher.name} there is {env.shown(*half)}, but not {', '.join(missing)}. ")
-    if "SLURM_JOB_ID" in env:
-        hints.append(f"This is inside SLURM's job {env.text('SLURM_JOB_ID')}, but not a task of srun: use srun. ")
-    return (
-        f"no launcher was found. {''.join(hints)}Start the program with torchrun, or say where the ranks meet with "
-        "GroupManager.connect('tcp://host:port', topology, rank=...), or give a store of your own with "
-        f"GroupManager(topology, rank=..., store=...). Looked for {looked_for}"
-    )
+LAUNCHERS: tuple[Launcher, ...] = (TORCHRUN, *TORCH_NAMES, *MPI, *OTHERS)

@@ -39,6 +39,7 @@ TORCHRUN = {
     "TORCHELASTIC_USE_AGENT_STORE": "True",
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
 }
+TWO = MEETING | {"RANK": "1", "WORLD_SIZE": "2"}
 BARE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
 # Rank 2 of `srun -N2 --ntasks=3`; the job's and the step's variables are equal here, and differ in SUBSTEP.
 SLURM = {
@@ -103,6 +104,17 @@ BATCH = {
     "SLURM_NTASKS": "3",
     "SLURM_PROCID": "0",
     "SLURM_TASKS_PER_NODE": "2,1",
+}
+# The task of `srun --pty sh`.
+SLURM_ONE = SLURM | {
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_STEP_NODELIST": "n1",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
 }
 OPENMPI = {
     "OMPI_APP_CTX_NUM_PROCS": "2",
@@ -205,7 +217,42 @@ CASES = [
     Case("torchrun", TORCHRUN | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}, facts(rank=3, port=40815)),
     Case("torchrun", TORCHRUN | OPENMPI, facts(rank=3)),
     Case("env", BARE, facts(rank=0, world_size=1, address="::1", port=1)),
-    Case("env", BARE | SLURM, facts(rank=0, world_size=1)),
+    Case("env", TWO | SLURM_ONE, facts(rank=1, world_size=2, local_rank=None, host_index=None)),
+    Case(
+        "env",
+        MEETING | {"RANK": "02", "WORLD_SIZE": "3"} | SLURM,
+        facts(rank=2, world_size=3, local_rank=0, local_size=1, host_index=1, host_count=2, port=29400),
+    ),
+    Case(
+        "env",
+        MEETING | {"RANK": "17", "WORLD_SIZE": "24", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"} | SLURM,
+        facts(rank=17, world_size=24, local_rank=1, local_size=8, host_index=None),
+    ),
+    Case("env", TWO | OPENMPI, facts(rank=1, world_size=2, local_rank=1, local_size=2, port=29400)),
+    Case("env", TWO | {"LOCAL_RANK": "1"} | OPENMPI, facts(local_rank=1, local_size=2)),
+    Case("env", TWO | JSRUN, facts(rank=1, local_rank=0, local_size=None)),
+    Case("env", TWO | {"LOCAL_RANK": "0", "PET_NPROC_PER_NODE": "8", "PET_NODE_RANK": "7"}, facts(local_rank=0)),
+    Case("env", PYTORCHJOB | {"PET_NPROC_PER_NODE": "1"}, facts(rank=1, world_size=2)),
+    Case("env", TWO | {"TORCHELASTIC_USE_AGENT_STORE": "True"}, facts(store_is_hosted=False)),
+    Case("env", TWO | PALS | {"PALS_RANKID": "1", "PMI_SIZE": "2"}, facts(local_rank=1, local_size=2, host_index=1)),
+    Case("env", TWO | {"PMIX_RANK": "1", "JOB_COMPLETION_INDEX": "0"} | LWS, facts(rank=1, host_index=None)),
+    Case("ray", RAY | SLURM | PALS | {"PALS_RANKID": "2", "PMI_SIZE": "3"}, facts(rank=3, host_index=1)),
+    Case("ray", RAY | OPENMPI, facts(rank=3, world_size=4, host_count=None)),
+    Case("deepspeed", DEEPSPEED | SLURM, facts(rank=3, world_size=4, host_count=2)),
+    Case("lightning", LIGHTNING | SLURM_ONE, facts(rank=1, world_size=4, host_count=None)),
+    Case("lightning", LIGHTNING | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, facts(rank=1)),
+    Case(
+        "torchrun",
+        TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "False", "TORCHELASTIC_RESTART_COUNT": "0"},
+        facts(store_is_hosted=False, restart=0),
+    ),
+    Case("torchrun", TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "1"}, facts(store_is_hosted=False)),
+    Case("torchrun", TORCHRUN | SLURM, facts(rank=3, host_count=2)),
+    Case("torchrun", TORCHRUN | PALS | KUBEFLOW | LWS, facts(rank=3)),
+    Case("slurm", SLURM_ONE | {"PMIX_RANK": "0"}, facts(rank=0, world_size=1, port=20001)),
+    Case("slurm", SLURM | KUBEFLOW, facts(rank=2, host_index=1)),
+    Case("openmpi", OPENMPI_IN_SLURM | PALS | {"PMIX_RANK": "0"}, facts(rank=1, world_size=3, host_index=None)),
+    Case("openmpi", OPENMPI | {"OMPI_COMM_WORLD_SIZE": "9" * 18}, facts(world_size=10**18 - 1)),
     Case("env", PYTORCHJOB, facts(rank=1, world_size=2, address="job-master-0", port=23456)),
     Case(
         "slurm",
