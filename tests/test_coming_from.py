@@ -18,7 +18,6 @@ import torch.distributed as dist
 from parallel_topology import Communicator, GroupManager, GroupOptions, ParallelTopology
 from parallel_topology.testing import run_ranks
 from parallel_topology.testing.threads import run_threads
-from parallel_topology.topology.shares import embedding_ranks, position_embedding_ranks
 from tests.interop.world import fake_world
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -241,8 +240,6 @@ WORLDS = [
 NAMES = {
     "ParallelTopology": ParallelTopology,
     "GroupManager": GroupManager,
-    "embedding_ranks": embedding_ranks,
-    "position_embedding_ranks": position_embedding_ranks,
     "tp": 2,
     "pp": 4,
 }

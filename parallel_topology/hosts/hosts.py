@@ -218,16 +218,14 @@ class Hosts:
 
     def hosts_of(self, ranks: Sequence[int]) -> Sequence[int]:
         """The numbers of the hosts that hold any of `ranks`, ascending; a `RankError` if one of them is on none."""
-        modes = _strides(self, ranks)
-        if modes is None:
+        plain = ranks.plain() if isinstance(ranks, Ranks) else None
+        if plain is None or not (_is_uniform(self) or (self.ranks is None and _is_run(plain[1]))):
             return sorted(set(map(self.host_of, each("the ranks", ranks))))
-        self.host_of(ranks[0] + _extent(modes))
-        self.host_of(ranks[0])
-        return _hosts_from(ranks[0] - self.starts[0], modes, self.starts[1] - self.starts[0])
-
-    def crosses(self, ranks: Sequence[int]) -> bool:
-        """Whether `ranks` are on more than one host; raises as `hosts_of` does."""
-        return len(self.hosts_of(ranks)) > 1
+        start, modes = plain
+        last, first = self.host_of(start + _extent(modes)), self.host_of(start)
+        if _is_run(modes):
+            return range(first, last + 1)
+        return _hosts_from(start - self.starts[0], modes, self.starts[1] - self.starts[0])
 
     def spans(self, topology: ParallelTopology, *axes: str) -> Spans:
         """How the groups along one axis, or several together, lie on these hosts.
@@ -262,9 +260,8 @@ class Hosts:
         world = topology.world
         if self.ranks is not None:
             return world
-        if world.placement is not None:
-            return min(world), max(world)
-        return world.start, world.start + _extent(world.modes)
+        plain = world.plain()
+        return (min(world), max(world)) if plain is None else (plain[0], plain[0] + _extent(plain[1]))
 
     def _place(self, rank: object) -> int | None:
         """Where `rank` stands between the first and the last of `starts`, or None."""
@@ -316,13 +313,14 @@ class Spans:
     def histogram(self) -> Mapping[int, int]:
         """Number of hosts -> how many groups span that many, ascending."""
         counts: Counter[int] = Counter()
-        modes = _strides(self.hosts, self.groups[0])
-        if modes is None:
-            counts.update(len(self.hosts.hosts_of(group)) for group in self.groups)
+        plain = self.groups.plain() if _is_uniform(self.hosts) else None
+        if plain is None:
+            counts.update(_size(self.hosts.hosts_of(group)) for group in self.groups)
         else:  # how many hosts a group spans depends only on where in a host it begins
+            start, outer, modes = plain
             first, size = self.hosts.starts[0], self.hosts.starts[1] - self.hosts.starts[0]
-            for begin, groups in _residues(self.groups, first, size).items():
-                counts[len(_hosts_from(begin, modes, size))] += groups
+            for begin, groups in _residues(start - first, outer, size).items():
+                counts[_size(_hosts_from(begin, modes, size))] += groups
         return MappingProxyType(dict(sorted(counts.items())))
 
     @property
@@ -333,7 +331,7 @@ class Spans:
     @property
     def crossing(self) -> int:
         """How many groups span more than one host."""
-        return len(self.groups) - self.histogram.get(1, 0)
+        return self.groups.size - self.histogram.get(1, 0)
 
     @property
     def inside(self) -> bool:
@@ -342,28 +340,31 @@ class Spans:
 
     def crossing_numbers(self) -> Iterator[int]:
         """The numbers of the groups that span more than one host, one by one."""
-        return (number for number, group in enumerate(self.groups) if self.hosts.crosses(group))
-
-    def verdict(self, number: int) -> str:
-        """`tp group 3 = [6, 7] spans hosts 0 and 1`"""
-        group = self.groups[number]
-        hosts = self.hosts.hosts_of(group)
-        where = f"is inside host {hosts[0]}" if len(hosts) == 1 else f"spans hosts {_enumerated(hosts)}"
-        return f"{self.name} group {number} = {group!r} {where}"
+        return (number for number, group in enumerate(self.groups) if _size(self.hosts.hosts_of(group)) > 1)
 
     def __str__(self) -> str:
-        total = len(self.groups)
-        what = f"{self.name}: {total} group{'s' * (total > 1)} of {len(self.groups[0])}"
+        total = self.groups.size
+        what = f"{self.name}: {total} group{'s' * (total > 1)} of {self.groups[0].size}"
         if self.inside:
             return f"{what}, inside hosts"
-        example = self.verdict(next(self.crossing_numbers()))
+        number = next(self.crossing_numbers())
+        group = self.groups[number]
+        example = f"{self.name} group {number} = {group!r} spans hosts {_enumerated(self.hosts.hosts_of(group))}"
         return f"{what}, {self.crossing} across hosts (up to {self.widest} hosts); {example}"
 
 
-def _strides(hosts: Hosts, ranks: Sequence[int]) -> Modes | None:
-    """The strides of `ranks`, if arithmetic on them is enough to say which hosts they are on."""
-    plain = isinstance(hosts.starts, range) and hosts.ranks is None
-    return ranks.modes if plain and isinstance(ranks, Ranks) and ranks.placement is None else None
+def _is_uniform(hosts: Hosts) -> bool:
+    """Whether arithmetic is enough to say which host a rank is on."""
+    return isinstance(hosts.starts, range) and hosts.ranks is None
+
+
+def _is_run(modes: Modes) -> bool:
+    """Whether ranks of these modes count up without a gap."""
+    return not modes or (len(modes) == 1 and modes[0][1] == 1)
+
+
+def _size(hosts: Sequence[int]) -> int:
+    return hosts.size if isinstance(hosts, Ranks) else len(hosts)
 
 
 def _hosts_from(start: int, modes: Modes, size: int) -> Sequence[int]:
@@ -386,11 +387,10 @@ def _extent(modes: Modes) -> int:
     return sum((size - 1) * stride for size, stride in modes)
 
 
-def _residues(groups: Groups, first: int, host: int) -> dict[int, int]:
-    """Where in a host of that size a group begins -> how many groups do."""
-    starts = groups.starts
-    found = {(starts[0] - first) % host: 1}
-    for size, stride in starts.modes:
+def _residues(start: int, modes: Modes, host: int) -> dict[int, int]:
+    """Where in a host of that size a group begins -> how many groups do; modes are those of the groups' starts."""
+    found = {start % host: 1}
+    for size, stride in modes:
         period = host // gcd(stride, host)
         spread: Counter[int] = Counter()
         for step in range(min(size, period)):

@@ -53,8 +53,7 @@ def process_group_collection(groups: GroupManager) -> Any:
     """What Megatron-core takes as `pg_collection=`: every field that the manager's groups can fill.
 
     Reading a field that could not be filled raises an error that says which groups to declare. Any field may be set:
-    so `embd` where a pipeline has more than two stages, whose ends are a group along no axis
-    (`shares.embedding_ranks` lists them).
+    so `embd` where a pipeline has more than two stages, whose ends are a group along no axis.
 
     Args:
         groups: with the axes `tp`, `cp`, `dp` and `pp`, of size 1 where there is no such parallelism. Where Megatron

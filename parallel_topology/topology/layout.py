@@ -81,7 +81,7 @@ class Ranks(Sequence[int]):
         return modes[0][0] if len(modes) == 1 else prod(size for size, _ in modes)
 
     def __len__(self) -> int:
-        return _length(self.size)
+        return length(self.size)
 
     def __bool__(self) -> bool:
         return self.size > 0
@@ -216,7 +216,7 @@ class Groups(Sequence[Ranks]):
         return self.starts.size
 
     def __len__(self) -> int:
-        return _length(self.size)
+        return length(self.size)
 
     def __bool__(self) -> bool:
         return self.size > 0
@@ -246,6 +246,16 @@ class Groups(Sequence[Ranks]):
     def count(self, value: Sequence[int]) -> int:
         return int(value in self)
 
+    def plain(self) -> tuple[int, Modes, Modes] | None:
+        """The first rank of all, modes of the first ranks and of each group; None if a table places them."""
+        first, outer = self.starts.start, self.starts.modes
+        if self.placement is None:
+            return first, coalesce(outer), coalesce(self.modes)
+        if Ranks(first, (*self.modes, *outer), self.placement).plain() is None:
+            return None  # a step of theirs carries, so not all groups have the same modes
+        starts, group = Ranks(first, outer, self.placement).plain(), self[0].plain()
+        return None if starts is None or group is None else (*starts, group[1])
+
     def _begun_by(self, value: object) -> int | None:
         """The number of the group that begins as `value` does."""
         if not isinstance(value, (Ranks, list, tuple)) or not value:
@@ -261,12 +271,11 @@ class Groups(Sequence[Ranks]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Groups):
-            if self.placement is other.placement:
-                mine, theirs = (
-                    (one.starts.start, coalesce(one.starts.modes), coalesce(one.modes)) for one in (self, other)
-                )
-                if mine == theirs or self.placement is None:
-                    return mine == theirs
+            if self.placement is other.placement and self.starts == other.starts and self.modes == other.modes:
+                return True
+            mine, theirs = self.plain(), other.plain()
+            if mine is not None and theirs is not None:
+                return mine == theirs
             return self.size == other.size and all(map(eq, self, other))
         if isinstance(other, list) or (isinstance(other, tuple) and self._is_hashed_as_tuple()):
             return _equal(self, self.size, cast("Sequence[object]", other))
@@ -396,7 +405,12 @@ def _between(index: int, start: int, stop: int | None, length: int) -> bool:
     return first <= index < last
 
 
-def _length(size: int) -> int:
+def length(size: int) -> int:
+    """What `__len__` returns, where Python can take it.
+
+    Raises:
+        TopologyError: it cannot.
+    """
     if size > sys.maxsize:
         raise TopologyError(f"{size} is more than len() can say: use .size")
     return size

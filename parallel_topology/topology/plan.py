@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from parallel_topology.errors import TopologyError, UnknownAxisError
 from parallel_topology.topology.layout import Ranks
+from parallel_topology.topology.modes import Modes
 from parallel_topology.topology.validation import require_free
 
 if TYPE_CHECKING:
@@ -62,16 +63,16 @@ class Plan:
     ) -> None:
         self.topology = topology
         self.families: dict[str, Family] = {}
-        homes: dict[Ranks, str] = {}  # the first group of a family stands for all: they are shifts of it
+        homes: dict[Modes, str] = {}  # one form for each enumeration, and a family's groups are shifts of each other
         alone = {*isolated, *separate}
         for name, axes in _declared(topology, combinations, isolated):
             first = topology.group(*axes, rank=topology.world[0])
-            shares = None if name in alone else homes.setdefault(first, name)
+            shares = None if name in alone else homes.setdefault(first.modes, name)
             self.families[name] = Family(
                 name=name,
                 axes=axes,
-                size=len(first),
-                count=topology.world_size // len(first),
+                size=first.size,
+                count=topology.world_size // first.size,
                 shares=None if shares == name else shares,
             )
         if unknown := [name for name in separate if name not in self.families]:
@@ -109,25 +110,13 @@ class Plan:
         """Process groups that one rank is a member of; every rank of as many."""
         return sum(family.creates for family in self.families.values())
 
-    @property
-    def naive(self) -> int:
-        """What creating every group on every rank, as a plain loop over `new_group` does, costs each rank in calls."""
-        return sum(family.count for family in self.families.values())
-
-    def memory(self, bytes_per_communicator: int) -> int:
-        """Estimated bytes that the communicators of one rank take.
-
-        Args:
-            bytes_per_communicator: 0.4 to 1.6 GB were seen for NCCL (https://github.com/NVIDIA/nccl/issues/2363).
-        """
-        return self.created_per_rank * bytes_per_communicator
-
     def __str__(self) -> str:
         width = max(map(len, self.families))
         lines = [f"{family.name.ljust(width)}  {_described(family)}" for family in self.families.values()]
+        naive = sum(family.count for family in self.families.values())  # as a plain loop over `new_group` does
         total = (
             f"created: {self.created} in all, at most {self.created_per_rank} per rank; "
-            f"created naively: {self.naive} on every rank"
+            f"created naively: {naive} on every rank"
         )
         return "\n".join([*lines, total])
 

@@ -189,28 +189,6 @@ def micro_batches(global_batch: int, micro_batch: int, parts: int) -> int:
     return count
 
 
-def embedding_ranks(pp_ranks: Sequence[int]) -> tuple[int, ...]:
-    """The global ranks of a pipeline that hold the (tied) word embeddings: the first and the last, once if the same.
-
-    Megatron's `default_embedding_ranks` (megatron/core/parallel_state.py, 0.16.1).
-
-    >>> embedding_ranks([1, 3, 5, 7]), embedding_ranks([4])
-    ((1, 7), (4,))
-    """
-    return tuple(dict.fromkeys((pp_ranks[0], pp_ranks[-1])))
-
-
-def position_embedding_ranks(pp_ranks: Sequence[int]) -> tuple[int, ...]:
-    """The global rank of a pipeline that holds the position embeddings: the first.
-
-    Megatron's `default_position_embedding_ranks` (megatron/core/parallel_state.py, 0.16.1).
-
-    >>> position_embedding_ranks([1, 3, 5, 7])
-    (1,)
-    """
-    return (pp_ranks[0],)
-
-
 def require_whole(least: int, **numbers: int) -> None:
     """A `TopologyError` for the first number that is not whole or below `least`."""
     for name, number in numbers.items():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from parallel_topology import ParallelTopology, RankError, TopologyError, UnknownAxisError
-from parallel_topology.hosts.hosts import Hosts, Spans
+from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.hosts.reorder import orders_inside
 from parallel_topology.testing.strategies import hosts_for
 
@@ -77,7 +77,6 @@ def test_spans_are_those_that_looking_at_every_rank_finds(placed):
             assert spans.inside is (max(widths) == 1)
             assert spans.crossing == sum(width > 1 for width in widths)
             assert list(spans.crossing_numbers()) == [number for number, width in enumerate(widths) if width > 1]
-            assert [hosts.crosses(group) for group in spans.groups] == [width > 1 for width in widths]
 
 
 @given(st.sampled_from(["tp4-dp6-pp2", "tp2-cp2-dp6-pp2", "dp12-pp4"]), st.integers(1, 50), st.data())
@@ -258,16 +257,9 @@ def test_what_a_person_reads(hosts, topology, axes, line):
     assert str(Hosts.parse(hosts).spans(ParallelTopology.parse(topology), *axes)) == line
 
 
-def test_the_verdict_of_a_group_inside_a_host():
-    spans = Hosts.parse("7,5").spans(ParallelTopology(tp=2, pp=6), "tp")
-    assert spans.verdict(0) == "tp group 0 = [0, 1] is inside host 0"
-    assert spans.verdict(3) == "tp group 3 = [6, 7] spans hosts 0 and 1"
-    assert isinstance(spans, Spans)
-
-
 def test_any_ranks_may_be_asked_about():
     assert Hosts.parse("3x2").hosts_of([5, 0, 4]) == [0, 2]
-    assert not Hosts.parse("3x2").crosses([4, 5])
+    assert Hosts.parse("3x2").hosts_of([4, 5]) == [2]
 
 
 def test_orders_that_keep_an_axis_inside():

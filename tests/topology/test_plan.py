@@ -44,8 +44,11 @@ def test_groups_of_equal_ranks_are_created_once_unless_isolated(plan):
 @given(plans())
 def test_totals(plan):
     assert plan.created == len(list(plan.sequence))
-    assert plan.naive == sum(len(plan.topology.groups(*family.axes)) for family in plan.families.values())
-    assert plan.memory(1000) == 1000 * plan.created_per_rank
+    naive = sum(len(plan.topology.groups(*family.axes)) for family in plan.families.values())
+    assert str(plan).endswith(
+        f"created: {plan.created} in all, at most {plan.created_per_rank} per rank; "
+        f"created naively: {naive} on every rank"
+    )
 
 
 def test_equal_topologies_have_equal_sequences():
@@ -68,6 +71,40 @@ def test_what_a_person_reads():
         "eplb   1 group of 4",
         "created: 6 in all, at most 4 per rank; created naively: 16 on every rank",
     ]
+
+
+def test_separate_groups_share_with_none_and_serve_none():
+    topology = ParallelTopology(tp=4, pp=1)
+    together = topology.plan(groups=[("tp", "pp")])
+    assert {name: family.shares for name, family in together.families.items()} == {
+        "world": None, "tp": "world", "pp": None, "tp-pp": "world",
+    }  # fmt: skip
+    apart = topology.plan(groups=[("tp", "pp")], separate=["tp"])
+    assert [name for name, _ in apart.sequence] == ["world", "tp"]
+    assert apart.families["tp-pp"].shares == "world"
+    first = topology.plan(groups=[("tp", "pp")], separate=["world", "tp-pp"])
+    assert [name for name, _ in first.of_rank(2)] == ["world", "tp", "tp-pp"]
+    assert first.families["tp"].shares is None
+
+
+@pytest.mark.parametrize("names", [["xp"], ("tp", "xp"), iter(["xp"])], ids=["list", "tuple", "iterator"])
+def test_options_for_a_group_that_is_not_there(names):
+    with pytest.raises(UnknownAxisError) as caught:
+        ParallelTopology(tp=2, pp=2).plan(separate=names)
+    assert str(caught.value) == "options for 'xp': there is no such group; there are world, tp, pp"
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("world_size", [2**40, 2**70], ids=["2**40", "2**70"])
+def test_a_plan_costs_the_same_at_any_world_size(world_size):
+    topology = ParallelTopology.parse(f"tp8-dp{world_size // 128}-pp16/expert:ep64-x-pp16~tp-dp-pp")
+    for part in (topology, topology.view("expert"), topology.subtopology("tp", "dp", pp=3)):
+        plan = part.plan(groups=[part.axes[:2], part.axes])
+        assert plan.created_per_rank == sum(family.creates for family in plan.families.values())
+        assert plan.families["-".join(part.axes)].shares == "world"
+        assert len(plan.of_rank(part.world[-1])) == plan.created_per_rank
+        assert next(plan.sequence) == ("world", part.world)
+        assert f"world  1 group of {part.world_size}" in " ".join(str(plan).split()).replace("world 1", "world  1")
 
 
 def test_members_in_another_order_are_another_group():

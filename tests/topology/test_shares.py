@@ -7,12 +7,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from parallel_topology import ParallelTopology, RankError, TopologyError
+from parallel_topology import RankError, TopologyError
 from parallel_topology.topology.shares import (
     batch_share,
-    embedding_ranks,
     micro_batches,
-    position_embedding_ranks,
     shard,
     stage_chunks,
     stage_layers,
@@ -155,13 +153,6 @@ MEGATRON = [
 def test_interleaved_layers_are_those_of_megatron(layers, stages, virtual, options, expected):
     chunks = [stage_chunks(layers, stage, stages, virtual=virtual, **options) for stage in range(stages)]
     assert [[(chunk.start, len(chunk)) for chunk in own] for own in chunks] == expected
-
-
-def test_ranks_that_hold_embeddings():
-    view = ParallelTopology(tp=2, pp=4).at(5)
-    assert embedding_ranks(view.pp.ranks) == (1, 7)
-    assert position_embedding_ranks(view.pp.ranks) == (1,)
-    assert embedding_ranks(ParallelTopology(tp=2, pp=1).at(1).pp.ranks) == (1,)
 
 
 def test_a_part_of_something_huge_costs_nothing():

@@ -33,6 +33,16 @@ def test_a_walk_in_another_order_gives_members_that_do_not_ascend():
     assert (group.rank, group.prev_rank, group.next_rank) == (2, 2, 3)
 
 
+def test_a_view_that_walks_in_another_order_keeps_it_as_a_topology_of_its_own():
+    topology = ParallelTopology(tp=2, pcp=2, pp=2, order="tp-pcp-pp", views={"decode": "dcp4-pp2~pcp-tp-pp"})
+    view = topology.view("decode")
+    assert str(view) == "dcp4-pp2@0,2,1,3,4,6,5,7"
+    assert view.groups("dcp") == topology.groups("dcp") == [[0, 2, 1, 3], [4, 6, 5, 7]]
+    assert view.groups("pp") == [[0, 4], [2, 6], [1, 5], [3, 7]]
+    placed = topology.model_copy(update={"ranks": (7, 3, 5, 1, 6, 2, 4, 0)}).view("decode")
+    assert placed.groups("dcp") == [[7, 5, 3, 1], [6, 4, 2, 0]]
+
+
 def _with_view(base: ParallelTopology, text: str) -> ParallelTopology | None:
     """None if the view's sizes do not fit the strides it walks over."""
     try:
