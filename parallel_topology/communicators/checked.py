@@ -4,38 +4,44 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parallel_topology.communicators.channels import channels_of
 from parallel_topology.communicators.communicator import Around, Communicator, Together, Work, wait_for
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.errors import MismatchError
 from parallel_topology.topology.layout import Ranks
+from parallel_topology.wire.frames import CHECK_TAG, Kind
 from parallel_topology.wire.structure import bytes_of
 
 _BYTES = 512
 """Of one call's description, padded: what all members send must be of one size."""
 _UNEVEN = ("all_gather_v", "reduce_scatter_v", "all_to_all")
 _P2P = ("send", "recv", "exchange")
+_ANNOUNCED = ("send_message", "recv_message", "recv_any")
 
 
 class CheckedCommunicator(Around):
-    """Asks before it lets another communicator carry out a call: one small all-gather, or message, more over the CPU.
+    """Asks before it lets another communicator carry out a collective: one small all-gather more over the CPU.
 
-    A collective raises on every member; a receive on the receiver, as the sender does not wait for an answer.
+    A collective raises on every member; a receive on the receiver, as the sender does not wait for an answer. Messages
+    over gloo have a header anyway, of which the shape is then compared, too; for others it is sent beside them.
     """
 
     def __init__(self, inner: Communicator, membership: Membership) -> None:
         super().__init__(inner)
         self._of = membership
+        self._channels = channels_of(membership.links)
+        self._channels.strict = True
         self._cpu = TorchCommunicator(membership.links, torch.device("cpu"), membership.size, membership.rank)
 
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        if operation in _ANNOUNCED or (operation in _P2P and self._is_announced(tensor)):
+            return self.inner.issue(operation, tensor, **arguments)
         if operation in _P2P:
             return self._issue_p2p(operation, tensor, arguments)
         mine = _described(operation, tensor, arguments, self.name)
@@ -47,42 +53,18 @@ class CheckedCommunicator(Around):
             _require_splits(calls, self._of)
         return self.inner.issue(operation, tensor, **arguments)
 
+    def _is_announced(self, tensor: Tensor) -> bool:
+        """Whether a header goes before a message anyway."""
+        return isinstance(self.inner, TorchCommunicator) and tensor.device.type == "cpu"
+
     def _issue_p2p(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> Work | None:
-        told: Work | None = None
+        told = heard = None
         if operation != "recv":
-            told = self._cpu.send(_packed(_payload(tensor)), dst=arguments["dst"], async_op=True)
-        if operation == "send":
-            return Together(told, self.inner.issue(operation, tensor, **arguments))
-        came, src = torch.empty(_BYTES, dtype=torch.uint8), arguments["src"]
-        coming = self._cpu.recv(came, src=src, async_op=True)
-        into = _payload(arguments["output"] if operation == "exchange" else tensor)
-
-        def go_on() -> Work | None:
-            if (theirs := _unpacked(came)) != into:
-                here, there = (self._of.ranks[member] for member in (self._of.rank, src))
-                raise MismatchError(
-                    f"{operation} on {self._of.label}: rank {there} sends {_shown(theirs)}, but rank {here} receives "
-                    f"into {_shown(into)}"
-                )
-            return self.inner.issue(operation, tensor, **arguments)
-
-        return Together(told, _Then(coming, go_on))
-
-
-class _Then:
-    """Work that begins with the wait for what is to come first."""
-
-    def __init__(self, first: Work | None, then: Callable[[], Work | None]) -> None:
-        self._first = first
-        self._then = then
-
-    def wait(self, timeout: timedelta | None = None) -> object:
-        wait_for(self._first, timeout)
-        wait_for(self._then(), timeout)
-        return True
-
-    def is_completed(self) -> bool:
-        return False  # the second part begins when it is waited for
+            told = self._channels.send(tensor, arguments["dst"], Kind.CHECK, tag=CHECK_TAG)
+        if operation != "send":
+            into = arguments["output"] if operation == "exchange" else tensor
+            heard = self._channels.recv(into, arguments["src"], Kind.CHECK, tag=CHECK_TAG)
+        return Together(heard, self.inner.issue(operation, tensor, **arguments), told)
 
 
 def _payload(tensor: Tensor) -> dict[str, Any]:

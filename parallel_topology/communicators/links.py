@@ -46,24 +46,28 @@ class Links:
         cpu_group: gloo, for CPU tensors and control; the same object as `device_group` when that is gloo.
         communicators: asked in this order who carries a call out; the last one is torch's.
         label: the name under which they were created.
+        ranks: the members' global ranks, in group order.
         timeout: how long operations wait.
         witness: asked who was where when an operation fails.
         order: what compiled code says each operation changes, so that none goes before another; one for a manager.
         graphs: CUDA graphs that were captured with these, as far as they are alive.
         process: the process that made them; a forked child has no part in their connections.
         closed: by the manager; nothing may use these any more.
+        channels: messages between members, `communicators.channels`.
     """
 
     device_group: dist.ProcessGroup | None = None
     cpu_group: dist.ProcessGroup | None = None
     communicators: tuple[Communicator, ...] = ()
     label: str = ""
+    ranks: Sequence[int] = ()
     timeout: timedelta = timedelta()
     witness: Witness | None = None
     order: torch.Tensor = field(default_factory=_order)
     graphs: list[weakref.ref[Any]] = field(default_factory=list[weakref.ref[Any]])
     process: int = field(default_factory=os.getpid)
     closed: bool = False
+    channels: Any = None
 
     def live_graphs(self) -> int:
         """How many of the CUDA graphs are alive, and were not reset."""

@@ -7,7 +7,6 @@ registry, which does not know these groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,8 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel_topology import torch_private
+from parallel_topology.communicators.channels import Incoming, Source, channels_of
 from parallel_topology.communicators.communicator import Communicator, Together, Work
 from parallel_topology.communicators.links import Links
+from parallel_topology.errors import GroupArgumentError
+from parallel_topology.wire.frames import Kind
 
 _NATIVE = frozenset(
     {
@@ -119,20 +121,45 @@ class TorchCommunicator(Communicator):
         given = (_movable(output), _movable(tensor), list(output_splits), list(input_splits))
         return self._group(tensor).alltoall_base(*given, options)
 
-    def send(self, tensor: Tensor, *, dst: int, async_op: bool) -> Work | None:
-        return self._within(tensor, self._group(tensor).send([_movable(tensor)], dst, 0))
-
-    def recv(self, tensor: Tensor, *, src: int, async_op: bool) -> Work | None:
-        return self._within(tensor, self._group(tensor).recv([_movable(tensor)], src, 0))
-
-    def exchange(self, tensor: Tensor, *, output: Tensor, dst: int, src: int, async_op: bool) -> Work | None:
+    def send(self, tensor: Tensor, *, dst: int, async_op: bool, tag: int = 0) -> Work | None:
         if self._is_gloo(tensor):
-            return Together(self.send(tensor, dst=dst, async_op=True), self.recv(output, src=src, async_op=True))
+            return channels_of(self._links).send(tensor, dst, Kind.TENSOR, tag=tag)
+        return self._group(tensor).send([_movable(tensor)], dst, _no_tag(tag, tensor))
+
+    def recv(self, tensor: Tensor, *, src: int, async_op: bool, tag: int = 0) -> Work | None:
+        if self._is_gloo(tensor):
+            return channels_of(self._links).recv(tensor, src, Kind.TENSOR, tag=tag)
+        return self._group(tensor).recv([_movable(tensor)], src, _no_tag(tag, tensor))
+
+    def recv_any(self, tensor: Tensor, *, source: Source, async_op: bool, tag: int = 0) -> Work | None:
+        """Receive a CPU tensor from whoever sends first; `source` says who it was."""
+        return channels_of(self._links).recv_any(tensor, source, tag=tag)
+
+    def exchange(
+        self, tensor: Tensor, *, output: Tensor, dst: int, src: int, async_op: bool, tag: int = 0
+    ) -> Work | None:
+        if self._is_gloo(tensor):
+            sent = self.send(tensor, dst=dst, async_op=True, tag=tag)
+            return Together(sent, self.recv(output, src=src, async_op=True, tag=tag))
         # On NCCL both must be one call, or every member's send would wait for a receive that is queued behind a send.
         with torch_private.coalesced(self._group(tensor), tensor.device) as together:
-            self.send(tensor, dst=dst, async_op=True)
-            self.recv(output, src=src, async_op=True)
+            self.send(tensor, dst=dst, async_op=True, tag=tag)
+            self.recv(output, src=src, async_op=True, tag=tag)
         return together.work
+
+    def send_message(
+        self, tensor: Tensor, *, dst: int, kind: Kind, async_op: bool, tag: int = 0, **said: Any
+    ) -> Work | None:
+        """Send what is more than a tensor, over the CPU group. `said`: fields of its `Frame`."""
+        return channels_of(self._links).send(tensor, dst, kind, tag=tag, **said)
+
+    def recv_message(
+        self, tensor: Tensor, *, src: int, kind: Kind, async_op: bool, tag: int = 0, incoming: Incoming | None = None
+    ) -> Work | None:
+        """Receive what `send_message` sends, into `tensor` or, of an unknown size, into `incoming`; or forget it."""
+        if incoming is None and kind != Kind.ANY:
+            return channels_of(self._links).recv(tensor, src, kind, tag=tag)
+        return channels_of(self._links).take(incoming, src, kind, tag=tag)
 
     def barrier(self, tensor: Tensor, *, async_op: bool) -> Work | None:
         return self.all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=async_op)
@@ -143,28 +170,12 @@ class TorchCommunicator(Communicator):
 
     def close(self, *, abort: bool) -> None:
         """The process groups are ended by whoever made them."""
+        if self._links.channels is not None:
+            self._links.channels.close()
 
     def _parts(self, whole: Tensor) -> list[Tensor]:
         """One for each member, also when they are empty."""
         return _rows(whole, [whole.shape[0] // self._size] * self._size)
-
-    def _within(self, tensor: Tensor, work: Any) -> Work:
-        """Gloo's sends and receives wait as long as their group was told at creation, whatever was set since."""
-        return _Within(work, self._links) if self._is_gloo(tensor) else work
-
-
-class _Within:
-    """Work that ends within the group's present timeout, unless another is given."""
-
-    def __init__(self, work: Any, links: Links) -> None:
-        self._work = work
-        self._links = links
-
-    def wait(self, timeout: timedelta | None = None) -> object:
-        return self._work.wait(timeout or self._links.timeout)
-
-    def is_completed(self) -> bool:
-        return self._work.is_completed()
 
 
 def _rows(whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -178,6 +189,12 @@ def _movable(tensor: Tensor) -> Tensor:
     # A contiguous tensor may have any strides in dims of length 1, which view(dtype) refuses; as one dim it has none.
     flat = tensor.as_strided((tensor.numel(),), (1,))
     return flat.view(torch.uint8).view(*(tensor.shape or (1,)), tensor.element_size())  # the rows stay rows
+
+
+def _no_tag(tag: int, tensor: Tensor) -> int:
+    if tag:
+        raise GroupArgumentError(f"tag={tag} on a {tensor.device.type} tensor: NCCL has no tags; send a CPU tensor")
+    return 0
 
 
 def _reduction(op: Any, tensor: Tensor) -> Any:

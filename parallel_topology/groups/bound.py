@@ -47,8 +47,6 @@ class BoundGroup(RankGroup):
         self.links = links
         self.communicators: tuple[Communicator, ...] = links.communicators
         self.key = compiled.register(self, label)
-        self._sent: dict[int, bytes] = {}  # what was last described to each member, and by each member
-        self._received: dict[int, bytearray] = {}
 
     @property
     def device_group(self) -> dist.ProcessGroup | None:
@@ -166,6 +164,7 @@ class BoundGroup(RankGroup):
         traceback.clear_frames(error.__traceback__)
         if "scalar type" in str(error):
             return GroupArgumentError(f"{operation} on {self.label}: {first_line(error)}; convert the tensor first")
+        operation = operation.removesuffix("_message")
         said = self.links.witness.report(self.label, self.ranks, operation) if self.links.witness else ""
         where = f"{operation} on {self.label} = {self.ranks} failed at rank {self.ranks[self.rank]}"
         return (GroupTimeoutError if is_timeout(error) else CollectiveError)(f"{where}: {first_line(error)}; {said}")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
+from parallel_topology.communicators.channels import Incoming
 from parallel_topology.errors import CollectiveError, GroupArgumentError, ParallelTopologyError, WireError
+from parallel_topology.groups.bound import nothing
 from parallel_topology.groups.collectives import Collectives
 from parallel_topology.groups.p2p import PointToPoint
+from parallel_topology.wire.frames import CHUNK, COLLECTIVE_TAG, MAX_MESSAGE, Kind
 from parallel_topology.wire.structure import bytes_of
-from parallel_topology.wire.wire import decode, decode_pickled, encode, encode_pickled
+from parallel_topology.wire.wire import Class, decode, decode_pickled, encode, encode_pickled
 
 MAX_BYTES = 256 * 2**20
 """The most bytes that an object may take, unless told otherwise: what a peer announces is not allocated unseen."""
+_NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
 _FAILED = -1
 """Sent instead of a length by who could not encode its object, so that the others need not wait for it."""
 
@@ -42,7 +46,7 @@ class Objects(Collectives, PointToPoint):
         src: int | None = None,
         *,
         src_rank: int | None = None,
-        models: Iterable[type[BaseModel]] = (),
+        models: Iterable[Class] = (),
         max_bytes: int = MAX_BYTES,
         unsafe_pickle: bool = False,
     ) -> Any:
@@ -63,19 +67,26 @@ class Objects(Collectives, PointToPoint):
                 self.broadcast(_length(_FAILED), source)
                 raise
             self.broadcast(_length(len(message)), source)
-            self.broadcast(message, source)
+            for start in range(0, len(message), CHUNK):
+                self.broadcast(message[start : start + CHUNK], source)
             return value
         length = int(self.broadcast(_length(0), source))
-        self._require_length("broadcast_object", length, max_bytes, source)
-        message = bytearray(length)
-        self.broadcast(torch.frombuffer(message, dtype=torch.uint8), source)
-        return _decoded(message, models, unsafe_pickle)
+        refusal = self._refusal("broadcast_object", length, max_bytes, source)
+        # Who refuses takes part all the same: the others do not know of it.
+        data = bytearray(length if refusal is None else min(length, CHUNK))
+        memory = torch.frombuffer(data, dtype=torch.uint8)
+        for start in range(0, length, CHUNK):
+            here = start if refusal is None else 0
+            self.broadcast(memory[here : here + min(CHUNK, length - start)], source)
+        if refusal is not None:
+            raise refusal
+        return _decoded(data, models, unsafe_pickle)
 
     def all_gather_object(
         self,
         value: Any,
         *,
-        models: Iterable[type[BaseModel]] = (),
+        models: Iterable[Class] = (),
         max_bytes: int = MAX_BYTES,
         unsafe_pickle: bool = False,
     ) -> list[Any]:
@@ -88,14 +99,98 @@ class Objects(Collectives, PointToPoint):
             self.all_gather(_length(_FAILED))
             raise
         lengths = [int(length) for length in self.all_gather(_length(len(message)))]
-        for member, length in enumerate(lengths):
-            self._require_length("all_gather_object", length, max_bytes, member)
-        gathered = self.all_gather_v(message, lengths)
-        values: list[Any] = []
-        for member, length in enumerate(lengths):
-            part = gathered.narrow(0, sum(lengths[:member]), length)
-            values.append(value if member == self.rank else _decoded(bytes_of(part), models, unsafe_pickle))
-        return values
+        refusals = [
+            self._refusal("all_gather_object", length, max_bytes, member) for member, length in enumerate(lengths)
+        ]
+        refusal = next((refusal for refusal in refusals if refusal is not None), None)
+        found = [bytearray(0) for _ in lengths]
+        most = CHUNK // self.size
+        for start in range(0, max(lengths), most):  # who refuses takes part all the same
+            sizes = [min(max(length - start, 0), most) for length in lengths]
+            gathered = bytes_of(self.all_gather_v(message[start : start + most], sizes))
+            if refusal is None:
+                for end, size, data in zip(accumulate(sizes), sizes, found, strict=True):
+                    data += memoryview(gathered)[end - size : end]
+        if refusal is not None:
+            raise refusal
+        return [
+            value if member == self.rank else _decoded(data, models, unsafe_pickle) for member, data in enumerate(found)
+        ]
+
+    def gather_object(
+        self,
+        value: Any,
+        dst: int | None = None,
+        *,
+        dst_rank: int | None = None,
+        models: Iterable[Class] = (),
+        max_bytes: int = MAX_BYTES,
+        unsafe_pickle: bool = False,
+    ) -> list[Any] | None:
+        """On the destination the members' objects, in group order; None on the others, which do not wait for it.
+
+        Args:
+            dst: the destination's position in the group; 0 unless either is given.
+            dst_rank: or its global rank.
+        """
+        to = self._peer("dst", dst, dst_rank, 0)
+        if self._is_alone("gather_object"):
+            return [value]
+        if to != self.rank:
+            self._send_object("gather_object", value, to, Kind.GATHERED, max_bytes, unsafe_pickle)
+            return None
+        begun = {
+            member: self._recv_frame("gather_object", member, Kind.GATHERED, max_bytes, async_op=True)
+            for member in range(self.size)
+            if member != self.rank
+        }
+        found: list[Any] = []
+        failed: ParallelTopologyError | None = None
+        for member in range(self.size):
+            try:  # one that is refused must not keep the others' from being received
+                mine = member == self.rank
+                found.append(value if mine else _decoded(begun[member].wait(), models, unsafe_pickle))
+            except ParallelTopologyError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return found
+
+    def scatter_object(
+        self,
+        values: Sequence[Any] | None = None,
+        src: int | None = None,
+        *,
+        src_rank: int | None = None,
+        models: Iterable[Class] = (),
+        max_bytes: int = MAX_BYTES,
+        unsafe_pickle: bool = False,
+    ) -> Any:
+        """The object that the source has for this member. On the source it is `values[rank]` itself.
+
+        Args:
+            values: on the source, an object for each member, in group order.
+            src: the source's position in the group; 0 unless either is given.
+            src_rank: or its global rank.
+        """
+        source = self._peer("src", src, src_rank, 0)
+        if not self._is_alone("scatter_object") and source != self.rank:
+            data = self._recv_frame("scatter_object", source, Kind.SCATTERED, max_bytes)
+            return _decoded(data, models, unsafe_pickle)
+        others = [member for member in range(self.size) if member != self.rank]
+        try:
+            if values is None or len(values) != self.size:
+                given = "none" if values is None else len(values)
+                raise GroupArgumentError(f"scatter_object on {self.label}: {given} values, expected {self.size}")
+            messages = [self._encoded("scatter_object", values[member], max_bytes, unsafe_pickle) for member in others]
+        except ParallelTopologyError:
+            for member in others:
+                self._send_frame(Kind.SCATTERED, member, _NOTHING, failed=True)
+            raise
+        begun = [self._send_frame(Kind.SCATTERED, *to, async_op=True) for to in zip(others, messages, strict=True)]
+        for sent in begun:
+            sent.wait()
+        return values[self.rank]
 
     def send_object(
         self,
@@ -113,20 +208,14 @@ class Objects(Collectives, PointToPoint):
             dst_rank: or its global rank.
         """
         peer = self._other("send_object", self._peer("dst", dst, dst_rank, self.rank + 1))
-        try:
-            message = self._encoded("send_object", value, max_bytes, unsafe_pickle)
-        except ParallelTopologyError:
-            self.send(_length(_FAILED), peer)
-            raise
-        self.send(_length(len(message)), peer)
-        self.send(message, peer)
+        self._send_object("send_object", value, peer, Kind.OBJECT, max_bytes, unsafe_pickle)
 
     def recv_object(
         self,
         src: int | None = None,
         *,
         src_rank: int | None = None,
-        models: Iterable[type[BaseModel]] = (),
+        models: Iterable[Class] = (),
         max_bytes: int = MAX_BYTES,
         unsafe_pickle: bool = False,
     ) -> Any:
@@ -137,11 +226,34 @@ class Objects(Collectives, PointToPoint):
             src_rank: or its global rank.
         """
         peer = self._other("recv_object", self._peer("src", src, src_rank, self.rank - 1))
-        length = int(self.recv(_length(0), peer))
-        self._require_length("recv_object", length, max_bytes, peer)
-        message = bytearray(length)
-        self.recv(torch.frombuffer(message, dtype=torch.uint8), peer)
-        return _decoded(message, models, unsafe_pickle)
+        data = self._recv_frame("recv_object", peer, Kind.OBJECT, max_bytes)
+        return _decoded(data, models, unsafe_pickle)
+
+    def _send_object(
+        self, operation: str, value: Any, peer: int, kind: Kind, max_bytes: int, unsafe_pickle: bool
+    ) -> None:
+        try:
+            message = self._encoded(operation, value, max_bytes, unsafe_pickle)
+        except ParallelTopologyError:
+            self._send_frame(kind, peer, _NOTHING, failed=True)
+            raise
+        self._send_frame(kind, peer, message)
+
+    def _send_frame(self, kind: Kind, peer: int, message: Tensor, *, async_op: bool = False, **said: Any) -> Any:
+        tag = {} if kind == Kind.OBJECT else {"tag": COLLECTIVE_TAG}
+        return self._issue("send_message", message, nothing, async_op, dst=peer, kind=kind, **tag, **said)
+
+    def _recv_frame(self, operation: str, peer: int, kind: Kind, max_bytes: int, *, async_op: bool = False) -> Any:
+        """What came, in whole, or a handle on it."""
+        incoming = Incoming(operation, max_bytes)
+        tag = {} if kind == Kind.OBJECT else {"tag": COLLECTIVE_TAG}
+
+        def finish() -> bytearray:
+            if incoming.frame.failed:
+                raise self._failed(operation, peer)
+            return incoming.data
+
+        return self._issue("recv_message", _NOTHING, finish, async_op, src=peer, kind=kind, incoming=incoming, **tag)
 
     def _encoded(self, operation: str, value: Any, max_bytes: int, unsafe_pickle: bool) -> Tensor:
         message = bytearray(encode_pickled(value)) if unsafe_pickle else encode(value)
@@ -151,22 +263,33 @@ class Objects(Collectives, PointToPoint):
             )
         return torch.frombuffer(message, dtype=torch.uint8)
 
-    def _require_length(self, operation: str, length: int, max_bytes: int, member: int) -> None:
+    def _refusal(self, operation: str, length: int, max_bytes: int, member: int) -> WireError | None:
+        """Why a message of this length is not taken, which follows all the same.
+
+        Raises:
+            CollectiveError: the sender had none; nothing follows.
+            WireError: no message is as long; nothing follows.
+        """
         if length == _FAILED:
-            raise CollectiveError(
-                f"{operation} on {self.label} = {self.ranks}: rank {self.ranks[member]} could not send its object; "
-                "its own error says why"
-            )
-        if not 0 < length <= max_bytes:
-            raise WireError(
-                f"{operation} on {self.label} = {self.ranks}: rank {self.ranks[member]} announces {length} bytes, "
-                f"expected at most max_bytes={max_bytes}"
-            )
+            raise self._failed(operation, member)
+        refusal = WireError(
+            f"{operation} on {self.label} = {self.ranks}: rank {self.ranks[member]} announces {length} bytes, "
+            f"expected at most max_bytes={max_bytes}"
+        )
+        if not 0 < length <= MAX_MESSAGE:
+            raise refusal
+        return refusal if length > max_bytes else None
+
+    def _failed(self, operation: str, member: int) -> CollectiveError:
+        return CollectiveError(
+            f"{operation} on {self.label} = {self.ranks}: rank {self.ranks[member]} could not send its object; "
+            "its own error says why"
+        )
 
 
 def _length(length: int) -> Tensor:
     return torch.tensor([length], dtype=torch.int64, device="cpu")
 
 
-def _decoded(message: bytearray, models: Iterable[type[BaseModel]], unsafe_pickle: bool) -> Any:
+def _decoded(message: bytearray, models: Iterable[Class], unsafe_pickle: bool) -> Any:
     return decode_pickled(message) if unsafe_pickle else decode(message, models=models)

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from parallel_topology.communicators import compiled
+from parallel_topology.communicators.channels import Source
 from parallel_topology.communicators.handle import Handle
+from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.bound import BoundGroup, copying_back, nothing
+from parallel_topology.wire.frames import TAGS
 
 
 class PointToPoint(BoundGroup):
@@ -18,46 +21,80 @@ class PointToPoint(BoundGroup):
     Gradients end here: what is received has none of the sender's, which pipeline schedules send back themselves.
     """
 
-    def send(self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None) -> None:
+    def send(self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None, tag: int = 0) -> None:
         """Send to another member: to `next_rank` unless told otherwise. Returns when `tensor` may be reused.
 
         Args:
             dst: the destination's position in the group.
             dst_rank: or its global rank.
+            tag: of CPU tensors, 0..999: messages of one tag are received in order, whatever those of others do.
         """
         peer = self._other("send", self._peer("dst", dst, dst_rank, self.rank + 1))
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not tag:
             compiled.send(tensor.detach(), self.links.order, self.key, peer)
         else:
-            self._issue("send", tensor.detach().contiguous(), nothing, False, dst=peer)
+            self._issue("send", tensor.detach().contiguous(), nothing, False, dst=peer, **self._tagged("send", tag))
 
-    def isend(self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None) -> Handle[None]:
-        """Begin to send; arguments as for `send`."""
+    def isend(
+        self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None, tag: int = 0
+    ) -> Handle[None]:
+        """Begin to send; arguments as for `send`. Also sent, and held until then, if the handle is dropped."""
         peer = self._other("isend", self._peer("dst", dst, dst_rank, self.rank + 1))
         whole = tensor.detach().contiguous()
-        return self._issue("send", whole, _holding(whole), True, dst=peer)
+        return self._issue("send", whole, holding(whole), True, dst=peer, **self._tagged("isend", tag))
 
-    def recv(self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None) -> Tensor:
-        """Receive into `tensor`, which has the sender's shape and dtype: from `prev_rank` unless told otherwise.
+    def recv(self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None, tag: int = 0) -> Tensor:
+        """Receive into `tensor`, which has the sender's dtype and size: from `prev_rank` unless told otherwise.
 
         Args:
             src: the source's position in the group.
             src_rank: or its global rank.
+            tag: as the sender's.
+
+        Raises:
+            MismatchError: what is sent is no such tensor. It has been received, and is lost; the next one can be
+                received. A tensor of more than 8,000 bytes may have been written to.
         """
         peer = self._other("recv", self._peer("src", src, src_rank, self.rank - 1))
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not tag:
             compiled.recv_(tensor.detach(), self.links.order, self.key, peer)
             return tensor
         plain = tensor.detach()
         whole = plain.contiguous()
-        return self._issue("recv", whole, copying_back(whole, plain, tensor), False, src=peer)
+        return self._issue(
+            "recv", whole, copying_back(whole, plain, tensor), False, src=peer, **self._tagged("recv", tag)
+        )
 
-    def irecv(self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None) -> Handle[Tensor]:
-        """Begin to receive; arguments as for `recv`."""
+    def irecv(
+        self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None, tag: int = 0
+    ) -> Handle[Tensor]:
+        """Begin to receive; arguments and errors as for `recv`."""
         peer = self._other("irecv", self._peer("src", src, src_rank, self.rank - 1))
         plain = tensor.detach()
         whole = plain.contiguous()
-        return self._issue("recv", whole, copying_back(whole, plain, tensor), True, src=peer)
+        return self._issue(
+            "recv", whole, copying_back(whole, plain, tensor), True, src=peer, **self._tagged("irecv", tag)
+        )
+
+    def recv_any(self, tensor: Tensor, *, tag: int = 0) -> int:
+        """Receive into a CPU tensor from whichever member sends first; returns that member's position.
+
+        Args:
+            tag: as the sender's.
+
+        Raises:
+            MismatchError: as `recv`.
+        """
+        if self._is_alone("recv_any"):
+            raise GroupArgumentError(f"recv_any on {self.label}: there is nobody else to send anything")
+        if tensor.device.type != "cpu":
+            raise GroupArgumentError(f"recv_any on {self.label}: the tensor is on {tensor.device}, expected cpu")
+        plain = tensor.detach()
+        whole = plain.contiguous()
+        source = Source()
+        self._issue("recv_any", whole, copying_back(whole, plain, tensor), False, source=source,
+                    **self._tagged("recv_any", tag))  # fmt: skip
+        return source.position
 
     def send_recv(
         self,
@@ -68,6 +105,7 @@ class PointToPoint(BoundGroup):
         *,
         dst_rank: int | None = None,
         src_rank: int | None = None,
+        tag: int = 0,
     ) -> Tensor:
         """Send to one member and receive from one at the same time: to `next_rank`, from `prev_rank`, as in a ring.
 
@@ -79,6 +117,7 @@ class PointToPoint(BoundGroup):
             src: the source's position in the group.
             dst_rank: the destination's global rank instead.
             src_rank: the source's global rank instead.
+            tag: of both messages, as for `send`.
         """
         to = self._peer("dst", dst, dst_rank, self.rank + 1)
         by = self._peer("src", src, src_rank, self.rank - 1)
@@ -89,10 +128,21 @@ class PointToPoint(BoundGroup):
         plain = output.detach()
         whole = plain.contiguous()
         finish = copying_back(whole, plain, output)
-        return self._issue("exchange", tensor.detach().contiguous(), finish, False, output=whole, dst=to, src=by)
+        return self._issue(
+            "exchange", tensor.detach().contiguous(), finish, False, output=whole, dst=to, src=by,
+            **self._tagged("send_recv", tag),
+        )  # fmt: skip
+
+    def _tagged(self, operation: str, tag: int) -> dict[str, int]:
+        """The argument for a communicator, which need not know tags where there is none."""
+        if not tag:
+            return {}
+        if type(tag) is not int or not 0 <= tag < TAGS:
+            raise GroupArgumentError(f"{operation} on {self.label}: tag={tag!r}, expected 0..{TAGS - 1}")
+        return {"tag": tag}
 
 
-def _holding(tensor: Tensor) -> Callable[[], None]:
+def holding(tensor: Tensor) -> Callable[[], None]:
     """Nothing to do, but the tensor must live until it has been sent."""
 
     def finish() -> None:

@@ -84,7 +84,7 @@ class Creator:
         options = self._options.per_group.get(family, _PLAIN)
         self._require_meaning(options, family)
         timeout = timedelta(seconds=options.timeout or self._options.timeout)
-        links = Links(label=label, timeout=timeout, witness=self._witness, order=self._order)
+        links = Links(label=label, ranks=ranks, timeout=timeout, witness=self._witness, order=self._order)
         self._made.append((links, ranks))
         try:
             self._connect(links, ranks, rank, label, options)

@@ -11,6 +11,8 @@ from parallel_topology.errors import MismatchError
 from parallel_topology.testing.failures import DeadlockError
 
 P2P = ("send", "recv")
+ANY = "any"
+"""The dtype of a receive that takes what comes, and forgets it."""
 UNEVEN = ("all_gather_v", "reduce_scatter_v", "all_to_all")
 """Operations in which the members' tensors may differ in length."""
 
@@ -30,6 +32,7 @@ class Call:
         reduce: the reduction, where there is one: `"SUM"`.
         channel: groups with one channel share connections, so that their calls must be in one order.
         blocking: whether the rank went on only when the operation was done.
+        tag: of `send` and `recv`.
     """
 
     rank: int
@@ -44,6 +47,7 @@ class Call:
     reduce: str | None = None
     channel: str = ""
     blocking: bool = True
+    tag: int = 0
 
     def __str__(self) -> str:
         towards = _TOWARDS.get(self.operation, "")
@@ -64,9 +68,9 @@ class Call:
     def slot(self) -> tuple[object, ...]:
         """Calls with equal slots are matched with each other, the first with the first, and so on."""
         if self.operation == "send":
-            return self.channel, self.ranks, self.rank, self.peer
+            return self.channel, self.ranks, self.rank, self.peer, self.tag
         if self.operation == "recv":
-            return self.channel, self.ranks, self.peer, self.rank
+            return self.channel, self.ranks, self.peer, self.rank, self.tag
         return self.channel, self.ranks
 
     @property
@@ -87,6 +91,8 @@ Calls = Mapping[int, Sequence[Call]]
 
 def mismatch(one: Call, other: Call) -> MismatchError | None:
     """Why two calls in the same slot and place do not fit together, if they do not."""
+    if ANY in (one.dtype, other.dtype):
+        return None
     fields = [] if one.operation in P2P and other.operation in P2P else ["operation", "reduce", "peer"]
     for field in [*fields, "dtype", "shape"]:
         mine, theirs = getattr(one, field), getattr(other, field)

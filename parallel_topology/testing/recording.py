@@ -21,6 +21,7 @@ from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.testing.calls import Call, mismatch
 from parallel_topology.testing.diagnosis import Heard
+from parallel_topology.wire.frames import Kind
 
 
 class Tape(Protocol):
@@ -115,26 +116,30 @@ def describe(
 ) -> list[Call]:
     """What a communicator was asked for: one call, or for an exchange a send and a receive."""
     if operation == "exchange":
-        towards = {"dst": arguments["dst"], "async_op": True}
-        by = {"src": arguments["src"], "async_op": arguments["async_op"]}
+        tag = {"tag": arguments.get("tag", 0)}
+        towards = {"dst": arguments["dst"], "async_op": True, **tag}
+        by = {"src": arguments["src"], "async_op": arguments["async_op"], **tag}
         there = describe(group, channel, "send", tensor, towards)
         return there + describe(group, channel, "recv", arguments["output"], by)
     position: int | None = next((arguments[name] for name in ("src", "dst") if name in arguments), None)
     reduce = str(arguments["op"]) if "op" in arguments else None
+    kind: Kind | None = arguments.get("kind")
+    is_tensor = kind in (None, Kind.PART)  # else its size is known to the sender only, and is not compared
     return [
         Call(
             rank=group.ranks[group.rank],
-            operation=operation,
+            operation=operation.removesuffix("_message"),
             group=group.name,
             label=group.label,
             ranks=tuple(group.ranks),
-            shape=tuple(tensor.shape),
-            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape) if is_tensor else (),
+            dtype=str(tensor.dtype).removeprefix("torch.") if kind is None or is_tensor else kind.name.lower(),
             bytes=tensor.numel() * tensor.element_size(),
             peer=None if position is None else group.ranks[position],
             reduce=None if reduce is None else reduce.rpartition(".")[2],
             channel=channel,
             blocking=not arguments["async_op"],
+            tag=arguments.get("tag", 0),
         )
     ]
 
@@ -148,6 +153,8 @@ class _Recorded(Around):
         self._tape = tape
 
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        if operation == "recv_any":
+            return self._issue_any(tensor, arguments)
         *before, call = describe(*self._of, operation, tensor, arguments)
         for one in before:
             self._tape.begin(one)
@@ -162,6 +169,14 @@ class _Recorded(Around):
             self._tape.end(failed=False)
             return work
         return _RecordedWork(work, self._tape)
+
+    def _issue_any(self, tensor: Tensor, arguments: dict[str, Any]) -> None:
+        """On the tape when it has ended, as a receive from whoever it was."""
+        wait_for(self.inner.issue("recv_any", tensor, **arguments))
+        by = {"src": arguments["source"].position, "async_op": False, "tag": arguments.get("tag", 0)}
+        for call in describe(*self._of, "recv", tensor, by):
+            self._tape.begin(call)
+            self._tape.end(failed=False)
 
 
 class _RecordedWork:

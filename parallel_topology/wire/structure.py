@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -27,17 +28,22 @@ class TensorSpec:
 
     Attributes:
         device: the type of the sender's device, such as `"cuda"`.
+        cut: whether each member of a group sends its own slice of it.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     device: str
+    cut: bool = False
 
 
-def flatten_tensors(value: Any) -> tuple[Any, list[Tensor]]:
+def flatten_tensors(value: Any, cut: Callable[[Tensor, Path], bool] | None = None) -> tuple[Any, list[Tensor]]:
     """Take the tensors out of nested dicts, lists and tuples.
 
     A tensor that occurs twice is taken out, and sent, twice.
+
+    Args:
+        cut: which of them are `TensorSpec.cut`, by tensor and place.
 
     Returns:
         The structure, equal to `value` but for a `TensorSpec` in place of each tensor, and the tensors in the order
@@ -56,7 +62,7 @@ def flatten_tensors(value: Any) -> tuple[Any, list[Tensor]]:
             return leaf
         _require_plain(leaf, path)
         tensors.append(leaf)
-        return TensorSpec(leaf.dtype, tuple(leaf.shape), leaf.device.type)
+        return TensorSpec(leaf.dtype, tuple(leaf.shape), leaf.device.type, cut is not None and cut(leaf, path))
 
     return _with_leaves(value, take), tensors
 
@@ -66,14 +72,19 @@ def tensor_specs(structure: Any) -> list[TensorSpec]:
 
     A structure from a peer may ask for any size: who allocates decides how much to believe.
     """
-    specs: list[TensorSpec] = []
+    return [spec for spec, _ in places(structure)]
+
+
+def places(structure: Any) -> list[tuple[TensorSpec, Path]]:
+    """The specs of a structure, and where they stand in it."""
+    found: list[tuple[TensorSpec, Path]] = []
 
     def note(leaf: Any, path: Path) -> None:
         if isinstance(leaf, TensorSpec):
-            specs.append(leaf)
+            found.append((leaf, path))
 
     _with_leaves(structure, note)
-    return specs
+    return found
 
 
 def unflatten(structure: Any, tensors: Sequence[Tensor]) -> Any:
@@ -111,6 +122,12 @@ def contents_of(tensor: Tensor, path: Path) -> Tensor:
     # As numbers, because torch does not copy all dtypes (uint4) and warns of others (complex32).
     number = _NUMBERS.get(tensor.itemsize)
     return (tensor.view(number) if number else tensor).contiguous().reshape(-1).view(torch.uint8)
+
+
+def flat_bytes(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor, as bytes."""
+    # A contiguous tensor may have any strides in dims of length 1, which view(dtype) refuses; as one dim it has none.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def tensor_of(contents: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -165,14 +182,35 @@ def shape_of(dims: list[Any]) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def spec_of(dtype: str, dims: list[Any], device: str) -> TensorSpec:
+def spec_of(dtype: str, dims: list[Any], device: str, cut: bool) -> TensorSpec:
     """The spec that a peer sent.
 
     Raises:
         WireError: as `dtype_of` and `shape_of`.
         RuntimeError: torch knows no such device.
     """
-    return TensorSpec(dtype_of(dtype), shape_of(dims), torch.device(device).type)
+    return TensorSpec(dtype_of(dtype), shape_of(dims), torch.device(device).type, cut)
+
+
+def digest_of(tensor: Tensor) -> int:
+    """A number that differs, as good as always, where tensors of one shape and dtype do. Of their bytes, on the CPU.
+
+    Sums of rows and of columns, because they are as fast as memory, and a checksum of these.
+    """
+    flat = contents_of(tensor, None)
+    whole = len(flat) // 512 * 512
+    words = flat[:whole].view(torch.int64).view(-1, 64)
+    sums = torch.cat([words.sum(0), words.sum(1)]).view(torch.uint8)
+    return zlib.crc32(bytes_of(flat[whole:].cpu()), zlib.crc32(bytes_of(sums.cpu())))
+
+
+def keys_of(path: Path) -> list[object]:
+    """The keys and indices that lead to a value, outermost first."""
+    keys: list[object] = []
+    while path is not None:
+        path, key = path
+        keys.append(key)
+    return keys[::-1]
 
 
 def too_deep(path: Path) -> GroupArgumentError:

@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Callable, Collection, Iterable
 from math import prod
 from types import NoneType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import BaseModel
@@ -34,6 +34,9 @@ from parallel_topology.wire.structure import (
     tensor_of,
     too_deep,
 )
+
+Class: TypeAlias = "type[BaseModel]"
+"""What a receiver may allow to be built."""
 
 _FLAT = frozenset({NoneType, bool, float, str})
 _INT = frozenset[type]({int})
@@ -184,7 +187,7 @@ class _Writer:
         if kind is torch.device:
             return _tagged("device", str(value))
         if kind is TensorSpec:
-            return _tagged("spec", name_of(value.dtype), list(value.shape), value.device)
+            return _tagged("spec", name_of(value.dtype), list(value.shape), value.device, value.cut)
         return None
 
     def _made(self, value: Any, path: Path, depth: int) -> Any:
@@ -280,7 +283,7 @@ _MAKERS: dict[str, tuple[tuple[type, ...], Callable[[_Reader, list[Any]], Any]]]
     "dtype": ((str,), lambda _, said: dtype_of(said[0])),
     "size": ((list,), lambda _, said: torch.Size(said[0])),
     "device": ((str,), lambda _, said: torch.device(said[0])),
-    "spec": ((str, list, str), lambda _, said: spec_of(*said)),
+    "spec": ((str, list, str, bool), lambda _, said: spec_of(*said)),
     "model": ((str, list), lambda reader, said: reader.model(said[0], said[1][0])),
 }
 """Tag -> what is said with it, and what that makes."""

@@ -88,10 +88,10 @@ def test_what_is_too_large_is_refused_before_it_is_sent(groups: GroupManager, wa
 @pytest.mark.ranks(2)
 def test_what_a_peer_announces_is_not_allocated_unseen(groups: GroupManager):
     if groups.tp.is_first:
-        groups.tp.send(torch.tensor([2**60]))
+        groups.tp.broadcast(torch.tensor([2**60]))
     else:
         with pytest.raises(WireError, match="rank 0 announces 1152921504606846976 bytes"):
-            groups.tp.recv_object()
+            groups.tp.broadcast_object()
 
 
 @pytest.mark.ranks(2)
@@ -120,3 +120,55 @@ def test_models_are_built_only_if_named(groups: GroupManager):
 def test_torch_pickles_nothing_of_ours():
     """torch's own object collectives are not used: they unpickle what a peer sends (CVE-2025-47277)."""
     assert not any("object_list" in name for name in vars(ParallelGroup))
+
+
+@pytest.mark.parametrize("length", [5, 3_000_000])
+@pytest.mark.ranks(3)
+def test_who_refuses_takes_part_so_that_the_next_call_is_right(groups: GroupManager, length: int):
+    tp = groups.tp
+    ways: list[Any] = [
+        lambda **how: tp.broadcast_object("x" * length if tp.is_first else None, **how),
+        lambda **how: tp.all_gather_object("x" * (1 if tp.rank == 1 else length), **how)[0],
+        lambda **how: tp.scatter_object(["x" * length] * 3 if tp.is_first else None, **how),
+        lambda **how: (tp.gather_object("x" * (1 if tp.rank == 1 else length), dst=1, **how) or ["x" * length])[0],
+    ]
+    for way in ways:
+        if tp.rank == 1:
+            with pytest.raises(WireError, match="bytes, expected at most max_bytes=12"):
+                way(max_bytes=12)
+        else:
+            assert way() == "x" * length
+        assert tp.all_gather_object(tp.rank) == [0, 1, 2]
+
+
+@pytest.mark.ranks([1, 3])
+def test_objects_are_gathered_and_scattered(groups: GroupManager):
+    tp = groups.tp
+    for there in range(tp.size):
+        gathered = tp.gather_object(value(tp.rank), there, models=(Request,))
+        if tp.rank == there:
+            assert gathered is not None
+            assert all(same(got, value(rank)) for rank, got in enumerate(gathered))
+        else:
+            assert gathered is None
+        given = [value(rank + 10) for rank in range(tp.size)] if tp.rank == there else None
+        assert same(tp.scatter_object(given, there, models=(Request,)), value(tp.rank + 10))
+
+
+@pytest.mark.ranks(3)
+def test_one_that_cannot_be_gathered_or_scattered_harms_no_other_call(groups: GroupManager):
+    tp = groups.tp
+    if tp.is_first:
+        with pytest.raises(CollectiveError, match="rank 1 could not send its object"):
+            tp.gather_object(0)
+        with pytest.raises(GroupArgumentError, match=r"scatter_object on engine/tp.*: 1 values, expected 3"):
+            tp.scatter_object([1])
+    elif tp.rank == 1:
+        with pytest.raises(GroupArgumentError, match="lock"):
+            tp.gather_object(threading.Lock())
+    else:
+        tp.gather_object(2)
+    if not tp.is_first:
+        with pytest.raises(CollectiveError, match="rank 0 could not send its object"):
+            tp.scatter_object()
+    assert tp.gather_object(tp.rank) == ([0, 1, 2] if tp.is_first else None)

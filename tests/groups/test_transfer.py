@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parallel_topology import GroupArgumentError, GroupManager, ParallelTopology, WireError
+from parallel_topology import GroupArgumentError, GroupManager, MismatchError, ParallelTopology
 from parallel_topology.testing import run_ranks, simulate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.int16, torch.float8_e4m3fn]
@@ -85,46 +85,58 @@ def test_what_repeats_is_described_once():
         ).on(0)
         if call.operation == "send"
     ]
-    descriptions = [call for call in calls if call.dtype == "uint8"]
-    assert len(descriptions) == 1
-    assert len(calls) == 5 * 11 + 1  # a header of 16 bytes each time
+    heads = [call.bytes for call in calls if call.dtype == "transfer"]
+    assert heads[0] > 100
+    assert heads[1:] == [4] * 4  # the description was the same
+    assert len(calls) == 5 * 11
     run_ranks("pp4", body)
 
 
+def test_a_split_sends_each_rank_its_own_slice():
+    def body(groups: Any) -> None:
+        groups.pp.send_tensors({"x": torch.ones(3, 4), "odd": torch.ones(3)}, split=groups.tp)
+
+    sizes = [call.bytes for call in simulate("tp2-pp2", body, check=False).on(0) if call.dtype == "float32"]
+    assert sizes == [24, 12]
+
+
+def _different(groups: GroupManager) -> dict[str, torch.Tensor]:
+    return {"same": torch.arange(4096.0), "own": torch.full((4096,), float(groups.tp.rank)), "odd": torch.ones(3)}
+
+
 @pytest.mark.ranks("tp2-pp2")
-def test_a_split_sends_each_rank_its_own_slice(groups: GroupManager):
-    sent = torch.arange(12.0).view(3, 4)
+def test_tensors_that_differ_over_the_split_are_named(groups: GroupManager):
+    """Cut, they would come as a mixture of both."""
     if groups.pp.is_first:
-        groups.pp.send_tensors({"x": sent}, split=groups.tp)
+        groups.pp.send_tensors(_different(groups), split=groups.tp)
     else:
-        before = groups.pp.recv(torch.zeros(2, dtype=torch.int64))
-        description = groups.pp.recv(torch.empty(int(before[0]), dtype=torch.uint8))
-        mine = groups.pp.recv(torch.empty(6))
-        assert before[1] == 2
-        assert len(description) == before[0]
-        assert torch.equal(mine, sent.flatten().chunk(2)[groups.tp.rank])
-
-
-@pytest.mark.ranks("tp2-pp2", check=False)  # the tensor is sent, and nobody takes it
-def test_splits_that_differ_are_named(groups: GroupManager):
+        with pytest.raises(MismatchError, match=r"value\['own'\] differ between the members of .*; name their keys"):
+            groups.pp.recv_tensors(split=groups.tp)
+    again = _different(groups)
     if groups.pp.is_first:
-        begun = groups.pp.isend_tensors({"x": torch.ones(4)}, split=groups.tp)
-        groups.world.barrier()
-        assert not begun.is_done()
+        groups.pp.send_tensors({"nested": [again]}, split=groups.tp, whole=("own",))
+    else:
+        assert equal(groups.pp.recv_tensors(split=groups.tp), {"nested": [again]})
+
+
+@pytest.mark.ranks("tp2-pp2")
+def test_shapes_that_differ_over_the_split_are_an_error(groups: GroupManager):
+    if groups.pp.is_first:
+        groups.pp.send_tensors({"x": torch.ones(4 + 4 * groups.tp.rank)}, split=groups.tp)
+    else:
+        with pytest.raises(MismatchError, match="other shapes"):
+            groups.pp.recv_tensors(split=groups.tp)
+
+
+@pytest.mark.ranks("tp2-pp2")
+def test_splits_that_differ_are_named_and_the_next_receive_is_right(groups: GroupManager):
+    if groups.pp.is_first:
+        groups.pp.send_tensors({"x": torch.ones(40000), "y": torch.ones(4)}, split=groups.tp)
+        groups.pp.send_tensors({"x": torch.ones(4)})
     else:
         with pytest.raises(GroupArgumentError, match="the sender splits each tensor over 2 ranks, split= here has 1"):
             groups.pp.recv_tensors()
-        groups.world.barrier()
-
-
-@pytest.mark.ranks(2)
-@pytest.mark.parametrize("header", [[0, 1], [-5, 1], [2**50, 1]])
-def test_what_is_no_description(groups: GroupManager, header: list[int]):
-    if groups.tp.is_first:
-        groups.tp.send(torch.tensor(header))
-    else:
-        with pytest.raises(WireError):
-            groups.tp.recv_tensors()
+        assert equal(groups.pp.recv_tensors(), {"x": torch.ones(4)})
 
 
 def test_a_value_that_cannot_be_sent_says_where():
