@@ -69,10 +69,10 @@ def gloo_device(*, hostname: str = "", interface: str = "") -> Any:
     return _gloo.create_default_device()
 
 
-def gloo_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, device: Any) -> Any:
+def gloo_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, *devices: Any) -> Any:
     """Connects to every other member; returns when all are connected."""
     options = _gloo._Options()
-    options._devices = [device]
+    options._devices = list(devices)
     options._timeout = timeout
     return _gloo(store, rank, size, options)
 
@@ -129,7 +129,9 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
     """How long the operations of a group wait from now on."""
     untyped: Any = group
     for device in untyped._device_types:
-        untyped._get_backend(device)._set_default_timeout(timeout)
+        backend = untyped._get_backend(device)
+        # TORCH_DISTRIBUTED_DEBUG=DETAIL puts a wrapper around each backend, which has no such method (torch 2.13).
+        getattr(backend, "wrapped_pg", backend)._set_default_timeout(timeout)
 
 
 def new_registered_group(
@@ -189,3 +191,53 @@ def forget_meshes() -> None:
         clear = getattr(import_module("torch.distributed.tensor.debug"), "_clear_sharding_prop_cache", None)
         if clear is not None:  # seen in torch 2.13; where there is none, torch's own error stays
             clear()
+
+
+def clone_store(store: dist.Store) -> dist.Store:
+    """A client of the same store that can be used beside it; the store itself where it has none (a class of Python's).
+
+    `Store.clone` came with torch 2.8 (pytorch #150966).
+    """
+    try:
+        return cast("Any", store).clone()
+    except (NotImplementedError, AttributeError, TypeError):
+        return store
+    except RuntimeError as error:
+        if "pure virtual" in str(error) or "not implemented" in str(error).lower():
+            return store
+        raise
+
+
+def is_extended(store: dist.Store) -> bool:
+    """Whether a store has `append`, `multi_get` and `multi_set`: those of a file have, and say they have not."""
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return isinstance(store, (dist.TCPStore, dist.HashStore, dist.FileStore))
+
+
+def multi_set(store: dist.Store, values: Mapping[str, str]) -> None:
+    """Several keys in one operation; missing in torch's stubs."""
+    cast("Any", store).multi_set(list(values), list(values.values()))
+
+
+def append(store: dist.Store, key: str, text: str) -> None:
+    """Add to a key's value; missing in torch's stubs."""
+    cast("Any", store).append(key, text)
+
+
+def list_keys(store: dist.Store) -> list[str]:
+    """All keys, without the prefix of a `PrefixStore`; none where it cannot tell. Seen in torch 2.13, not in 2.8."""
+    try:
+        return list(cast("Any", store).list_keys())
+    except (AttributeError, RuntimeError):  # NotImplementedError is one
+        return []
+
+
+def default_store_at(port: int) -> dist.Store | None:
+    """The store over which this process's default group was made, if it is at `port`."""
+    if not dist.is_initialized():
+        return None
+    store = default_store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return store if isinstance(store, dist.TCPStore) and store.port == port else None

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from parallel_topology.errors import GroupArgumentError, MissingExtraError
+
+
+def _seconds(timeout: object) -> object:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+
 
 _Ctas = Annotated[int, Field(ge=1, le=64)]
 
@@ -25,7 +31,7 @@ class GroupOptions(BaseModel):
     '{"timeout":60.0,"communicators":["nccl","torch"]}'
 
     Attributes:
-        timeout: seconds that operations wait, if not the manager's.
+        timeout: seconds, or a `timedelta`, that operations wait, if not the manager's.
         communicators: names of those that are asked, in this order, who carries out a call; torch's is always the last.
         high_priority_stream: NCCL: kernels go before those of other streams.
         min_ctas, max_ctas: NCCL: thread blocks that a collective takes
@@ -36,7 +42,7 @@ class GroupOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
     communicators: tuple[str, ...] = ()
     high_priority_stream: bool = False
     min_ctas: _Ctas | None = None

@@ -23,7 +23,7 @@ from parallel_topology.errors import (
     GroupTimeoutError,
     ParallelTopologyError,
 )
-from parallel_topology.meeting.options import require_seconds
+from parallel_topology.meeting.deadline import seconds_of
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.rank_view import RankGroup
 from parallel_topology.torch_errors import first_line, is_timeout
@@ -66,7 +66,7 @@ class BoundGroup(RankGroup):
             token = torch.zeros(1, dtype=torch.int8, device="cpu")
             self._issue("barrier", token, nothing, False)
 
-    def set_timeout(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float | timedelta) -> None:
         """Let operations wait this long from now on; every member calls it, and a barrier comes first.
 
         Groups of one manager that share their process groups (equal ranks, not isolated) share the timeout too.
@@ -74,9 +74,9 @@ class BoundGroup(RankGroup):
         Raises:
             GroupArgumentError: `seconds` is not above 0.
         """
-        require_seconds("seconds", seconds)
+        given = seconds_of("seconds", seconds)
         self.barrier()
-        self.links.set_timeout(timedelta(seconds=seconds))
+        self.links.set_timeout(timedelta(seconds=given))
 
     def _require_open(self, operation: str) -> None:
         if self.links.closed:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,39 +15,116 @@ import torch.distributed as dist
 from parallel_topology.communicators.links import Links
 from parallel_topology.errors import RendezvousError
 from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.meeting.agreement import Agreed, Card, Meeting
+from parallel_topology.meeting.addresses import address_towards
+from parallel_topology.meeting.agreement import Agreed, Meeting
+from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import Creator
-from parallel_topology.meeting.options import Options, host_identity
+from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.meeting.options import Options, host_identity, process_identity
 from parallel_topology.topology.plan import Family, Plan
+from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.torch_errors import STORE_ERRORS
 
 _VERSION = version("parallel-topology")  # searched for on the whole import path: once, not for each manager
+LAST_WORDS = 0.5
+"""Seconds after the deadline in which a rank that finds the store answering may say who did not come, and withdraw."""
 
 
-def agree(plan: Plan, rank: int, store: dist.Store | None, options: Options, backend: str) -> Agreed:
+@dataclass(frozen=True)
+class Joined:
+    """What came of meeting the others.
+
+    Attributes:
+        control: this manager's way to the store.
+        agreed: what the ranks found out about each other.
+        meeting: at which they did; it knows under which keys.
+        others: addresses of ranks on other hosts.
+    """
+
+    control: Control
+    agreed: Agreed
+    meeting: Meeting
+    others: Sequence[str]
+
+
+def join(
+    plan: Plan,
+    rank: int,
+    control: Control,
+    options: Options,
+    backend: str,
+    device: str,
+    made: str,
+    deadline: Deadline,
+) -> Joined:
     """Meet the other ranks and compare with them what is to be created.
 
+    Args:
+        device: the kind of the manager's device.
+        made: how the groups are made.
+
     Raises:
-        RendezvousError: there is no store, or it failed.
+        RendezvousError: the store failed or is silent, or a rank is not trusted.
         DisagreementError: the ranks' arguments differ; raised on every rank.
         GroupTimeoutError: ranks did not come in time.
     """
     topology = plan.topology
-    if store is None:
+    card = json.dumps(_facts(plan, options, backend, device, made))
+    meeting = new_meeting(options.name, topology, rank, card, options.token, deadline)
+    agreed = meet(control, meeting)
+    here = agreed.hosts[topology.position(rank)]
+    others = [address for address, host in zip(agreed.addresses, agreed.hosts, strict=True) if host != here]
+    return Joined(control, agreed, meeting, others)
+
+
+def new_meeting(
+    name: str, topology: ParallelTopology, rank: int, card: str, token: str | None, deadline: Deadline
+) -> Meeting:
+    """This rank's part in an agreement; nothing happens before `meet`."""
+    return Meeting(name, topology.world, rank, host_identity(), process_identity(), "", card, token, deadline)
+
+
+def meet(control: Control, meeting: Meeting) -> Agreed:
+    """Go through an agreement, at the store, until its deadline; `Meeting.agree` says what is raised besides.
+
+    Raises:
+        RendezvousError: the store does not answer.
+    """
+
+    def agree(store: dist.Store) -> Agreed:
+        meeting.address = address_towards(store)
+        return meeting.agree(store)
+
+    try:
+        return control.ask(agree, meeting.deadline, grace=LAST_WORDS)
+    except Overtaken:
         raise RendezvousError(
-            f"{topology} has {topology.world_size} ranks, which need a place to meet: give store=, or "
-            "use GroupManager.from_env or GroupManager.connect"
-        )
-    card = Card(
-        topology=str(topology),
-        groups=tuple(f"{family.name}({'-'.join(family.axes)})" for family in plan.families.values()),
-        backend=backend,
-        library=_VERSION,
-        torch=torch.__version__,
-        options=tuple(f"{axis}={given.model_dump_json()}" for axis, given in sorted(options.per_group.items())),
-        checks=options.check_calls,
-    )
-    meeting = Meeting(store, options.name, topology.world, rank, host_identity(), options.timeout, options.token)
-    return meeting.agree(card)
+            f"{meeting.name}: the store does not answer: rank {meeting.rank} could not meet the others of "
+            f"{meeting.world} within {meeting.deadline.seconds:g} s"
+        ) from None
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C: the thread that was left behind still waits in the store
+        with suppress(Overtaken, *STORE_ERRORS):
+            control.ask(meeting.withdraw, Deadline(LAST_WORDS))
+        raise
+
+
+def _facts(plan: Plan, options: Options, backend: str, device: str, made: str) -> dict[str, Any]:
+    """What must be equal on all ranks: whatever changes which collectives creation runs, or what the groups then do."""
+    shown = options.shown()
+    return {
+        "topology": str(plan.topology),
+        "groups": [f"{family.name}({'-'.join(family.axes)})" for family in plan.families.values()],
+        "isolated": sorted(options.isolated),
+        "backend": backend,
+        "library": _VERSION,
+        "torch": torch.__version__,
+        "made": made,
+        "device": device,
+        "options": shown.pop("per_group"),
+        **shown,
+    }
 
 
 def bind(

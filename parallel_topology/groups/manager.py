@@ -7,9 +7,10 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn, Self
 
 import torch
@@ -21,15 +22,18 @@ from parallel_topology.communicators.membership import Factory
 from parallel_topology.errors import (
     BackendError,
     ClosedError,
+    CreationError,
     LiveGraphError,
+    ParallelTopologyError,
     RankError,
     RendezvousError,
     TopologyError,
     UnknownAxisError,
 )
 from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.groups.joining import agree, bind
+from parallel_topology.groups.joining import Joined, bind, join
 from parallel_topology.launch import LaunchInfo
+from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import (
     BACKENDS,
     Creator,
@@ -37,16 +41,10 @@ from parallel_topology.meeting.creation import (
     choose_backend,
     choose_device,
 )
-from parallel_topology.meeting.options import (
-    DEFAULT_TIMEOUT,
-    Options,
-    caller,
-    end_at_exit,
-    find_local_rank,
-    require_seconds,
-    token_from,
-)
+from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake, seconds_of
+from parallel_topology.meeting.options import DEFAULT_TIMEOUT, Options, caller, end_at_exit, find_local_rank
 from parallel_topology.meeting.rendezvous import launched_store, open_store
+from parallel_topology.meeting.token import token_from
 from parallel_topology.meeting.witness import Witness
 from parallel_topology.topology.rank_view import RankView
 from parallel_topology.topology.topology import ParallelTopology
@@ -69,7 +67,8 @@ class GroupManager(RankView):
     Args:
         topology: which ranks there are and how they are divided.
         rank: this process's global rank.
-        store: where the ranks meet; it stays the caller's. A world of one rank needs none.
+        store: where the ranks meet, or what opens it, given the deadline. It stays the caller's: managers use clients
+            of their own. A world of one rank needs none.
         groups: combinations of axes to create groups for besides the single axes, as in `[("tp", "pp")]`.
         isolated: name -> axes of groups that must not share a communicator with others of the same ranks, as in
             `{"eplb": ("ep",)}`: what runs beside another stream of collectives needs one of its own.
@@ -77,8 +76,8 @@ class GroupManager(RankView):
         device: where tensors are; without it `cuda:local_rank` for NCCL, else the CPU.
         local_rank: among the ranks of this topology on this host; without it the ranks find out.
         name: shown in errors and by torch's profiler, as in `actor/tp[1]`; the ranks of one manager share it.
-        timeout: seconds to wait for peers, in creation and in every operation.
-        operation_timeout: seconds to wait in operations, if not `timeout`; `set_timeout` changes it later.
+        timeout: seconds, or a `timedelta`, for all of creation, whatever it waits for, and for every operation.
+        operation_timeout: for every operation, if not `timeout`; `set_timeout` changes it later.
         token: a secret that all ranks hold; a rank without it is refused. See docs/reliability.md for what it protects.
         verify: check members and their order with a small all-gather on each group, all at once: one round trip more.
         options: axis, or other group's name -> `GroupOptions`, or their fields.
@@ -97,21 +96,25 @@ class GroupManager(RankView):
     """
 
     world: ParallelGroup  # pyright: ignore[reportIncompatibleVariableOverride] (it is set once and never replaced)
+    _creator: Creator | None
+    _witness: Witness | None
+    _control: Control | None
+    _store: dist.Store | None
 
     def __init__(
         self,
         topology: ParallelTopology,
         *,
         rank: int,
-        store: dist.Store | None = None,
+        store: dist.Store | Callable[[Deadline], dist.Store] | None = None,
         groups: Iterable[tuple[str, ...]] = (),
         isolated: Mapping[str, tuple[str, ...]] | None = None,
         backend: str | None = None,
         device: torch.device | str | None = None,
         local_rank: int | None = None,
         name: str = "engine",
-        timeout: float = DEFAULT_TIMEOUT,
-        operation_timeout: float | None = None,
+        timeout: float | timedelta = DEFAULT_TIMEOUT,
+        operation_timeout: float | timedelta | None = None,
         token: str | None = None,
         verify: bool = True,
         options: Mapping[str, GroupOptions | Mapping[str, Any]] | None = None,
@@ -128,12 +131,13 @@ class GroupManager(RankView):
         self,
         topology: ParallelTopology,
         rank: int,
-        store: dist.Store | None,
+        store: dist.Store | Callable[[Deadline], dist.Store] | None,
         options: Options,
         creator: type[Creator],
     ) -> None:
         begun = time.perf_counter()
         self._open = False  # until there is something to close
+        deadline = Deadline(options.seconds)
         position = topology.position(rank)
         self.plan = topology.plan(groups=options.groups, isolated=options.isolated, separate=options.per_group)
         self.topology = topology
@@ -141,22 +145,21 @@ class GroupManager(RankView):
         self.name = options.name
         self.backend = choose_backend(options.backend)
         self._options = options
-        self._store = store
         self._groups: dict[str, ParallelGroup] = {}
-        self._creator = self._witness = None
-        agreed = agree(self.plan, rank, store, options, self.backend) if topology.world_size > 1 else None
+        self._creator = self._witness = self._control = self._store = None
+        device = choose_device(options.device, self.backend, 0)
+        joined = self._join(store, creator, device.type, deadline) if topology.world_size > 1 else None
+        agreed = joined.agreed if joined else None
         agreed_in = time.perf_counter() - begun
         self.local_rank = find_local_rank(options, agreed, position)
         self.device = choose_device(options.device, self.backend, self.local_rank)
-        if agreed is not None:
-            self._witness = Witness(dist.PrefixStore("witness", agreed.store), rank)
-            self._creator = creator(agreed.store, self._witness, options, backend=self.backend, device=self.device)
         self._made_at = caller()
         self._at_exit = end_at_exit(self)
         self._open = True
         try:
-            self._create(options.name if agreed is None or agreed.round == 1 else f"{options.name}#{agreed.round}")
+            self._create(joined, creator, deadline)
         except BaseException:
+            deadline.expire()  # what was overtaken gives up as soon as it can
             self.abort()
             raise
         self.__dict__.update(self._groups)  # plain attributes: `groups.tp` is read in every forward
@@ -166,18 +169,56 @@ class GroupManager(RankView):
             time.perf_counter() - begun - agreed_in,
         )  # fmt: skip
 
-    def _create(self, prefix: str) -> None:
+    def _join(
+        self, store: dist.Store | Callable[[Deadline], dist.Store] | None, creator: type[Creator], device: str,
+        deadline: Deadline,
+    ) -> Joined:  # fmt: skip
+        if store is None:
+            raise RendezvousError(
+                f"{self.topology} has {self.topology.world_size} ranks, which need a place to meet: give store=, or "
+                "use GroupManager.from_env or GroupManager.connect"
+            )
+        opened = not isinstance(store, dist.Store)
+        self._store = store(deadline) if opened else store
+        control = Control(self._store, own=opened)
+        return join(self.plan, self.rank, control, self._options, self.backend, device, creator.__name__, deadline)
+
+    def _create(self, joined: Joined | None, creator: type[Creator], deadline: Deadline) -> None:
+        if joined is None:
+            self._bind(self.name)
+            return
+        self._control = control = joined.control
+        self._witness = witness = Witness(control, f"{joined.meeting.keys}/witness", self.rank)
+        control.at_end(lambda store: witness.clear(store) if joined.meeting.leave(store) else None)
+        made: list[Creator] = []
+
+        def create() -> None:
+            with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+                store = dist.PrefixStore(joined.meeting.keys, control.client())
+                self._creator = creator(
+                    store, witness, self._options, backend=self.backend, device=self.device,
+                    deadline=deadline, others=joined.others,
+                )  # fmt: skip
+                made.append(self._creator)
+                self._bind(self.name if joined.agreed.number == 1 else f"{self.name}#{joined.agreed.number}")
+                # Either way nobody leaves before all have built all groups: the store may go away after this.
+                self._creator.settle(self.rank, verify=self._options.verify)
+
+        try:
+            overtake(create, deadline)
+        except ParallelTopologyError:
+            raise
+        except (Overtaken, *STORE_ERRORS) as error:
+            control.renew()  # what was overtaken may wait in the old client
+            if not made:
+                raise CreationError(f"{self.name}: rank {self.rank}: {first_line(error)}") from error
+            raise made[0].failure(self.rank, error) from (None if isinstance(error, Overtaken) else error)
+
+    def _bind(self, prefix: str) -> None:
         for family in self.plan.families.values():
             self._groups[family.name] = bind(
                 family, self.plan, self.rank, self._groups, self.device, prefix, self._creator
             )
-        # Either way nobody leaves before all have built all groups: the store, or its host, may go away after this.
-        if self._options.verify and self._creator is not None:
-            self._creator.verify(self.rank)
-        else:
-            self._groups["world"].barrier()
-        if self._options.operation_timeout is not None:
-            self._set_timeouts(self._options.operation_timeout)
 
     def _set_timeouts(self, seconds: float) -> None:
         for group in self._groups.values():
@@ -194,8 +235,7 @@ class GroupManager(RankView):
             RendezvousError: the address cannot be read, hosted or reached.
         """
         is_host = topology.position(rank) == 0
-        store = open_store(url, is_host=is_host, timeout=options.get("timeout", DEFAULT_TIMEOUT))
-        return cls(topology, rank=rank, store=store, **options)
+        return cls(topology, rank=rank, store=partial(open_store, url, is_host), **options)
 
     @classmethod
     def from_env(cls, topology: ParallelTopology, *, env: Mapping[str, str] | None = None, **options: Any) -> Self:
@@ -223,7 +263,7 @@ class GroupManager(RankView):
         options.setdefault("local_rank", info.local_rank)
         options.setdefault("token", token_from(env))
         if topology.world_size > 1:
-            options["store"] = launched_store(info, topology.world, options.get("timeout", DEFAULT_TIMEOUT))
+            options["store"] = partial(launched_store, info)
         return cls(topology, rank=info.rank, **options)
 
     @classmethod
@@ -292,33 +332,50 @@ class GroupManager(RankView):
         if topology != self.topology:
             raise TopologyError(f"{self.name} was built for {self.topology}, but {topology} is required")
 
-    def set_timeout(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float | timedelta) -> None:
         """Let the operations of all groups wait this long from now on; every rank calls it, and a barrier comes first.
 
         Raises:
             GroupArgumentError: `seconds` is not above 0.
         """
-        require_seconds("seconds", seconds)
+        given = seconds_of("seconds", seconds)
         self._groups["world"].barrier()
-        self._set_timeouts(seconds)
+        self._set_timeouts(given)
 
-    def diagnose(self, timeout: float = 5.0) -> list[int]:
+    def diagnose(self, timeout: float | timedelta = 5.0) -> list[int]:
         """The ranks of the topology that do not answer within `timeout` seconds; every rank that can calls this.
 
-        It goes over the store, and so works when groups are broken.
+        It goes over the store, and so works when groups are broken. All that call it get the same answer.
 
         Raises:
             ClosedError: this manager was closed.
-            RendezvousError: the store is gone.
+            RendezvousError: the store is gone, or does not answer.
         """
+        here = set(self._present("diagnose", timeout))
+        return [rank for rank in self.topology.world if rank not in here]
+
+    def survivors(self, timeout: float | timedelta = 5.0) -> list[int]:
+        """The ranks of the topology that are there and call this: the same list on every one of them.
+
+        Each waits until all have answered, or `timeout` seconds; the first whose time is up decides for all, in the
+        store. It works when groups are broken, and who did not call it misses nothing of the next time.
+
+        Raises:
+            ClosedError: this manager was closed.
+            RendezvousError: the store is gone, or does not answer.
+        """
+        return self._present("survivors", timeout)
+
+    def _present(self, what: str, timeout: float | timedelta) -> list[int]:
+        seconds = seconds_of("timeout", timeout)
         if self.closed:
-            raise ClosedError(f"diagnose: {self.name} was closed")
+            raise ClosedError(f"{what}: {self.name} was closed")
         if self._witness is None:
-            return []
+            return [self.rank]
         try:
-            return self._witness.roll_call(list(self.topology.world), timeout)
-        except STORE_ERRORS as error:
-            raise RendezvousError(f"{self.name}: the store is gone: {first_line(error)}") from error
+            return self._witness.present(list(self.topology.world), seconds)
+        except RendezvousError as error:
+            raise RendezvousError(f"{self.name}: {error}") from error
 
     def describe(self) -> str:
         """This rank's groups, their members, backends and state, a line each."""
@@ -385,7 +442,9 @@ class GroupManager(RankView):
         for group in self._groups.values():
             group.links.closed = True
         released = self._creator.release(abort=abort) if self._creator is not None else []
-        self._creator = self._witness = self._store = None
+        if self._control is not None:
+            self._control.close()
+        self._creator = self._witness = self._control = self._store = None
         return released
 
     def __del__(self) -> None:

@@ -1,50 +1,55 @@
 """Agreement before creation: every rank shows the others what it is about to build, and all build it or none does.
 
-Each rank counts itself in and shows a card; whoever completes the count compares the cards and writes one verdict, that
-all read: a handful of store operations a rank, however large the world, and two for each card for the one who judges.
-Cards and verdict are JSON, never pickled. With a token each carries a keyed hash (HMAC-SHA-256), and the verdict
-repeats every rank's nonce, so that neither can be made, or replayed, without the token.
+Each rank puts a card where its rank's place is; the newest there counts, so whatever dead ranks, earlier tries or
+earlier jobs left in the store is replaced by who comes. The topology's first rank calls those it finds to a round,
+under a name that was never used. Who is called answers, and where there is a token proves that it has it, over the
+fresh nonces of all. When all have answered, the first rank gives a verdict, which holds every rank's proof, and each
+rank checks them. If somebody does not answer, and another comes in its place, all are called again; who gives up takes
+its card away.
+
+A rank spends a handful of store operations, however large the world; the first one some for each card besides. All that
+is read is JSON of bounded size, never pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import secrets
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from functools import cached_property
-from typing import Any, cast
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from parallel_topology.errors import (
-    DisagreementError,
-    GroupTimeoutError,
-    ParallelTopologyError,
-    RendezvousError,
+from parallel_topology.errors import DisagreementError, GroupTimeoutError, ParallelTopologyError, RendezvousError
+from parallel_topology.meeting.cards import Entry, UnreadableError, differences, read_object
+from parallel_topology.meeting.control import (
+    Patience,
+    absent,
+    append,
+    delete,
+    keys_under,
+    lines,
+    read,
+    read_all,
+    wait_for,
+    write_all,
 )
+from parallel_topology.meeting.deadline import Deadline
+from parallel_topology.meeting.token import Seals, digest
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
+AGAIN, OVER, GONE = "again", "over", "gone"
+PATIENCE = 0.5
+"""Seconds in which who holds a wrong token, or shows no card at all, may be replaced by the rank that it is not."""
+FIRST_LOOK = 1.0
+"""Seconds the answers to a call are waited for before somebody is looked for who came in another's place."""
 
-@dataclass(frozen=True)
-class Card:
-    """What must be equal on all ranks before any group is created."""
-
-    topology: str
-    groups: tuple[str, ...]
-    backend: str
-    library: str
-    torch: str
-    options: tuple[str, ...] = ()
-    checks: bool = False
-    """Whether calls are compared before they are made; those that do not would not answer."""
+_present: set[str] = set()
+"""Nonces of meetings that threads of this process are in: two threads of one rank meet one after the other."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +57,63 @@ class Agreed:
     """What the ranks found out about each other.
 
     Attributes:
-        round: how many managers of this name the ranks have built over this store, this one included.
-        store: for this manager's keys alone.
+        number: how many managers of this name are, or were, over this store, this one included.
         hosts: for each position of the topology, which host it is on, numbered in order of appearance.
+        addresses: for each position, from where it reaches the store's host.
     """
 
-    round: int
-    store: dist.Store
+    number: int
     hosts: Sequence[int]
+    addresses: Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Meeting:
-    """One rank's part in one agreement.
+    """One rank's part in one agreement. Its methods wait in the store: they run where the deadline can overtake them.
 
     Attributes:
-        store: where the ranks meet.
         name: of the manager; ranks of one name meet.
         world: the ranks that are to come.
         rank: this one.
-        host: identifies the machine this rank is on.
-        timeout: seconds.
+        host, process, address: as in `Entry`.
+        card: what is to be equal on all ranks, as JSON.
         token: if given, a rank without it is refused.
+        deadline: for all of it.
     """
 
-    store: dist.Store
     name: str
     world: Ranks
     rank: int
     host: str
-    timeout: float
-    token: str | None = None
+    process: str
+    address: str
+    card: str
+    token: str | None = field(repr=False)
+    deadline: Deadline
+    round: str = ""
+    _nonce: str = field(default_factory=lambda: secrets.token_hex(16))
+    _turn: int = 0
+    _before: str = ""
+    _calls: list[str] = field(default_factory=list[str])
+    _formers: list[str] = field(default_factory=list[str])
+    _left: bool = False
 
-    def agree(self, card: Card) -> Agreed:
+    @property
+    def place(self) -> str:
+        """Under which all keys are. By the first rank, so that managers of one name on different parts of a job do not
+        meet; not by all ranks, so that those who disagree about how many there are do."""
+        return f"{self.name}@{self._first}"
+
+    @property
+    def keys(self) -> str:
+        """Under which the keys are that are this manager's alone."""
+        return f"{self.place}/{self.round}/keys"
+
+    @property
+    def _first(self) -> int:
+        return self.world.start if self.world.placement is None else min(self.world)
+
+    def agree(self, store: dist.Store) -> Agreed:
         """Wait for all ranks of `world` and compare their cards.
 
         Raises:
@@ -92,157 +121,343 @@ class Meeting:
             GroupTimeoutError: ranks did not come in time; names them.
             RendezvousError: the store failed or holds garbage, or a rank does not have the token.
         """
+        _present.add(self._nonce)
         try:
-            return self._agree(card)
-        except ParallelTopologyError:
-            raise
-        except STORE_ERRORS as error:
+            self._enter(store)
+            return self._lead(store) if self.rank == self._first else self._follow(store)
+        except BaseException as error:
+            with suppress(*STORE_ERRORS):
+                self.withdraw(store)
+            if isinstance(error, (ParallelTopologyError, UnreadableError)) or not isinstance(error, STORE_ERRORS):
+                raise
             raise RendezvousError(
                 f"{self.name}: the store failed, or holds what is not ours, while rank {self.rank} waited for the "
                 f"others: {type(error).__name__}: {first_line(error)}"
             ) from error
+        finally:
+            _present.discard(self._nonce)
 
-    def _agree(self, card: Card) -> Agreed:
-        deadline = time.monotonic() + self.timeout
-        turn = self.store.add(f"{self._place}/joined/{self.rank}", 1)
-        table = dist.PrefixStore(f"{self._place}/{turn}", self.store)
-        mine = json.dumps({**asdict(card), "world": len(self.world)})
-        nonce = secrets.token_hex(8)
-        number = table.add("arrived", 1)
-        shown = {"rank": self.rank, "host": self.host, "card": mine, "nonce": nonce}
-        table.set(f"card/{number}", self._sealed(turn, shown))
-        if wait_for(table, "card/1", deadline):
-            enough = min(len(self.world), json.loads(_opened(table.get("card/1"))["card"])["world"])
-            if number >= enough and not table.check(["verdict"]):
-                # The first verdict stands: some may have read it already.
-                table.compare_set("verdict", "", self._sealed(turn, self._judge(table, turn, number, deadline)))
-        if not wait_for(table, "verdict", deadline):
-            raise GroupTimeoutError(self._missing(table, turn))
-        try:
-            verdict = self._unsealed(turn, table.get("verdict"), "who gave the verdict")
-        except RendezvousError:
-            self._refuse_strangers(table, turn)
-            raise
-        if verdict["refusal"]:
-            raise RendezvousError(verdict["refusal"])
-        if verdict["card"] != mine:
-            raise DisagreementError(verdict["complaint"] or self._late_difference(mine, verdict["card"]))
-        if verdict["nonces"][self.world.index(self.rank)] != nonce:
-            raise RendezvousError(f"{self.name}: the verdict is not of this meeting; somebody replays an old one")
-        return Agreed(round=turn, store=table, hosts=verdict["hosts"])
+    def withdraw(self, store: dist.Store) -> None:
+        """Take this rank's card away and end the round it is in, so that whoever tries again meets."""
+        _present.discard(self._nonce)
+        for mine in (self._entry.text(), self._called_to):
+            store.compare_set(self._came(self.rank), mine, f"{GONE} {time.time()}")
+        if self.round:
+            store.compare_set(f"{self._in_round}/end", "", AGAIN)
+        store.set(self._call_key(self._entry), OVER)  # wakes what may still wait there
+        self.tidy(store)
+        if self.round and not self._count_out(store) and self.rank == self._first:
+            append(store, f"{self.place}/ended", self.round)
 
-    @cached_property
-    def _place(self) -> str:
-        # By the first rank, so that managers of one name on different parts of a job do not meet; not by all ranks, so
-        # that those who disagree about how many there are do.
-        first = self.world.start if self.world.placement is None else min(self.world)
-        return f"{self.name}@{first}"
+    def tidy(self, store: dist.Store) -> None:
+        """Take away what this rank put into the store for the agreement, once all have been through it."""
+        delete(store, *self._calls, self._call_key(self._entry))
+        if self.round:
+            delete(store, f"{self._in_round}/ack/{self.rank}")
+        for former in self._formers:
+            delete(store, f"{self.place}/{former}/call", f"{self.place}/{former}/end")
 
-    def _judge(self, table: dist.Store, turn: int, count: int, deadline: float) -> dict[str, Any]:
-        """The verdict on the cards of the first `count` to arrive: what all agreed on, or who differs in what."""
-        verdict: dict[str, Any] = {"card": None, "complaint": None, "refusal": None}
-        cards: list[dict[str, Any]] = []
-        for number in range(1, count + 1):  # a rank counts itself in just before it shows its card
-            if not wait_for(table, f"card/{number}", deadline):
-                return verdict | {"refusal": f"{self.name}: arrival {number} counted itself in and showed no card"}
-            try:
-                cards.append(self._card(table, turn, number))
-            except RendezvousError as error:
-                return verdict | {"refusal": str(error)}
-        cards.sort(key=lambda card: card["rank"])
-        holders: defaultdict[str, list[int]] = defaultdict(list)
-        for card in cards:
-            holders[card["card"]].append(card["rank"])
-        if len(holders) > 1 or count != len(self.world):
-            return verdict | {"complaint": _differences(holders)}
+    def leave(self, store: dist.Store) -> bool:
+        """Take away what is left once the manager has ended; whether this rank was the last to leave, which takes what
+        all shared."""
+        self.tidy(store)
+        if read(store, self._came(self.rank)) == self._called_to.encode():
+            delete(store, self._came(self.rank))
+        last = self._count_out(store)
+        if last and store.add(f"{self.place}/live", -1) <= 0:
+            delete(store, *(f"{self.place}/{key}" for key in ("live", "number", "met", "ended")))
+        elif not last and self.rank == self._first:
+            append(store, f"{self.place}/ended", self.round)
+        return last
+
+    def sweep(self, store: dist.Store) -> None:
+        """Take away what is left of managers that the first rank has left, though others died and never did."""
+        ended = set(lines(store, f"{self.place}/ended")) - {self.round}
+        if ended:
+            delete(store, f"{self.place}/ended", *keys_under(store, [f"{self.place}/{one}/" for one in ended]))
+
+    def _count_out(self, store: dist.Store) -> bool:
+        """Whether this rank is the last to leave the round; it then takes what is left of it away."""
+        if not self.round or self._left:
+            return False
+        self._left = True
+        members = max(len(self.world), 1)
+        if store.add(f"{self._in_round}/left", 1) < members:
+            return False
+        if read(store, f"{self.place}/open") == self.round.encode():
+            delete(store, f"{self.place}/open")
+        known = [f"{self._in_round}/{key}" for key in ("left", "call", "end")]
+        delete(store, *known, *keys_under(store, [f"{self._in_round}/"]))
+        return True
+
+    # The first rank calls.
+
+    def _lead(self, store: dist.Store) -> Agreed:
+        self._end_former(store)
+        while True:
+            entries, refusal = self._gather(store)
+            call = self._call(store, entries)
+            proofs = {} if refusal else self._answers(store, call, entries)
+            if proofs is not None:
+                verdict = self._verdict(store, call, entries, proofs, refusal)
+                sealed = json.dumps({"verdict": verdict, "seal": self._seal("verdict", call, verdict)})
+                if store.compare_set(f"{self._in_round}/end", "", sealed).decode(errors="replace") == sealed:
+                    store.compare_set(self._came(self.rank), self._entry.text(), self._called_to)
+                    return self._conclude(call, sealed.encode())
+            store.compare_set(f"{self._in_round}/end", "", AGAIN)
+            self._formers.append(self.round)
+
+    def _end_former(self, store: dist.Store) -> None:
+        """Send away those that wait for a first rank that died after it had called them."""
+        former = read(store, f"{self.place}/open")
+        if former is not None:
+            store.compare_set(f"{self.place}/{former.decode()}/end", "", AGAIN)
+
+    def _gather(self, store: dist.Store) -> tuple[dict[int, Entry], str]:
+        """The newest card of each rank; or those there are, and why another is refused."""
+        if not wait_for(store, [self._came(rank) for rank in self.world], self.deadline):
+            raise GroupTimeoutError(self._missing(store))
+        looks = Patience(len(self.world))
+        entries: dict[int, Entry] = {}
+        since: dict[int, float] = {}
+        while True:
+            wanted = [rank for rank in self.world if rank not in entries]
+            texts = read_all(store, [self._came(rank) for rank in wanted])
+            for rank, text in zip(wanted, texts, strict=True):
+                if _is_free(text):
+                    since.pop(rank, None)
+                    continue
+                try:
+                    entries[rank] = Entry.read(text, rank)
+                except UnreadableError as error:
+                    if time.monotonic() - since.setdefault(rank, time.monotonic()) >= PATIENCE:
+                        return entries, f"{self.name}: what came as rank {rank} shows no card: {error}"
+            if len(entries) == len(self.world):
+                return entries, ""
+            if self.deadline.passed():
+                raise GroupTimeoutError(self._missing(store))
+            looks.pause(self.deadline)
+
+    def _call(self, store: dist.Store, entries: dict[int, Entry]) -> str:
+        """Call those that are there to a new round; what they are told."""
+        self.round = secrets.token_hex(8)
+        call = json.dumps([[rank, entry.nonce, digest(entry.text())] for rank, entry in sorted(entries.items())])
+        told = {f"{self._in_round}/call": call, f"{self.place}/open": self.round}
+        told |= {self._call_key(entry): self.round for entry in entries.values() if entry.rank != self.rank}
+        write_all(store, told)
+        return call
+
+    def _answers(self, store: dist.Store, call: str, entries: dict[int, Entry]) -> dict[int, str] | None:
+        """Each rank's proof; None if the round cannot come off, because somebody came in another's place or gave up."""
+        keys = {rank: f"{self._in_round}/ack/{rank}" for rank in self.world if rank != self.rank}
+        looks = Patience(len(self.world))
+        complete = wait_for(store, list(keys.values()), Deadline(min(self.deadline.left(), FIRST_LOOK)))
+        while not complete:
+            silent = [int(key.rpartition("/")[2]) for key in absent(store, list(keys.values()), self.deadline)]
+            if self._replaced(store, entries, silent) or store.check([f"{self._in_round}/end"]):
+                return None
+            if self.deadline.passed():
+                raise GroupTimeoutError(self._missing(store, silent))
+            looks.pause(self.deadline)
+            complete = store.check(list(keys.values()))
+        proofs = {rank: proof[:64].decode(errors="replace")
+                  for rank, proof in zip(keys, read_all(store, list(keys.values())), strict=True)}  # fmt: skip
+        proofs[self.rank] = self._seal("proof", call, str(self.rank))
+        strangers = [rank for rank in self.world if not self._proved(call, rank, proofs[rank])]
+        patience = Deadline(min(self.deadline.left(), PATIENCE))
+        while strangers and not patience.passed():
+            if self._replaced(store, entries, strangers):
+                return None
+            looks.pause(patience)
+        return proofs
+
+    def _replaced(self, store: dist.Store, entries: dict[int, Entry], ranks: Sequence[int]) -> bool:
+        """Whether another card than the one that was called stands where one of `ranks` is."""
+        for rank in ranks:
+            with suppress(UnreadableError):
+                if Entry.read(read(store, self._came(rank)) or b"", rank).nonce != entries[rank].nonce:
+                    return True
+        return False
+
+    def _verdict(
+        self, store: dist.Store, call: str, entries: dict[int, Entry], proofs: dict[int, str], refusal: str
+    ) -> str:
+        """What all agreed on, or why they did not."""
+        strangers = [rank for rank, proof in sorted(proofs.items()) if not self._proved(call, rank, proof)]
+        refusal = refusal or (str(self._stranger(strangers[0])) if strangers else "")
+        complaint = "" if refusal else differences(list(entries.values()))
+        agreed = not refusal and not complaint
         hosts: dict[str, int] = {}
-        of_rank = {card["rank"]: (hosts.setdefault(card["host"], len(hosts)), card["nonce"]) for card in cards}
-        return verdict | {
-            "card": cards[0]["card"],
-            "hosts": [of_rank[rank][0] for rank in self.world],
-            "nonces": [of_rank[rank][1] for rank in self.world],
-        }
+        members = [entries[rank] for rank in self.world] if agreed else []
+        number = 0
+        if agreed:
+            number = store.add(f"{self.place}/number", 1)
+            store.add(f"{self.place}/live", 1)
+            store.set(f"{self.place}/met", f"{shown_ranks(list(self.world))} as {self._topology(self.card)}")
+        return json.dumps({
+            "refusal": refusal, "complaint": complaint, "number": number, "card": self.card if agreed else "",
+            "hosts": [hosts.setdefault(member.host, len(hosts)) for member in members],
+            "addresses": [member.address for member in members],
+            "proofs": [proofs[rank] for rank in self.world] if agreed else [],
+        })  # fmt: skip
 
-    def _refuse_strangers(self, table: dist.Store, turn: int) -> None:
-        """Raise for the first card whose seal is not ours."""
-        for number in range(1, table.add("arrived", 0) + 1):
-            if table.check([f"card/{number}"]):
-                self._card(table, turn, number)
+    # The others come when they are called.
 
-    def _card(self, table: dist.Store, turn: int, number: int) -> dict[str, Any]:
-        text = table.get(f"card/{number}")
-        return self._unsealed(turn, text, f"what came as rank {_opened(text).get('rank')}")
+    def _follow(self, store: dist.Store) -> Agreed:
+        while True:
+            entry = self._entry
+            key = self._call_key(entry)
+            if not wait_for(store, [key], self.deadline):
+                raise GroupTimeoutError(self._missing(store))
+            self._calls.append(key)
+            called = (read(store, key) or OVER.encode())[:64].decode(errors="replace")
+            if called == OVER:
+                raise GroupTimeoutError(f"{self.name}: rank {self.rank} was told to give up")
+            self.round = called
+            call = (read(store, f"{self._in_round}/call") or b"").decode(errors="replace")
+            self._require_called(call, entry)
+            store.compare_set(self._came(self.rank), entry.text(), self._called_to)
+            store.set(f"{self._in_round}/ack/{self.rank}", self._seal("proof", call, str(self.rank)))
+            if not wait_for(store, [f"{self._in_round}/end"], self.deadline):
+                raise GroupTimeoutError(self._missing(store))
+            sealed = read(store, f"{self._in_round}/end") or AGAIN.encode()
+            if sealed != AGAIN.encode():
+                return self._conclude(call, sealed)
+            delete(store, f"{self._in_round}/ack/{self.rank}")
+            self._turn += 1
+            if store.compare_set(self._came(self.rank), self._called_to, self._entry.text()).decode() != (
+                self._entry.text()
+            ):
+                self._enter(store)
 
-    def _sealed(self, turn: int, content: dict[str, Any]) -> str:
-        text = json.dumps(content)
-        return json.dumps({"content": text, "seal": self._seal(turn, text)})
+    def _require_called(self, call: str, entry: Entry) -> None:
+        try:
+            members = json.loads(call)
+            if [self.rank, entry.nonce, digest(entry.text())] in members:
+                return
+        except (ValueError, RecursionError, TypeError):
+            pass
+        raise RendezvousError(f"{self.name}: rank {self.rank} was called to a meeting that is not its own")
 
-    def _unsealed(self, turn: int, sealed: bytes, what: str) -> dict[str, Any]:
-        outer = json.loads(sealed)
-        if not hmac.compare_digest(outer["seal"], self._seal(turn, outer["content"])):
-            raise RendezvousError(
-                f"{self.name}: {what} does not hold the same token as rank {self.rank}, and is refused; "
-                "give all ranks the same token=, or look for a stranger on this network"
+    # What all do.
+
+    def _enter(self, store: dist.Store) -> None:
+        """Put the card at this rank's place; another one there is replaced, unless a thread of this process waits."""
+        key, mine = self._came(self.rank), self._entry.text()
+        looks = Patience(1)
+        while True:
+            before = store.compare_set(key, "", mine)
+            if before.decode(errors="replace") == mine:
+                return
+            with suppress(UnreadableError):
+                other = Entry.read(before)
+                if other.process == self.process and other.nonce in _present:
+                    if self.deadline.passed():
+                        raise GroupTimeoutError(
+                            f"{self.name}: another thread of rank {self.rank} was in a meeting of this name for "
+                            f"{self.deadline.seconds:g} s"
+                        )
+                    looks.pause(self.deadline)
+                    continue
+                self._before = other.process
+            store.set(key, mine)
+            return
+
+    def _conclude(self, call: str, sealed: bytes) -> Agreed:
+        """What follows from a verdict."""
+        try:
+            outer = read_object(sealed, {"verdict": str, "seal": str})
+            found = read_object(
+                outer["verdict"].encode(),
+                {"refusal": str, "complaint": str, "number": int, "card": str, "hosts": list, "addresses": list,
+                 "proofs": list},
+            )  # fmt: skip
+        except UnreadableError as error:
+            raise RendezvousError(f"{self.name}: what should be the verdict of rank {self._first}: {error}") from None
+        if not self._fits(outer["seal"], "verdict", call, outer["verdict"]):
+            raise self._stranger(self._first)
+        if found["refusal"]:
+            raise RendezvousError(found["refusal"])
+        if found["complaint"]:
+            raise DisagreementError(found["complaint"])
+        if found["card"] != self.card or len(found["proofs"]) != len(self.world):
+            raise RendezvousError(f"{self.name}: the verdict is not of this meeting")
+        for rank, seal in zip(self.world, found["proofs"], strict=True):
+            if not self._proved(call, rank, seal):
+                raise self._stranger(rank)
+        return Agreed(number=found["number"], hosts=found["hosts"], addresses=found["addresses"])
+
+    def _proved(self, call: str, rank: int, seal: object) -> bool:
+        return self._fits(seal, "proof", call, str(rank))
+
+    def _seal(self, *parts: str) -> str:
+        return Seals(self.token).of(self.name, *parts)
+
+    def _fits(self, seal: object, *parts: str) -> bool:
+        return Seals(self.token).fits(seal, self.name, *parts)
+
+    def _stranger(self, rank: int) -> RendezvousError:
+        return RendezvousError(
+            f"{self.name}: what came as rank {rank} does not hold the same token as rank {self.rank}, and is refused; "
+            "give all ranks the same token=, or look for a stranger on this network"
+        )
+
+    def _missing(self, store: dist.Store, silent: Sequence[int] = ()) -> str:
+        """Who did not come, as far as the store says so at once."""
+        soon = Deadline(0.2)
+        keys = {self._came(rank): rank for rank in self.world}
+        lacking = {keys[key] for key in absent(store, list(keys), soon)}
+        there = [rank for rank in self.world if rank not in lacking]
+        for rank, text in zip(there, read_all(store, [self._came(rank) for rank in there]), strict=True):
+            if _is_free(text) and text != self._called_to.encode() and not self._gave_up_now(text):
+                lacking.add(rank)
+        lacking = (lacking | set(silent)) - {self.rank}
+        count = len(self.world)
+        topology = self._topology(self.card)
+        present = f"rank {self.rank} waited with {count - len(lacking)} of {count} present for {topology}"
+        twice = f"; rank {self.rank} has joined 2 times, before in {self._before}" if self._before else ""
+        met = read(store, f"{self.place}/met")
+        if met is not None and self.rank != self._first:
+            twice += f"; who met here last: {met[:200].decode(errors='replace')}"
+        if not lacking:
+            return (
+                f"{self.name}: rank {self._first} gave no verdict within {self.deadline.seconds:g} s, though all ranks "
+                f"had come{twice}"
             )
-        return json.loads(outer["content"])
+        missing = shown_ranks([rank for rank in self.world if rank in lacking])
+        return f"{self.name}: {missing} did not come within {self.deadline.seconds:g} s; {present}{twice}"
 
-    def _seal(self, turn: int, text: str) -> str:
-        if self.token is None:
-            return ""
-        return hmac.new(self.token.encode(), f"{self.name}/{turn}/{text}".encode(), hashlib.sha256).hexdigest()
+    def _gave_up_now(self, text: bytes) -> bool:
+        """Whether a rank came and gave up while this one waited; by wall clocks, which differ a little."""
+        with suppress(ValueError):
+            word, when = text.decode(errors="replace").split()
+            return word == GONE and time.time() - float(when) < self.deadline.seconds
+        return False
 
-    def _late_difference(self, mine: str, theirs: str) -> str:
-        ours, agreed = json.loads(mine), json.loads(theirs)
-        fields = [field for field in ours if ours[field] != agreed[field]]
-        return f"rank {self.rank} came to {self.name!r} with " + ", ".join(
-            f"{field} {_shown(ours[field])}, where the others agreed on {_shown(agreed[field])}" for field in fields
-        )
+    @property
+    def _entry(self) -> Entry:
+        return Entry(self.rank, self._nonce, self._turn, self.host, self.process, self.address, self.card)
 
-    def _missing(self, table: dist.Store, turn: int) -> str:
-        """Who did not come; where a rank is known to stand in another round, that."""
-        arrived = range(1, table.add("arrived", 0) + 1)
-        present = {
-            _opened(table.get(f"card/{number}"))["rank"] for number in arrived if table.check([f"card/{number}"])
-        }
-        absent = [other for other in self.world if other not in present]
-        elsewhere = [
-            f"rank {other} has joined {count} times"
-            for other in self.world[:1024]
-            if self.store.check([f"{self._place}/joined/{other}"])
-            and (count := int(self.store.get(f"{self._place}/joined/{other}"))) != turn
-        ]
-        hint = f"; this is round {turn} of {self.name!r}, but {', '.join(elsewhere)}" if elsewhere else ""
-        return (
-            f"{self.name}: {shown_ranks(absent)} did not come within {self.timeout:g} s; rank {self.rank} waited with "
-            f"{len(self.world) - len(absent)} of {len(self.world)} present{hint}"
-        )
+    @property
+    def _called_to(self) -> str:
+        """What stands at a rank's place once it has been called."""
+        return f"@{self.round}"
 
+    @property
+    def _in_round(self) -> str:
+        return f"{self.place}/{self.round}"
 
-def wait_for(store: dist.Store, key: str, deadline: float) -> bool:
-    """Whether the key came before the deadline (of `time.monotonic`)."""
-    try:
-        store.wait([key], timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
-    except RuntimeError:  # each kind of store has its own type and words for lateness
-        if time.monotonic() < deadline - 0.1:
-            raise
-        return store.check([key])
-    return True
+    @staticmethod
+    def _topology(card: str) -> str:
+        return str(json.loads(card).get("topology", ""))
+
+    def _came(self, rank: int) -> str:
+        return f"{self.place}/came/{rank}"
+
+    def _call_key(self, entry: Entry) -> str:
+        return f"{self.place}/called/{entry.nonce}/{entry.turn}"
 
 
-def _opened(sealed: bytes) -> dict[str, Any]:
-    """The content, unverified: only to say whose it claims to be."""
-    return json.loads(json.loads(sealed)["content"])
-
-
-def _differences(holders: dict[str, list[int]]) -> str:
-    cards = {text: json.loads(text) for text in holders}
-    fields = [field for field in next(iter(cards.values())) if len({str(card[field]) for card in cards.values()}) > 1]
-    lines = [
-        f"  {shown_ranks(ranks)}: " + ", ".join(f"{field} {_shown(cards[text][field])}" for field in fields)
-        for text, ranks in holders.items()
-    ]
-    return "the ranks disagree, so no group was created:\n" + "\n".join(lines)
-
-
-def _shown(value: object) -> str:
-    return ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else str(value)
+def _is_free(text: bytes) -> bool:
+    """Whether nobody waits who put this where a rank's card stands: it went away, or was called."""
+    return not text or text.startswith((GONE.encode(), b"@"))

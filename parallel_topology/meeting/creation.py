@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,12 +17,13 @@ from parallel_topology.communicators.group_options import GroupOptions
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
-from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError, ParallelTopologyError
+from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError
+from parallel_topology.meeting.addresses import gloo_devices
+from parallel_topology.meeting.deadline import Deadline, Overtaken
 from parallel_topology.meeting.options import Options
-from parallel_topology.meeting.rendezvous import gloo_device
 from parallel_topology.meeting.witness import Witness
 from parallel_topology.topology.layout import Ranks
-from parallel_topology.torch_errors import STORE_ERRORS, first_line, is_timeout
+from parallel_topology.torch_errors import first_line, is_timeout
 
 BACKENDS = ("gloo", "nccl")
 _PLAIN = GroupOptions()
@@ -52,7 +54,10 @@ def choose_device(device: torch.device | str | None, backend: str, local_rank: i
     """
     if device is None:
         return torch.device("cuda", local_rank) if backend == "nccl" else torch.device("cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise BackendError(f"device {device!r}: {first_line(error)}") from error
     if backend == "nccl" and not str(chosen).startswith("cuda:"):
         raise BackendError(f"device {str(chosen)!r} does not fit backend 'nccl': expected one such as 'cuda:0'")
     return chosen
@@ -62,39 +67,47 @@ class Creator:
     """Makes the process groups of one manager over a store, with no default group, and takes them down."""
 
     def __init__(
-        self, store: dist.Store, witness: Witness, options: Options, *, backend: str, device: torch.device
-    ) -> None:
+        self, store: dist.Store, witness: Witness, options: Options, *, backend: str, device: torch.device,
+        deadline: Deadline, others: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """`store` holds this manager's keys alone; `others` are the addresses of ranks on other hosts."""
         self._store = store
         self._witness = witness
         self._options = options
         self._backend = backend
         self._device = device
-        self._gloo_device = gloo_device(store)
+        self._deadline = deadline
+        self._others = others
+        self._gloo_devices: list[Any] = []
         self._order = torch.zeros(1, dtype=torch.int8, device=device)
         self._made: list[tuple[Links, Ranks]] = []
+        self._families: list[str] = []
+        self._doing = ("the groups could not be created", "creation")
 
     def make(self, family: str, ranks: Ranks, rank: int, *, label: str) -> Links:
         """The process groups of `ranks`, as its member `rank` (a position) sees them. All members must call this.
 
+        It waits for the others without an end of its own: call it where the deadline can overtake it.
+
         Raises:
-            GroupTimeoutError: a member did not come in time.
-            CreationError: a backend could not connect to all members.
+            RuntimeError: what torch raises; `failure` says what happened.
             BackendError: a communicator cannot work here, or an option has no meaning for the backend.
         """
         options = self._options.per_group.get(family, _PLAIN)
         self._require_meaning(options, family)
-        timeout = timedelta(seconds=options.timeout or self._options.timeout)
-        links = Links(label=label, ranks=ranks, timeout=timeout, witness=self._witness, order=self._order)
+        self._doing = (f"group {label} = {ranks} could not be created", label)
+        links = Links(
+            label=label, ranks=ranks, timeout=self._deadline.timedelta(), witness=self._witness, order=self._order
+        )
         self._made.append((links, ranks))
-        try:
-            self._connect(links, ranks, rank, label, options)
-            links.communicators = self._chain(Membership(label, ranks, rank, self._device, links, options))
-        except STORE_ERRORS as error:
-            if isinstance(error, ParallelTopologyError):
-                raise
-            raise self._failure(
-                f"group {label} = {ranks} could not be created", label, ranks[rank], ranks, error
-            ) from error
+        self._families.append(family)
+        self._gloo_devices = self._gloo_devices or gloo_devices(self._store, self._others)
+        self._connect(links, ranks, rank, label, options)
+        if self._deadline.passed():  # whoever waited has given up, and has taken down what was there then
+            for group in links.taken():
+                self._end(group, abort=True)
+            raise Overtaken
+        links.communicators = self._chain(Membership(label, ranks, rank, self._device, links, options))
         return links
 
     def _require_meaning(self, options: GroupOptions, family: str) -> None:
@@ -117,35 +130,41 @@ class Creator:
             chain.append(CheckedCommunicator(made, membership) if self._options.check_calls else made)
         return tuple(chain)
 
-    def verify(self, rank: int) -> None:
-        """Gather the members' ranks on all groups, at once: as many messages as one by one, one round of waiting.
+    def settle(self, rank: int, *, verify: bool) -> None:
+        """Wait until all have built all groups, and from then on as long as operations are to wait.
+
+        Args:
+            verify: gather the members' ranks on all groups, at once: as many messages as one by one, one round of
+                waiting. Otherwise only on the world.
 
         Raises:
-            GroupTimeoutError: a member did not take part in time.
-            CreationError: a group does not work, or has other members, or these in another order.
+            RuntimeError: what torch raises; `failure` says what happened.
+            CreationError: a group has other members, or these in another order.
         """
+        self._doing = ("the new groups failed", "verification")
         mine = torch.tensor([rank])
-        try:
-            begun = [links.start_gather(mine) for links, _ in self._made]
-            found = [finish() for finish in begun]
-        except STORE_ERRORS as error:
-            world = self._made[0][1]
-            raise self._failure("the new groups failed", "verification", rank, world, error) from error
-        for (links, ranks), members in zip(self._made, found, strict=True):
+        begun = [links.start_gather(mine) for links, _ in (self._made if verify else self._made[:1])]
+        found = [finish() for finish in begun]
+        for (links, ranks), members in zip(self._made, found, strict=False):
             if members != list(ranks):
                 raise CreationError(f"group {links.label} has the members {members}, expected {ranks} in this order")
+        for (links, _), family in zip(self._made, self._families, strict=True):
+            links.set_timeout(timedelta(seconds=self._options.operations_wait(family)))
 
-    def _failure(
-        self, what: str, where: str, rank: int, ranks: Ranks, error: BaseException
-    ) -> CreationError | GroupTimeoutError:
+    def failure(self, rank: int, error: BaseException) -> CreationError | GroupTimeoutError:
+        """What to raise for an error of `make` or `settle`, or as they have not ended: where, and who is missing."""
+        what, where = self._doing
+        late = isinstance(error, Overtaken) or self._deadline.passed()
+        reason = f"timed out after {self._deadline.seconds:g} s" if late else first_line(error)
+        ranks = next((ranks for links, ranks in self._made if links.label == where), self._made[0][1])
         said = self._witness.report(where, ranks, "its creation")
-        kind = GroupTimeoutError if is_timeout(error) else CreationError
-        return kind(f"{what} at rank {rank}: {first_line(error)}; {said}")
+        kind = GroupTimeoutError if late or is_timeout(error) else CreationError
+        return kind(f"{what} at rank {rank}: {reason}; {said}")
 
     def _connect(self, links: Links, ranks: Ranks, rank: int, label: str, options: GroupOptions) -> None:
         size = len(ranks)
         store = dist.PrefixStore(f"{label}/gloo", self._store)
-        gloo = torch_private.gloo_backend(store, rank, size, links.timeout, self._gloo_device)
+        gloo = torch_private.gloo_backend(store, rank, size, links.timeout, *self._gloo_devices)
         links.device_group = links.cpu_group = torch_private.new_process_group(
             store, rank, size, description=label, key=f"{label}/gloo", kind="gloo", backends={"cpu": gloo}
         )

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import os
 import socket
 import sys
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from parallel_topology.communicators.group_options import GroupOptions
 from parallel_topology.communicators.membership import Factory
-from parallel_topology.errors import GroupArgumentError, LaunchError
+from parallel_topology.errors import GroupArgumentError
 from parallel_topology.meeting.agreement import Agreed
+from parallel_topology.meeting.deadline import seconds_of
+from parallel_topology.meeting.token import require_token
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds a manager waits for its peers, in creation and in every operation, unless told otherwise."""
@@ -32,8 +36,8 @@ class Options:
     device: torch.device | str | None = None
     local_rank: int | None = None
     name: str = "engine"
-    timeout: float = DEFAULT_TIMEOUT
-    operation_timeout: float | None = None
+    timeout: float | timedelta = DEFAULT_TIMEOUT
+    operation_timeout: float | timedelta | None = None
     token: str | None = field(default=None, repr=False)
     verify: bool = True
     per_group: Mapping[str, GroupOptions] = field(default_factory=dict[str, GroupOptions])
@@ -41,11 +45,42 @@ class Options:
     check_calls: bool = False
 
     def __post_init__(self) -> None:
-        require_seconds("timeout", self.timeout)
+        seconds_of("timeout", self.timeout)
         if self.operation_timeout is not None:
-            require_seconds("operation_timeout", self.operation_timeout)
-        if not self.name or "/" in self.name:
+            seconds_of("operation_timeout", self.operation_timeout)
+        require_token(self.token)
+        if not isinstance(self.name, str) or not self.name or "/" in self.name:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise GroupArgumentError(f"name={self.name!r}: expected a name without '/'")
+
+    @property
+    def seconds(self) -> float:
+        """How long creation may take, all in all."""
+        return seconds_of("timeout", self.timeout)
+
+    def operations_wait(self, family: str) -> float:
+        """Seconds that operations of a family's groups wait: its own option first, then the manager's."""
+        own = self.per_group.get(family, GroupOptions()).timeout
+        return own or seconds_of("timeout", self.timeout if self.operation_timeout is None else self.operation_timeout)
+
+    def shown(self) -> dict[str, Any]:
+        """What of this must be equal on all ranks: all fields but those that may differ, and those that the card has in
+        another form."""
+        shown = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _NOT_COMPARED}
+        return shown | {
+            "operation_timeout": self.operations_wait(""),
+            "communicators": sorted(self.communicators),
+            "per_group": [f"{axis}={given.model_dump_json()}" for axis, given in sorted(self.per_group.items())],
+        }
+
+
+_NOT_COMPARED = {"local_rank", "token", "groups", "isolated", "backend", "device", "timeout", "operation_timeout"}
+"""Each rank has its own local rank, and each proves the token; how long a rank is ready to wait for the others is its
+own affair; groups, backend and kind of device stand on the card as what they come to."""
+
+
+def process_identity() -> str:
+    """Where this process is found."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def host_identity() -> str:
@@ -68,33 +103,6 @@ def caller() -> str:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def require_seconds(name: str, seconds: float) -> None:
-    """Check a timeout.
-
-    Raises:
-        GroupArgumentError: it is not a number above 0.
-    """
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise GroupArgumentError(f"{name}={seconds!r}: expected a number of seconds above 0")
-
-
-def token_from(env: Mapping[str, str]) -> str | None:
-    """The token that the environment gives, in a variable or in a file.
-
-    Raises:
-        LaunchError: the file cannot be read.
-    """
-    if "PARALLEL_TOPOLOGY_TOKEN" in env:
-        return env["PARALLEL_TOPOLOGY_TOKEN"]
-    path = env.get("PARALLEL_TOPOLOGY_TOKEN_FILE")
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text().strip()
-    except OSError as error:
-        raise LaunchError(f"PARALLEL_TOPOLOGY_TOKEN_FILE={path}: {error.strerror}") from error
 
 
 class Abortable(Protocol):

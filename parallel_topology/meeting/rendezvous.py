@@ -1,11 +1,10 @@
-"""Where the ranks meet: opening the store that an address or a launcher names, and the network the groups then use."""
+"""Where the ranks meet: opening the store that an address or a launcher names."""
 
 from __future__ import annotations
 
-import os
-import socket
-from datetime import timedelta
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import torch.distributed as dist
@@ -13,94 +12,99 @@ import torch.distributed as dist
 from parallel_topology import torch_private
 from parallel_topology.errors import RendezvousError
 from parallel_topology.launch import LaunchInfo
-from parallel_topology.meeting.starts import Start
-from parallel_topology.topology.layout import Ranks
+from parallel_topology.meeting.addresses import listener, plain_host, reach_of
+from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake
+from parallel_topology.torch_errors import first_line
 
-_job_stores: dict[tuple[str, int], dist.TCPStore] = {}
+T = TypeVar("T")
+_job_stores: dict[tuple[str, int], dist.Store] = {}
 """The job's stores that this process hosts, until it ends: a launcher names one port, and a process can listen on it
-once, for however many managers, one after the other or side by side. What ranks left in it does no harm: they meet in
-rounds."""
+once, for however many managers, one after the other or side by side."""
+_hosting = threading.Lock()
 
 
-def open_store(url: str, *, is_host: bool, timeout: float) -> dist.Store:
+def open_store(url: str, is_host: bool, timeout: float | Deadline) -> dist.Store:
     """The store at `tcp://host:port` (hosted here if `is_host`) or `file:///path`.
 
     Raises:
         RendezvousError: the address cannot be read, hosted or reached within `timeout` seconds.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "file" and parts.path and not parts.netloc:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # brackets that do not close; a port that is not a number, or above 65535
+        parts, host, port = None, None, None
+    if parts and parts.scheme == "file" and parts.path and not parts.netloc:
         return dist.FileStore(parts.path, -1)
-    try:
-        port = parts.port
-    except ValueError:  # not a number, or above 65535
-        port = None
-    if parts.scheme != "tcp" or not parts.hostname or not port:
-        raise RendezvousError(f"cannot read the address {url!r}: expected 'tcp://host:port' or 'file:///path'")
-    return host_store(parts.hostname, port, timeout) if is_host else join_store(parts.hostname, port, timeout)
+    if parts is None or parts.scheme != "tcp" or not host or not port:
+        hint = "; an IPv6 address stands in brackets, 'tcp://[::1]:29500'" if url.count(":") > 2 else ""
+        raise RendezvousError(f"cannot read the address {url!r}: expected 'tcp://host:port' or 'file:///path'{hint}")
+    return host_store(host, port, timeout) if is_host else join_store(host, port, timeout)
 
 
-def host_store(host: str, port: int, timeout: float) -> dist.TCPStore:
-    """Run a store that listens on `host` alone; left to itself, torch's listens on every interface."""
-    try:
-        listener = socket.create_server((host, port), family=_family(host, port), backlog=1024)
-    except OSError as error:
-        raise RendezvousError(f"cannot host the store at {host}:{port}: {error.strerror or error}") from error
-    return _tcp_store(host, listener.getsockname()[1], timeout, is_master=True, master_listen_fd=listener.detach())
+def host_store(host: str, port: int, timeout: float | Deadline) -> dist.TCPStore:
+    """Run a store that listens as narrowly as `listener` finds; left to itself, torch's listens on every interface."""
+    return _host(plain_host(host), port, _deadline(timeout), named=True)
 
 
-def join_store(host: str, port: int, timeout: float) -> dist.TCPStore:
+def join_store(host: str, port: int, timeout: float | Deadline) -> dist.TCPStore:
     """Connect to a store that another process runs, waiting up to `timeout` seconds for it to appear."""
-    return _tcp_store(host, port, timeout, is_master=False)
+    host, deadline = plain_host(host), _deadline(timeout)
+
+    def join() -> dist.TCPStore:
+        return dist.TCPStore(host, port, timeout=deadline.timedelta(), wait_for_workers=False, is_master=False)
+
+    return _opened(join, f"cannot reach the store at {host}:{port}", deadline)
 
 
-def launched_store(info: LaunchInfo, world: Ranks, timeout: float) -> dist.Store:
-    """The store of a launcher's job, with keys of this start's own.
+def launched_store(info: LaunchInfo, timeout: float | Deadline) -> dist.Store:
+    """A client of the store of a launcher's job, under a prefix of ours.
 
     Raises:
         LaunchError: the launcher did not say where the ranks meet.
         RendezvousError: the store cannot be hosted or reached.
-        GroupTimeoutError: a launcher hosts the store, and not all of `world` came.
     """
     address, port = info.meeting_place()
-    if info.store_is_hosted:  # by torchrun's agent, which restarts its workers and keeps the store
-        store = join_store(address, port, timeout)
-        return Start(dist.PrefixStore("parallel_topology", store), world, info.rank, timeout).keys()
-    if info.rank != 0:
-        return dist.PrefixStore("parallel_topology", join_store(address, port, timeout))
-    if (address, port) not in _job_stores:
-        _job_stores[address, port] = host_store(address, port, timeout)
-    return dist.PrefixStore("parallel_topology", _job_stores[address, port])
-
-
-def gloo_device(store: dist.Store) -> Any:
-    """The network device for gloo: GLOO_SOCKET_IFNAME, else the address from which the store's host is reached."""
-    if interface := os.environ.get("GLOO_SOCKET_IFNAME"):
-        return torch_private.gloo_device(interface=interface)
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    if isinstance(store, dist.TCPStore):
-        with socket.socket(_family(store.host, store.port), socket.SOCK_DGRAM) as probe:
-            probe.connect((store.host, store.port))  # sends nothing: it only asks the kernel for a route
-            return torch_private.gloo_device(hostname=probe.getsockname()[0])
-    if isinstance(store, dist.HashStore):  # lives in this process, and so do all ranks
-        return torch_private.gloo_device(hostname="127.0.0.1")
-    return torch_private.gloo_device()
-
-
-def _tcp_store(host: str, port: int, timeout: float, **options: Any) -> dist.TCPStore:
+    address, deadline = plain_host(address), _deadline(timeout)
+    if info.store_is_hosted or info.rank != 0:  # torchrun's agent hosts it; it keeps it when it restarts its workers
+        return dist.PrefixStore("parallel_topology", join_store(address, port, deadline))
+    if not _hosting.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX)):
+        raise RendezvousError(f"cannot host the store at {address}:{port} within {deadline.seconds:g} s")
     try:
-        return dist.TCPStore(host, port, timeout=timedelta(seconds=timeout), wait_for_workers=False, **options)
+        store = _job_stores.get((address, port)) or torch_private.default_store_at(port)
+        if store is None:
+            alone = info.local_size == info.world_size
+            store = _job_stores[address, port] = _host(address, port, deadline, named=False, alone=alone)
+    finally:
+        _hosting.release()
+    client = _opened(lambda: torch_private.clone_store(store), f"cannot reach the store at {address}:{port}", deadline)
+    return dist.PrefixStore("parallel_topology", client)
+
+
+def _host(host: str, port: int, deadline: Deadline, *, named: bool, alone: bool = False) -> dist.TCPStore:
+    def host_it() -> dist.TCPStore:
+        with listener(host, port, named=named, alone=alone) as found:
+            reach = reach_of(host, port)
+            number = found.getsockname()[1]
+            # Shared with a default group that this process makes at the same address later on (`multi_tenant`).
+            return dist.TCPStore(
+                reach, number, timeout=deadline.timedelta(), wait_for_workers=False, is_master=True,
+                multi_tenant=not named, master_listen_fd=found.detach(),
+            )  # fmt: skip
+
+    return _opened(host_it, f"cannot host the store at {host}:{port}", deadline)
+
+
+def _opened(make: Callable[[], T], what: str, deadline: Deadline) -> T:
+    try:
+        return overtake(make, deadline, grace=0.2)
+    except RendezvousError:
+        raise
+    except Overtaken:
+        raise RendezvousError(f"{what} within {deadline.seconds:g} s") from None
     except RuntimeError as error:
-        doing = "host" if options["is_master"] else "reach"
-        first_line = str(error).splitlines()[0]
-        raise RendezvousError(
-            f"cannot {doing} the store at {host}:{port} within {timeout:g} s: {first_line}"
-        ) from error
+        raise RendezvousError(f"{what} within {deadline.seconds:g} s: {first_line(error)}") from error
 
 
-def _family(host: str, port: int) -> socket.AddressFamily:
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except OSError as error:
-        raise RendezvousError(f"cannot resolve the host {host!r}: {error.strerror or error}") from error
+def _deadline(timeout: float | Deadline) -> Deadline:
+    return timeout if isinstance(timeout, Deadline) else Deadline(timeout)

@@ -2,58 +2,146 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import threading
 import time
 from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from parallel_topology.meeting.agreement import wait_for
+from parallel_topology.errors import RendezvousError
+from parallel_topology.meeting.control import Control, Patience, append, delete, lines, read
+from parallel_topology.meeting.deadline import Deadline, Overtaken
 from parallel_topology.topology.wording import shown_ranks
-from parallel_topology.torch_errors import STORE_ERRORS
+from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
-GRACE = 0.5
-"""Seconds a failed rank waits for the others' reports: those that took part fail at about the same time."""
+GRACE = 0.4
+"""Seconds a failed rank looks for the others' reports: those that took part fail at about the same time."""
+SILENCE = 0.1
+"""Seconds more after which a store that does not answer is not waited for."""
+PAST = 10.0
+"""Seconds after which a report belongs to an earlier failure, whose groups its rank may have left; of wall clocks."""
+LOOK = 0.02
+"""Seconds between looks at the reports."""
 
 
 class Witness:
-    """One manager's reports, in a store of its own."""
+    """One manager's reports, under keys of its own: all failures of all groups are lines of one key.
 
-    def __init__(self, store: dist.Store, rank: int) -> None:
-        self._store = store
+    So a failing rank's cost at the store does not depend on how many are silent.
+    """
+
+    def __init__(self, control: Control, keys: str, rank: int) -> None:
+        self._control = control
+        self._keys = keys
         self._rank = rank
-        self._calls = 0
+        self._seen: dict[str, int] = {}  # group -> how many lines were there at its last failure: they speak of that
+        self._lock = threading.Lock()
 
     def report(self, group: str, ranks: Sequence[int], operation: str) -> str:
-        """Say that this rank failed in `operation` on `group`, and find out who else did.
+        """Say that this rank failed in `operation` on `group`, and find out who else did; for half a second at most.
 
         Returns:
             A sentence that names the ranks that reported, with their operation where it is another, and those that
             did not: dead, or somewhere else.
         """
+        mine = json.dumps([group, self._rank, operation, time.time()])
+        deadline = Deadline(GRACE)
         try:
-            self._store.set(f"failed/{group}/{self._rank}", operation)
-            deadline = time.monotonic() + GRACE
-            where = {rank: self._said(f"failed/{group}/{rank}", deadline) for rank in ranks if rank != self._rank}
+            where = self._control.ask(
+                lambda store: self._exchange(store, mine, ranks, deadline), deadline, grace=SILENCE
+            )
+        except Overtaken:
+            return "the store does not answer, so the others cannot be asked"
         except STORE_ERRORS:
             return "the store is gone too, so the others cannot be asked"
-        silent = [rank for rank, said in where.items() if said is None]
-        elsewhere = [f"rank {rank} was in {said}" for rank, said in where.items() if said not in (None, operation)]
-        there = [rank for rank, said in where.items() if said == operation]
+        others = [rank for rank in ranks if rank != self._rank]
+        silent = [rank for rank in others if rank not in where]
+        there = [rank for rank in others if where.get(rank) == operation]
         parts = [f"{shown_ranks(there)} failed in it too"] if there else []
-        parts += elsewhere
+        parts += [f"rank {rank} was in {where[rank]}" for rank in others if where.get(rank, operation) != operation]
         parts += [f"{shown_ranks(silent)} did not report: dead, elsewhere or still waiting"] if silent else []
         return "; ".join(parts)
 
-    def roll_call(self, ranks: Sequence[int], timeout: float) -> list[int]:
-        """The ranks that did not answer within `timeout` seconds; each rank of `ranks` calls this as often.
+    def _exchange(self, store: dist.Store, mine: str, ranks: Sequence[int], deadline: Deadline) -> dict[int, str]:
+        """Rank -> where it failed, of those that reported a failure on the same group."""
+        key = f"{self._keys}/failed"
+        append(store, key, mine)
+        group = json.loads(mine)[0]
+        with self._lock:
+            seen = self._seen.get(group, 0)
+        while True:
+            reports = lines(store, key)
+            where: dict[int, str] = {}
+            for report in map(_read_report, reports[seen:]):
+                if report is not None and report[0] == group and time.time() - report[3] < PAST:
+                    where[report[1]] = report[2]
+            if deadline.left() < LOOK or all(rank in where for rank in ranks):
+                break
+            time.sleep(LOOK)
+        with self._lock:
+            self._seen[group] = max(self._seen.get(group, 0), len(reports))
+        return where
+
+    def present(self, ranks: Sequence[int], timeout: float) -> list[int]:
+        """Which ranks answer: the same list for all of them that ask within `timeout` seconds of each other.
+
+        The first whose time is up, or who sees all, decides it for all, in the store. Whoever did not ask misses
+        nothing: the next time is another one.
 
         Raises:
-            RuntimeError: the store is gone.
+            RendezvousError: the store is gone, or does not answer.
         """
-        self._calls += 1
-        self._store.set(f"present/{self._calls}/{self._rank}", "")
-        deadline = time.monotonic() + timeout
-        return [rank for rank in ranks if not wait_for(self._store, f"present/{self._calls}/{rank}", deadline)]
+        deadline = Deadline(timeout)
+        try:
+            return self._control.ask(lambda store: self._count(store, ranks, deadline), deadline, grace=SILENCE)
+        except Overtaken:
+            raise RendezvousError(f"the store does not answer within {timeout:g} s") from None
+        except STORE_ERRORS as error:
+            raise RendezvousError(f"the store is gone: {first_line(error)}") from error
 
-    def _said(self, key: str, deadline: float) -> str | None:
-        return self._store.get(key).decode() if wait_for(self._store, key, deadline) else None
+    def _count(self, store: dist.Store, ranks: Sequence[int], deadline: Deadline) -> list[int]:
+        me = f"{self._rank} {secrets.token_hex(4)}"
+        looks = Patience(len(ranks))
+        while True:
+            number = store.add(f"{self._keys}/counts", 0)
+            count = f"{self._keys}/count/{number}"
+            append(store, f"{count}/here", me)
+            while True:
+                decided = read(store, f"{count}/decided")
+                if decided is not None:
+                    break
+                here = {int(line.split()[0]) for line in lines(store, f"{count}/here")}
+                if deadline.left() < SILENCE / 2 or here.issuperset(ranks):
+                    snapshot = json.dumps([me, [rank for rank in ranks if rank in here]])
+                    decided = store.compare_set(f"{count}/decided", "", snapshot)
+                    if decided == snapshot.encode():
+                        store.add(f"{self._keys}/counts", 1)
+                        delete(
+                            store, f"{self._keys}/count/{number - 2}/here", f"{self._keys}/count/{number - 2}/decided"
+                        )
+                    break
+                looks.pause(deadline)
+            found = [int(rank) for rank in json.loads(decided)[1]]
+            if self._rank in found:
+                return found
+            while store.add(f"{self._keys}/counts", 0) == number and not deadline.passed():
+                looks.pause(deadline)  # it was decided just before this rank came
+            if deadline.passed():
+                return [self._rank]
+
+    def clear(self, store: dist.Store) -> None:
+        """Take away what all share; the last one to leave does."""
+        number = int(read(store, f"{self._keys}/counts") or 0)
+        counts = [f"{self._keys}/count/{one}/{key}" for one in (number, number - 1) for key in ("here", "decided")]
+        delete(store, f"{self._keys}/failed", f"{self._keys}/counts", *counts)
+
+
+def _read_report(line: str) -> tuple[str, int, str, float] | None:
+    """Group, rank, operation and time; None for what is not ours."""
+    try:
+        group, rank, operation, when = json.loads(line)
+        return str(group), int(rank), str(operation)[:200], float(when)
+    except (ValueError, TypeError, RecursionError):
+        return None

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from parallel_topology.errors import GroupArgumentError, TopologyError
 from parallel_topology.hosts.hosts import Hosts
-from parallel_topology.meeting.options import DEFAULT_TIMEOUT, require_seconds
+from parallel_topology.meeting.deadline import seconds_of
+from parallel_topology.meeting.options import DEFAULT_TIMEOUT
 from parallel_topology.meeting.rendezvous import host_store
 from parallel_topology.ray.calls import GRACE, gather, require_ray
 from parallel_topology.ray.places import Place, hosts_of, rank_order
@@ -46,7 +47,7 @@ class RayActors:
             RanksFailedError: actors died, or did not answer in time; `ranks` are their places in `handles`.
         """
         require_ray()
-        require_seconds("timeout", timeout)
+        timeout = seconds_of("timeout", timeout)
         for index, handle in enumerate(handles):
             if not hasattr(getattr(handle, "__ray_call__", None), "remote"):  # actor classes have one without it
                 raise GroupArgumentError(f"{handle!r} is no actor: expected handles, such as Worker.remote() returns")
@@ -98,7 +99,7 @@ class RayEngine:
     def __init__(
         self, actors: RayActors, topology: ParallelTopology, *, name: str = "engine", timeout: float = DEFAULT_TIMEOUT
     ) -> None:
-        require_seconds("timeout", timeout)
+        timeout = seconds_of("timeout", timeout)
         if len(actors) != topology.world_size:
             raise TopologyError(
                 f"{name}: {topology} has {topology.world_size} ranks, but there are {len(actors)} actors; "
@@ -152,7 +153,7 @@ class RayEngine:
             GroupArgumentError: there are more or fewer references than ranks.
         """
         timeout = self.timeout + 2 * GRACE if timeout is None else timeout
-        require_seconds("timeout", timeout)
+        timeout = seconds_of("timeout", timeout)
         if len(refs) != len(self.actors):
             raise GroupArgumentError(
                 f"{doing} on {self.name}: {len(refs)} references for {len(self.actors)} ranks; expected one for each"

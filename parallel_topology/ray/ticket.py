@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from parallel_topology.groups.manager import GroupManager
@@ -53,7 +54,7 @@ class Ticket:
         options = {
             "name": self.name, "timeout": self.timeout, "token": self.token, "local_rank": self.local_rank, **options,
         }  # fmt: skip
-        store = join_store(*self.meeting, options["timeout"]) if self.meeting else None
+        store = partial(join_store, *self.meeting) if self.meeting else None
         return GroupManager(self.topology, rank=self.rank, store=store, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -18,10 +19,13 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from parallel_topology.errors import CollectiveError, GroupTimeoutError, RendezvousError, TopologyError
+from parallel_topology.groups.joining import meet, new_meeting
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.launch import LaunchInfo
-from parallel_topology.meeting.options import token_from
+from parallel_topology.meeting.control import Control
+from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.meeting.rendezvous import launched_store
+from parallel_topology.meeting.token import token_from
 from parallel_topology.selftest.measure import run_rank
 from parallel_topology.selftest.verdict import RankReport, Verdict, judge
 from parallel_topology.testing.processes import run_processes
@@ -132,13 +136,20 @@ def launched(
             "expected a topology of the same ranks"
         )
     try:
-        store = launched_store(info, topology.world, timeout)
+        deadline = Deadline(timeout)
+        store = launched_store(info, deadline)
+        place = "selftest"
+        if info.store_is_hosted:  # and kept when the processes are started again: only this start's reports are read
+            card = json.dumps({"topology": str(topology)})
+            meeting = new_meeting("selftest", topology, info.rank, card, None, deadline)
+            meet(Control(store), meeting)
+            place = meeting.keys
     except (RendezvousError, GroupTimeoutError) as error:  # there is nothing to report over
-        return Outcome(False, said=str(error))
+        return Outcome(False, said=str(error).removeprefix("selftest: "))
     options: dict[str, Any] = {"local_rank": info.local_rank, "token": token_from(os.environ), "timeout": timeout}
     with _told_to_end() as ending:
         report = run_rank(info.rank, lambda: manager(topology, rank=info.rank, store=store, **options), size)
-        mail = dist.PrefixStore("selftest", store)
+        mail = dist.PrefixStore(place, store)
         if info.rank == 0:
             return _lead(_Mail(mail, timeout, MARGIN, ending), topology, report)
         return _follow(_Mail(mail, timeout, 2 * MARGIN, ending), report)  # rank 0 waits for others first

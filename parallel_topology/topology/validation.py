@@ -24,7 +24,7 @@ RESERVED = frozenset(dir(BaseModel)) | {
     *("fingerprint", "parse", "view", "coordinate", "rank", "position", "at", "groups", "group", "group_name"),
     *("plan", "diff", "filling", "subtopology", "reordered_for", "topology"),
     *("name", "backend", "device", "timeout", "store", "local_rank", "close", "closed", "require", "describe"),
-    *("from_env", "from_world", "connect", "diagnose", "abort", "rebind", "capture", "set_timeout"),
+    *("from_env", "from_world", "connect", "diagnose", "survivors", "abort", "rebind", "capture", "set_timeout"),
 }
 
 

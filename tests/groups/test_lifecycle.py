@@ -319,16 +319,6 @@ class TestTokens:
         with pytest.raises(LaunchError, match="PARALLEL_TOPOLOGY_TOKEN_FILE=/nowhere: No such file"):
             GroupManager.from_env(ParallelTopology(tp=1), env={**env, "PARALLEL_TOPOLOGY_TOKEN_FILE": "/nowhere"})
 
-    @pytest.mark.ranks("tp2")
-    def test_an_old_verdict_played_again_is_refused(self, groups: GroupManager, store: dist.Store):
-        how: dict[str, Any] = {"topology": ParallelTopology(tp=2), "rank": groups.rank, "store": store, "token": "t"}
-        GroupManager(**how, timeout=10).close()
-        if groups.rank == 0:
-            store.set("engine@0/2/verdict", store.get("engine@0/1/verdict").decode())
-        groups.world.barrier()
-        with pytest.raises(RendezvousError, match="the verdict does not hold the same token"):
-            GroupManager(**how, timeout=2)
-
 
 class TestWhatCanBeSeen:
     def test_one_line_in_the_log(self, caplog: pytest.LogCaptureFixture):

@@ -292,16 +292,6 @@ class TestDisagreement:
         ):
             GroupManager(ParallelTopology(tp=4), rank=groups.rank, store=store, timeout=2)
 
-    @pytest.mark.ranks(2)
-    def test_a_rank_that_came_twice_is_named(self, groups: GroupManager, store: dist.Store):
-        if groups.rank == 1:
-            store.add("engine@0/joined/1", 1)
-        groups.world.barrier()
-        with pytest.raises(GroupTimeoutError) as caught:
-            GroupManager(ParallelTopology(tp=2), rank=groups.rank, store=store, timeout=1)
-        if groups.rank == 0:
-            assert "this is round 1 of 'engine', but rank 1 has joined 2 times" in str(caught.value)
-
 
 class TestWaysIn:
     @pytest.mark.ranks(3, world=BOTH)

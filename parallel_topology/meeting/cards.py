@@ -1,0 +1,107 @@
+"""Cards: what a rank shows of itself before anything is created, read with bounds, and compared."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from parallel_topology.topology.wording import shown_ranks
+
+MAX_BYTES = 1 << 20
+"""Longest card that is read; one of a manager with hundreds of groups has some ten thousand bytes."""
+
+Facts = Mapping[str, "str | int | float | bool | list[str]"]
+"""What must be equal on all ranks: name -> value."""
+
+
+class UnreadableError(Exception):
+    """What stands in the store is no card, or no verdict."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One rank's card, and who shows it.
+
+    Attributes:
+        rank: which it says it is.
+        nonce: fresh for each meeting.
+        turn: how often this one was called before, to a round that did not come off.
+        host: identifies its machine.
+        process: identifies its process.
+        address: from which it reaches the store's host; empty where that is no matter of addresses.
+        card: its facts, as JSON.
+    """
+
+    rank: int
+    nonce: str
+    turn: int
+    host: str
+    process: str
+    address: str
+    card: str
+
+    def text(self) -> str:
+        """As it stands in the store."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, text: bytes, rank: int | None = None) -> Entry:
+        """The entry that `text` is, of that rank if one is given.
+
+        Raises:
+            UnreadableError: it is none.
+        """
+        fields = read_object(text, {"rank": int, "nonce": str, "turn": int, "host": str, "process": str,
+                                    "address": str, "card": str})  # fmt: skip
+        entry = cls(**fields)
+        read_object(entry.card.encode(), {})
+        if rank is not None and entry.rank != rank:
+            raise UnreadableError(f"it says that it is rank {entry.rank}")
+        return entry
+
+
+def read_object(text: bytes, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """A JSON object with these fields, of these types, and no others if any are named.
+
+    Raises:
+        UnreadableError: it is none.
+    """
+    if len(text) > MAX_BYTES:
+        raise UnreadableError(f"it has {len(text)} bytes, more than {MAX_BYTES}")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UnreadableError(f"{text[:40]!r} is no JSON") from None
+    if not isinstance(value, dict):
+        raise UnreadableError(f"{text[:40]!r} is no JSON object")
+    found = cast("dict[str, Any]", value)
+    if fields and found.keys() != fields.keys():
+        raise UnreadableError(f"it has the fields {', '.join(found)[:200]}, expected {', '.join(fields)}")
+    for name, kind in fields.items():
+        if not isinstance(found[name], kind) or isinstance(found[name], bool):
+            raise UnreadableError(f"its {name} is {str(found[name])[:40]!r}")
+    return found
+
+
+def differences(entries: Sequence[Entry]) -> str:
+    """Which ranks hold which card, of those facts that differ; empty if none does."""
+    holders: defaultdict[str, list[int]] = defaultdict(list)
+    for entry in sorted(entries, key=lambda entry: entry.rank):
+        holders[entry.card].append(entry.rank)
+    if len(holders) == 1:
+        return ""
+    cards: dict[str, dict[str, Any]] = {text: json.loads(text) for text in holders}
+    names = dict.fromkeys(name for card in cards.values() for name in card)
+    fields = [name for name in names if len({str(card.get(name)) for card in cards.values()}) > 1]
+    rows = [
+        f"  {shown_ranks(ranks)}: " + ", ".join(f"{field} {_shown(cards[text].get(field))}" for field in fields)
+        for text, ranks in holders.items()
+    ]
+    return "the ranks disagree, so no group was created:\n" + "\n".join(rows)
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else str(value)

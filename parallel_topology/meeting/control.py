@@ -1,0 +1,171 @@
+"""Control: one manager's own way to the store, every use of which ends; and the few things stores do not all do alike.
+
+torch's clients of a store hold one lock while they wait, and wait for a reply without a deadline: a store that froze,
+or another thread that waits, would hold up everybody who shares the client (torch 2.13). So each manager has its own
+client, and uses it on threads that their callers can overtake.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from parallel_topology import torch_private
+from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake
+from parallel_topology.torch_errors import STORE_ERRORS
+
+T = TypeVar("T")
+FAREWELL = 0.5
+"""Seconds that the end of a manager may spend at the store."""
+
+
+class Control:
+    """One manager's own client of a store.
+
+    Attributes:
+        given: the store as the caller gave it.
+    """
+
+    def __init__(self, given: dist.Store, *, own: bool = False) -> None:
+        """`own`: nobody else uses `given`."""
+        self.given = given
+        self._client: dist.Store | None = given if own else None
+        self._process = os.getpid()
+        self._at_end: list[Callable[[dist.Store], object]] = []
+
+    def client(self) -> dist.Store:
+        """A client that nobody else uses; it connects when first asked for, so only where a deadline overtakes that."""
+        client = self._client
+        if client is None:
+            client = self._client = torch_private.clone_store(self.given)
+        return client
+
+    def renew(self) -> None:
+        """Forget the client: what was left behind may still be waiting in it."""
+        self._client = None
+
+    def ask(self, act: Callable[[dist.Store], T], deadline: Deadline, *, grace: float = 0.0) -> T:
+        """What `act` finds out at the store.
+
+        Raises:
+            Overtaken: the store did not answer in time.
+        """
+        try:
+            return overtake(lambda: act(self.client()), deadline, grace=grace)
+        except BaseException as error:
+            if isinstance(error, Overtaken) or not isinstance(error, Exception):
+                self.renew()  # the thread that was left behind keeps the old one
+            raise
+
+    def at_end(self, act: Callable[[dist.Store], object]) -> None:
+        """What `close` does at the store."""
+        self._at_end.append(act)
+
+    def close(self) -> None:
+        """Take this manager's keys out of the store, as far as it answers at once, and drop the client. Idempotent."""
+        acts, self._at_end = self._at_end, []
+
+        def leave(store: dist.Store) -> None:
+            for act in acts:
+                act(store)
+
+        if acts and self._process == os.getpid():  # a forked child shares the parent's connection
+            with suppress(Overtaken, *STORE_ERRORS):
+                self.ask(leave, Deadline(FAREWELL))
+        self._client = None
+
+
+def wait_for(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> bool:
+    """Whether all keys came before the deadline."""
+    try:
+        store.wait(list(keys), deadline.timedelta())
+    except RuntimeError:  # each kind of store has its own type and words for lateness
+        if deadline.left() > 0.1:
+            raise
+        return store.check(list(keys))
+    return True
+
+
+def read(store: dist.Store, key: str) -> bytes | None:
+    """The value of a key, or None if it is not there: `get` alone would wait for it."""
+    return store.get(key) if store.check([key]) else None
+
+
+def read_all(store: dist.Store, keys: Sequence[str]) -> list[bytes]:
+    """The values of keys that are all there: one operation where the store can."""
+    if not keys:
+        return []
+    if torch_private.is_extended(store):
+        return [bytes(value) for value in store.multi_get(list(keys))]
+    return [store.get(key) for key in keys]
+
+
+def write_all(store: dist.Store, values: Mapping[str, str]) -> None:
+    """Set many keys: one operation where the store can."""
+    if torch_private.is_extended(store):
+        torch_private.multi_set(store, values)
+    else:
+        for key, value in values.items():
+            store.set(key, value)
+
+
+def append(store: dist.Store, key: str, line: str) -> None:
+    """Add a line to what a key holds, whoever else does at the same time."""
+    if torch_private.is_extended(store):
+        torch_private.append(store, key, line + "\n")
+        return
+    held = ""
+    while True:
+        wanted = held + line + "\n"
+        found = store.compare_set(key, held, wanted).decode(errors="replace")
+        if found == wanted:
+            return
+        held = found
+
+
+def lines(store: dist.Store, key: str) -> list[str]:
+    """What was appended to a key."""
+    return (read(store, key) or b"").decode(errors="replace").splitlines()
+
+
+def absent(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> list[str]:
+    """Which keys are not there: a store says in one answer whether all are, so halves are asked for, and their halves.
+
+    Those that were not asked for when the deadline passed are not among them, unless none was found by then.
+    """
+    if not keys or deadline.passed() or store.check(list(keys)):
+        return []
+    if len(keys) == 1:
+        return list(keys)
+    half = len(keys) // 2
+    return absent(store, keys[:half], deadline) + absent(store, keys[half:], deadline)
+
+
+def delete(store: dist.Store, *keys: str) -> None:
+    """Take keys away, where the store can."""
+    with suppress(*STORE_ERRORS):
+        for key in keys:
+            store.delete_key(key)
+
+
+def keys_under(store: dist.Store, prefixes: Sequence[str]) -> list[str]:
+    """Which keys begin so, where the store can tell."""
+    return [key for key in torch_private.list_keys(store) if key.startswith(tuple(prefixes))]
+
+
+class Patience:
+    """Looks that grow rarer: soon at first, then so rarely that all ranks together do not trouble the store."""
+
+    def __init__(self, ranks: int) -> None:
+        self._pause = 0.0005
+        self._longest = max(0.02, ranks * 20e-6)
+
+    def pause(self, deadline: Deadline) -> None:
+        """Sleep, no longer than until the deadline."""
+        time.sleep(min(self._pause, deadline.left()))
+        self._pause = min(self._pause * 1.5, self._longest)

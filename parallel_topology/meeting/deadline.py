@@ -1,0 +1,100 @@
+"""Deadline: one instant by which everything has to be done, and how a caller overtakes what cannot be interrupted."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from parallel_topology.errors import GroupArgumentError
+
+T = TypeVar("T")
+LOOK = 0.25
+"""Seconds after which a waiting thread runs Python again: exceptions raised into it from outside arrive then."""
+
+
+def seconds_of(name: str, timeout: object) -> float:
+    """A timeout in seconds, given so or as a `timedelta`.
+
+    Raises:
+        GroupArgumentError: it is not a time above 0.
+    """
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+        raise GroupArgumentError(f"{name}={timeout!r}: expected a number of seconds above 0, or a timedelta")
+    return float(seconds)
+
+
+class Deadline:
+    """An instant, made once where the user's timeout is first known and handed to everything that waits after it.
+
+    Attributes:
+        seconds: the timeout it was made of, for messages.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until it; 0 when it has passed."""
+        return max(self._end - time.monotonic(), 0.0)
+
+    def passed(self) -> bool:
+        """Whether there is no time left."""
+        return time.monotonic() >= self._end
+
+    def expire(self) -> None:
+        """Let it be now: whoever waited for what runs until it has given up."""
+        self._end = min(self._end, time.monotonic())
+
+    def timedelta(self, at_most: float = 1e8) -> timedelta:
+        """What is left, as torch takes it: never 0, which some of its backends take for no limit."""
+        return timedelta(seconds=min(max(self.left(), 0.001), at_most))
+
+
+class Overtaken(Exception):  # noqa: N818 (it never leaves the package)
+    """What was called is still running after its deadline."""
+
+
+def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) -> T:
+    """What `act` returns or raises; waited for until the deadline and, as it may be about to say why, `grace` seconds.
+
+    It runs on a thread of its own, because no call of torch's can be interrupted, by Ctrl-C or otherwise, and some
+    never end. A thread that is left behind is a daemon; what it returns or raises in the end is dropped.
+
+    Raises:
+        Overtaken: it was still running.
+    """
+    done: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            done.put((context.run(act), None))
+        except BaseException as error:  # it is raised again, in the caller's thread
+            done.put((None, error))
+
+    threading.Thread(target=run, name="parallel_topology", daemon=True).start()
+    over: float | None = None
+    while True:
+        left = deadline.left()
+        if left <= 0:
+            over = time.monotonic() if over is None else over
+            left = over + grace - time.monotonic()
+            if left <= 0 and done.empty():
+                raise Overtaken
+        try:
+            result, error = done.get(timeout=max(min(left, LOOK), 0.001))
+        except Empty:
+            continue
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback would hold this frame, and this frame it
+        return result  # pyright: ignore[reportReturnType] (there is one where there is no error)
