@@ -17,6 +17,7 @@ from parallel_topology import ParallelTopology, RankError, TopologyError, Unknow
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.hosts.reorder import orders_inside
 from parallel_topology.testing.strategies import hosts_for
+from parallel_topology.topology.layout import Ranks
 
 ODD: Any = 1.0
 numpys: Any = np.int64
@@ -77,6 +78,35 @@ def test_spans_are_those_that_looking_at_every_rank_finds(placed):
             assert spans.inside is (max(widths) == 1)
             assert spans.crossing == sum(width > 1 for width in widths)
             assert list(spans.crossing_numbers()) == [number for number, width in enumerate(widths) if width > 1]
+
+
+@st.composite
+def strided_topologies(draw):
+    """Over every so-many-th rank of a larger job, in steps that need not be those of the axes."""
+    steps = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
+    modes, stride = [], draw(st.integers(1, 3))
+    for size in draw(st.permutations(steps)):
+        modes.append((size, stride))
+        stride *= size + draw(st.integers(0, 2))
+    sizes = dict(zip(["tp", "dp", "pp"], draw(st.permutations(steps)), strict=False))
+    return ParallelTopology(
+        order="-".join(sizes), ranks=Ranks(draw(first_ranks), tuple(draw(st.permutations(modes)))), **sizes
+    )
+
+
+@settings(deadline=None)
+@given(strided_topologies(), st.data())
+def test_spans_of_strided_topologies_are_those_that_looking_at_every_rank_finds(topology, data):
+    hosts = data.draw(hosts_for(topology))
+    home = looked_up(hosts)
+    hosts.require(topology)
+    for count in range(1, len(topology.axes) + 1):
+        for axes in combinations(topology.axes, count):
+            spans = hosts.spans(topology, *axes)
+            found = [sorted({home[rank] for rank in group}) for group in topology.groups(*axes)]
+            assert [list(hosts.hosts_of(group)) for group in spans.groups] == found
+            widths = list(map(len, found))
+            assert spans.histogram == {width: widths.count(width) for width in widths}
 
 
 @given(st.sampled_from(["tp4-dp6-pp2", "tp2-cp2-dp6-pp2", "dp12-pp4"]), st.integers(1, 50), st.data())
@@ -311,6 +341,12 @@ def test_counting_does_not_grow_with_the_world(dp):
 
 def test_worlds_of_any_size_are_answered_at_once():
     started = time.perf_counter()
+    part = ParallelTopology(tp=8, dp=2**30, pp=128).subtopology("dp", tp=3, pp=5)
+    hosts = Hosts.uniform(count=2**37, ranks_per_host=8)
+    hosts.require(part)
+    assert hosts.spans(part, "dp").histogram == {2**30: 1}
+    with pytest.raises(TopologyError, match="is on no host"):
+        Hosts.uniform(count=2**20, ranks_per_host=8).require(part)
     for exponent in (40, 70):
         topology = ParallelTopology(tp=8, dp=2 ** (exponent - 3), first_rank=3)
         hosts = Hosts.uniform(count=2 ** (exponent - 3), ranks_per_host=8, first_rank=3)

@@ -111,7 +111,7 @@ def said_of(env: dict[str, str]) -> LaunchInfo | str:
         return str(error)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(env=environments(), others=st.dictionaries(st.from_regex(r"X_[A-Z]{1,8}", fullmatch=True), st.text()))
 def test_whatever_the_variables_hold_there_is_an_answer_or_an_error(env: dict[str, str], others: dict[str, str]):
     said = said_of(env)
@@ -128,7 +128,7 @@ def test_whatever_the_variables_hold_there_is_an_answer_or_an_error(env: dict[st
         assert said_of({other: value for other, value in said.variables.items() if other != name}) != said, name
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     rank=st.integers(0, 3),
     size=st.integers(1, 4),
