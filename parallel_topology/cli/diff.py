@@ -11,8 +11,10 @@ from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption, OptionalHostsOption, spec
 from parallel_topology.cli.output import columns, print_json
 from parallel_topology.cli.pictures import OutputOption, print_picture, require_one_form, write_picture
+from parallel_topology.errors import TopologyError
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.render.cells import wrapped
+from parallel_topology.render.scene import MOST_DRAWN, MOST_LISTED
 from parallel_topology.render.text import MOST_CELLS
 from parallel_topology.topology.diff import Diff
 from parallel_topology.topology.topology import ParallelTopology
@@ -29,7 +31,7 @@ def diff(
 
     The picture, of up to 128 ranks, is of AFTER: a rank that moved has a star, and beneath it where it was.
 
-    Exit status: 0 when nothing moves, 1 when something does, 2 when the input is wrong.
+    Exit status: 0 when nothing changes, 1 when ranks move, come or go, 2 when the input is wrong.
 
     Example: parallel-topology diff tp2-pp4 pp4-tp2 --hosts 2x4
     """
@@ -42,12 +44,13 @@ def diff(
         if as_json:
             print_json(_document(found, hosts))
         else:
+            notes = found.notes if after.world_size <= MOST_DRAWN else {}
             if output is not None:  # first: where it cannot be written, there is an error and nothing else
-                write_picture(output, after, hosts=hosts, marked=found.notes)
+                write_picture(output, after, hosts=hosts, marked=notes)
             _show(found, hosts)
-            if output is None and found.notes and after.world_size <= MOST_CELLS:  # of more there are only counts
+            if output is None and notes and after.world_size <= MOST_CELLS:  # of more there are only counts
                 typer.echo()
-                print_picture(after, hosts=hosts, marked=found.notes)
+                print_picture(after, hosts=hosts, marked=notes)
     if found:
         sys.exit(1)
 
@@ -64,13 +67,14 @@ def _show(found: Diff, hosts: Hosts | None) -> None:
 
 
 def _document(found: Diff, hosts: Hosts | None) -> dict[str, Any]:
+    _require_listed(found)
     moved = [{"rank": rank, "before": old, "after": new} for rank, old, new in found.moved]
     document: dict[str, Any] = {
         "before": str(found.before),
         "after": str(found.after),
         "moved": moved,
-        "removed": found.removed,
-        "added": found.added,
+        "removed": list(found.removed),
+        "added": list(found.added),
     }
     if hosts is not None:
         document["hosts"] = str(hosts)
@@ -79,6 +83,14 @@ def _document(found: Diff, hosts: Hosts | None) -> dict[str, Any]:
             for name, topology in (("before", found.before), ("after", found.after))
         }
     return document
+
+
+def _require_listed(found: Diff) -> None:
+    if not found:
+        return
+    ranks = max(found.before.world_size, found.after.world_size)
+    if ranks > MOST_LISTED:
+        raise TopologyError(f"{ranks:,} ranks are more than the {MOST_LISTED:,} that --json lists: leave it out")
 
 
 def _divided_axes(topology: ParallelTopology) -> list[str]:

@@ -117,7 +117,7 @@ def _name(box: Box) -> str:
 
 def _cell(scene: Scene, rank: int, text: str, width: int, paint: Painter) -> str:
     chosen = rank == scene.rank
-    near = chosen or rank in scene.relations or rank in scene.marked
+    near = chosen or bool(scene.relations(rank)) or rank in scene.marked
     return paint(fitted(text, width).ljust(width), scene.stage(rank), bold=near, underlined=near and not chosen)
 
 
@@ -128,6 +128,4 @@ def _number(scene: Scene, rank: int) -> str:
 
 def _note(scene: Scene, rank: int, longest: int) -> str:
     """What there is to say of a rank, short."""
-    return fitted(
-        " ".join(filter(None, [scene.marked.get(rank, ""), ",".join(scene.relations.get(rank, ()))])), longest
-    )
+    return fitted(" ".join(filter(None, [scene.marked.get(rank, ""), ",".join(scene.relations(rank))])), longest)

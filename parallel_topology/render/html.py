@@ -103,7 +103,7 @@ def _data(scene: Scene) -> dict[str, Any]:
     return {
         "size": topology.world_size,
         "first": topology.first_rank,
-        "ranks": topology.ranks,
+        "ranks": None if topology.ranks is None else list(topology.ranks),
         "base": [[axis, modes[0]] for axis, modes in base.items()],
         "stage": base[scene.stage_axis][0] if scene.stage_axis in base else None,
         "axes": [{"name": axis.name, "modes": axis.groups.modes} for axis in scene.axes],

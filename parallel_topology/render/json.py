@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from parallel_topology.render.scene import Axis, Scene
+from parallel_topology.errors import TopologyError
+from parallel_topology.render.scene import MOST_LISTED, Axis, Scene, count
 
 if TYPE_CHECKING:
     from parallel_topology.hosts.hosts import Hosts
@@ -30,35 +31,44 @@ def as_json(
         `topology`, its text; `world_size`; `sizes`; `views`; `stage_axis`, which axis `stage` counts along;
         `hosts`: for each, its number `host`, its `ranks` and how many `others` it holds, or None if not known;
         `axes`: what a picture's line says, and all groups; `ranks`: where each one is; and `rank`, the chosen one's
-        place in its groups, or None.
+        place in its groups, or None. Of more than 65,536 ranks only what concerns a chosen one is listed: `hosts` and
+        `ranks` are None, as are the `groups` of an axis and the `ranks` and `hosts` of a group of so many.
 
     Raises:
-        TopologyError: `hosts` do not hold all ranks.
+        TopologyError: `hosts` do not hold all ranks, or there are more than can be listed, and none is chosen.
         RankError: `rank`, or one that is marked, is not in the topology.
         UnknownAxisError: `axis` is not there.
     """
     scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked)
-    boxes = [{"host": box.host, "ranks": list(box.ranks), "others": box.others} for box in scene.boxes]
+    if not scene.is_listed and rank is None:
+        raise TopologyError(
+            f"{scene.title} has {topology.world_size:,} ranks; at most {MOST_LISTED:,} are listed. Choose one with rank= "
+            "(--rank), or list a part, such as topology.subtopology(pp=0)"
+        )
     return {
         "topology": str(topology),
         "world_size": topology.world_size,
         "sizes": topology.sizes,
         "views": dict(topology.views),
         "stage_axis": scene.stage_axis,
-        "hosts": None if hosts is None else boxes,
-        "axes": [_axis(each) for each in scene.axes],
-        "ranks": _ranks(scene),
+        "hosts": _hosts(scene) if scene.is_listed and hosts is not None else None,
+        "axes": [_axis(each, listed=scene.is_listed) for each in scene.axes],
+        "ranks": _ranks(scene) if scene.is_listed else None,
         "rank": None if rank is None else _chosen(scene, rank),
     }
 
 
-def _axis(axis: Axis) -> dict[str, Any]:
+def _hosts(scene: Scene) -> list[dict[str, Any]]:
+    return [{"host": box.host, "ranks": list(box.ranks), "others": box.others} for box in scene.boxes]
+
+
+def _axis(axis: Axis, *, listed: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": axis.name,
         "view": axis.view or None,
         "size": axis.size,
         "strides": list(axis.strides),
-        "groups": list(map(list, axis.groups)),
+        "groups": list(map(list, axis.groups)) if listed else None,
     }
     if axis.spans is not None:
         facts["groups_by_hosts"] = {str(hosts): groups for hosts, groups in axis.spans.histogram.items()}
@@ -87,11 +97,15 @@ def _chosen(scene: Scene, rank: int) -> dict[str, Any]:
         facts |= {"host": scene.hosts.host_of(rank), "local_rank": scene.hosts.local_rank_of(rank)}
     for name, group in scene.groups.items():
         facts["groups"][name] = {
-            "ranks": list(group.ranks),
+            "ranks": _listed(group.ranks),
             "position": group.rank,
             "prev": group.prev_rank,
             "next": group.next_rank,
         }
         if scene.hosts is not None:
-            facts["groups"][name]["hosts"] = list(scene.hosts.hosts_of(group.ranks))
+            facts["groups"][name]["hosts"] = _listed(scene.hosts.hosts_of(group.ranks))
     return facts
+
+
+def _listed(numbers: Sequence[int]) -> list[int] | None:
+    return list(numbers) if count(numbers) <= MOST_LISTED else None

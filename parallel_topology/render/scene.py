@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.topology.layout import Groups
+from parallel_topology.topology.layout import Groups, Ranks
 from parallel_topology.topology.notation import parse_axes
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ LABELLED = 512
 """Ranks whose elements show their coordinate; of more, each shows its number only."""
 MOST_DRAWN = 32_768
 """Ranks of a picture that has an element for each."""
+MOST_LISTED = 65_536
+"""Ranks that are looked at one by one; of more, only the first and last hosts are shown."""
 MOST_SAVED = 1_024
 """Ranks of such a picture that a notebook keeps in its file."""
 
@@ -73,7 +75,7 @@ class Axis:
             return ""
         if self.spans.inside:
             return "inside hosts"
-        total = len(self.groups)
+        total = self.groups.size
         return "crosses hosts" if self.spans.crossing == total else f"{self.spans.crossing} of {total} cross hosts"
 
 
@@ -87,16 +89,16 @@ class Run:
     """
 
     boxes: tuple[Box, ...]
-    extents: Mapping[str, tuple[int, ...]]
+    extents: Mapping[str, Sequence[int]]
 
     @cached_property
     def size(self) -> int:
-        return sum(len(box.ranks) for box in self.boxes)
+        return sum(count(box.ranks) for box in self.boxes)
 
     @property
     def whole(self) -> bool:
         """Whether every combination of the indices occurs."""
-        return self.size == prod(map(len, self.extents.values()))
+        return self.size == prod(map(count, self.extents.values()))
 
 
 class Scene:
@@ -152,22 +154,41 @@ class Scene:
         what = f"{ranks:,} rank{'s' * (ranks > 1)}"
         if self.hosts is None:
             return what
-        counts = sorted({len(box.ranks) for box in self.boxes})
-        many = f"{len(self.boxes):,} host{'s' * (len(self.boxes) > 1)}"
-        return f"{what} on {many} of {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+        counts, many = self._host_sizes(), f"{self.unit_count:,} host{'s' * (self.unit_count > 1)}"
+        of = f" of {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
+        return f"{what} on {many}{of}"
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether there are few enough ranks to look at each."""
+        return self.topology.world_size <= MOST_LISTED
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
         """The hosts that hold ranks of the topology; a single box when hosts are not known."""
-        world = self.topology.world
         if self.hosts is None:
-            return (Box(None, world),)
-        boxes: list[Box] = []
-        for host in self.hosts.hosts_of(world):
-            every = self.hosts.ranks_of(host)
+            return (Box(None, self.topology.world),)
+        return tuple(map(self.box_on, self._numbers))
+
+    def box_on(self, host: int) -> Box:
+        """The box of one host."""
+        assert self.hosts is not None
+        every, world = self.hosts.ranks_of(host), self.topology.world
+        if isinstance(every, range) and world.placement is None:
+            ours = range(max(every.start, world.start), min(every.stop, world.start + world.size))
+        else:
             ours = [rank for rank in every if rank in world]
-            boxes.append(Box(host, ours, len(every) - len(ours)))
-        return tuple(boxes)
+        return Box(host, ours, count(every) - count(ours))
+
+    @property
+    def unit_count(self) -> int:
+        """How many hosts hold ranks of the topology; when these are not known, rows along the fastest axis."""
+        return count(self._numbers) if self.hosts is not None else self._rows.size
+
+    def unit(self, number: int) -> Run:
+        """One of these, by itself."""
+        box = self.box_on(self._numbers[number]) if self.hosts is not None else Box(None, self._rows[number])
+        return Run((box,), self._extents(box.ranks))
 
     @cached_property
     def shown_axes(self) -> tuple[str, ...]:
@@ -199,16 +220,13 @@ class Scene:
         view = self._view
         return {} if view is None else {axis.name: view[tuple(axis.name.split("-"))] for axis in self.axes}
 
-    @cached_property
-    def relations(self) -> dict[int, tuple[str, ...]]:
-        """Rank -> what it is to the chosen one: `tp` in its group, `tp<` before it, `tp>` after it, `tp<>` both."""
-        found: dict[int, list[str]] = {}
-        for name, group in self.groups.items():
-            for member in group.ranks:
-                if member != self.rank:
-                    near = "<" * (member == group.prev_rank) + ">" * (member == group.next_rank)
-                    found.setdefault(member, []).append(name + near)
-        return {rank: tuple(names) for rank, names in found.items()}
+    def relations(self, rank: int) -> tuple[str, ...]:
+        """What a rank is to the chosen one: `tp` in its group, `tp<` before it, `tp>` after it, `tp<>` both."""
+        return tuple(
+            name + "<" * (rank == group.prev_rank) + ">" * (rank == group.next_rank)
+            for name, group in self.groups.items()
+            if rank != self.rank and rank in group.ranks
+        )
 
     def require_drawable(self) -> None:
         """Check that there are not too many ranks for a picture that has an element for each, or a `TopologyError`."""
@@ -232,7 +250,7 @@ class Scene:
 
         Joined are only runs that are alike but for one axis, and that have every combination of their indices.
         """
-        runs = [Run((box,), self._extents(box.ranks)) for box in self._units()]
+        runs = list(map(self.unit, range(self.unit_count)))
         while len(runs) > most:
             joined = _joined(runs, len(runs))
             if len(joined) == len(runs):
@@ -257,19 +275,55 @@ class Scene:
         }
         return next(view for view, text in texts.items() if set(names) <= parse_axes(text.partition("~")[0]).keys())
 
-    def _units(self) -> Iterator[Box]:
-        """The hosts; when these are not known, rows along the fastest axis."""
-        if self.hosts is not None:
-            yield from self.boxes
-            return
-        row = self.topology.size(self.shown_axes[0]) if self.shown_axes else 1
-        ranks = iter(self.topology.world)
-        while members := list(islice(ranks, row)):
-            yield Box(None, members)
+    @cached_property
+    def _numbers(self) -> Sequence[int]:
+        """The hosts that hold ranks of the topology."""
+        assert self.hosts is not None
+        return self.hosts.hosts_of(self.topology.world)
 
-    def _extents(self, ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    @cached_property
+    def _rows(self) -> Groups:
+        """The ranks along the fastest axis, row by row."""
+        return self.topology.groups(self.shown_axes[0] if self.shown_axes else self.topology.axes[0])
+
+    def _host_sizes(self) -> list[int]:
+        """The numbers of ranks that hosts hold, ascending; none where it would take a look at too many."""
+        hosts, world = self.hosts, self.topology.world
+        if hosts is None or self.is_listed:
+            return sorted({len(box.ranks) for box in self.boxes})
+        if world.placement is not None or hosts.ranks is not None:
+            return []
+        first, last = self._numbers[0], self._numbers[-1]
+        ends = {count(self.box_on(first).ranks), count(self.box_on(last).ranks)}
+        if isinstance(hosts.starts, range):
+            inner = {hosts.starts.step} if last > first + 1 else set[int]()
+        else:
+            inner = {end - start for start, end in pairwise(hosts.starts[first + 1 : last + 1])}
+        return sorted(ends | inner)
+
+    def _extents(self, ranks: Sequence[int]) -> dict[str, Sequence[int]]:
+        if not self.is_listed and isinstance(ranks, (range, Ranks)):
+            start = self.topology.position(ranks[0])
+            if self.topology.position(ranks[-1]) == start + count(ranks) - 1:  # positions that count up
+                return {axis: self._run_along(axis, start, count(ranks)) for axis in self.shown_axes}
         coordinates = [self.topology.coordinate(rank) for rank in ranks]
         return {axis: tuple(sorted({at[axis] for at in coordinates})) for axis in self.shown_axes}
+
+    def _run_along(self, axis: str, start: int, ranks: int) -> Sequence[int]:
+        """The indices along a base axis of positions from `start` on."""
+        ((size, stride),) = self.topology.groups(axis).modes
+        first, last = start // stride, (start + ranks - 1) // stride
+        if last - first + 1 >= size:
+            return range(size)
+        first, last = first % size, last % size
+        return range(first, last + 1) if first <= last else [*range(last + 1), *range(first, size)]
+
+
+def count(members: Sequence[int]) -> int:
+    """How many there are, where `len` cannot say it either."""
+    if isinstance(members, range):
+        return max(0, -((members.start - members.stop) // members.step))
+    return members.size if isinstance(members, Ranks) else len(members)
 
 
 def _printable(text: str) -> str:

@@ -119,7 +119,7 @@ class _Drawing:
             row, column = divmod(place, self.columns)
             x, y = GAP + column * (self.cell_width + GAP), above + row * (self.cell_height + GAP)
             label = self.scene.label(rank)
-            notes = [label, self.scene.marked.get(rank, ""), " ".join(self.scene.relations.get(rank, ()))]
+            notes = [label, self.scene.marked.get(rank, ""), " ".join(self.scene.relations(rank))]
             title = escape(", ".join(filter(None, [f"rank {rank}", *notes])))
             number = f"{rank}*" if rank in self.scene.marked else str(rank)
             below = f'<text x="5" y="28">{label}</text>' if self.cell_height > LINE else ""
@@ -130,7 +130,7 @@ class _Drawing:
             )
 
     def _classes(self, rank: int) -> str:
-        relations = self.scene.relations.get(rank, ())
+        relations = self.scene.relations(rank)
         names = [f"s{self.scene.stage(rank)}"]
         names += ["at"] * (rank == self.scene.rank)
         names += ["near"] * any(relation[-1] in "<>" for relation in relations)

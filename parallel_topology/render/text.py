@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from parallel_topology.render.cells import Painter, drawn, wrapped
-from parallel_topology.render.scene import Axis, Run, Scene
+from parallel_topology.render.scene import MOST_DRAWN, MOST_LISTED, Axis, Run, Scene, count
+from parallel_topology.topology.layout import Ranks
 
 if TYPE_CHECKING:
     from parallel_topology.hosts.hosts import Hosts
-    from parallel_topology.topology.layout import Ranks
     from parallel_topology.topology.rank_view import RankGroup
     from parallel_topology.topology.topology import ParallelTopology
 
@@ -20,6 +20,8 @@ MOST_CELLS = 128
 """Ranks that are drawn one by one; more are folded."""
 MOST_RUNS = 32
 """Lines that hosts are folded to, where they are alike enough."""
+ENDS = 8
+"""Hosts at the beginning, and at the end, of a world that is too large to look at each rank."""
 MOST_GROUPS = 16
 """Groups of an axis that are written out."""
 
@@ -87,9 +89,10 @@ class _Text:
         if folded:
             yield from self._folded()
             if scene.rank is not None and scene.hosts is not None:
-                home = scene.hosts.host_of(scene.rank)
-                yield ""
-                yield from drawn(scene, [box for box in scene.boxes if box.host == home], self.width, self.paint)
+                home = scene.box_on(scene.hosts.host_of(scene.rank))
+                if count(home.ranks) <= MOST_DRAWN:
+                    yield ""
+                    yield from drawn(scene, [home], self.width, self.paint)
         else:
             yield from drawn(scene, scene.boxes, self.width, self.paint)
         yield ""
@@ -107,38 +110,58 @@ class _Text:
     # Hosts folded
 
     def _folded(self) -> Iterator[str]:
+        if not self.scene.is_listed:
+            yield from self._ends()
+            return
         runs = self.scene.runs(MOST_RUNS)
-        rows = [self._run(run) for run in runs[:MOST_RUNS]]
+        yield from self._runs(runs[:MOST_RUNS])
+        if left := runs[MOST_RUNS:]:
+            boxes = sum(len(run.boxes) for run in left)
+            yield from wrapped(
+                f"... and {boxes:,} more {self._units} with {sum(run.size for run in left):,} ranks", self.width
+            )
+
+    def _ends(self) -> Iterator[str]:
+        """The first and the last hosts of a world that is too large to look at each."""
+        units = self.scene.unit_count
+        if units <= MOST_RUNS:
+            yield from self._runs(list(map(self.scene.unit, range(units))))
+            return
+        yield from self._runs(list(map(self.scene.unit, range(ENDS))))
+        more = f"... and {units - 2 * ENDS:,} more {self._units}: pick a rank out to see where it is and its groups, "
+        yield from wrapped(more + "or draw a part, such as topology.subtopology(pp=0)", self.width)
+        yield from self._runs(list(map(self.scene.unit, range(units - ENDS, units))))
+
+    @property
+    def _units(self) -> str:
+        return "hosts" if self.scene.hosts is not None else "rows"
+
+    def _runs(self, runs: Sequence[Run]) -> Iterator[str]:
+        rows = [self._run(run) for run in runs]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
-        for run, (hosts, ranks, indices, notes) in zip(runs, rows, strict=False):
+        for run, (hosts, ranks, indices, notes) in zip(runs, rows, strict=True):
             stages = run.extents.get(self.scene.stage_axis, (0,))
             swatch = self.paint("  ", stages[0]) + " " if self.paint.colors and len(stages) == 1 else ""
             text = "  ".join(filter(None, [hosts.ljust(widths[0]), ranks.ljust(widths[1]), indices, notes]))
             first, *more = wrapped(text, self.width - 3 * bool(self.paint.colors))
             yield (swatch or "   " * bool(self.paint.colors)) + first
             yield from more
-        if left := runs[MOST_RUNS:]:
-            boxes = sum(len(run.boxes) for run in left)
-            what = "hosts" if self.scene.hosts is not None else "rows"
-            yield from wrapped(
-                f"... and {boxes:,} more {what} with {sum(run.size for run in left):,} ranks", self.width
-            )
 
     def _run(self, run: Run) -> tuple[str, str, str, str]:
         """Hosts, ranks, the indices of each axis, and what is picked out there."""
         hosts = [box.host for box in run.boxes if box.host is not None]
-        ranks = [rank for box in run.boxes for rank in box.ranks]
+        ranks = run.boxes[0].ranks if len(run.boxes) == 1 else [rank for box in run.boxes for rank in box.ranks]
+        here = set(ranks) if isinstance(ranks, list) else ranks
         indices = " ".join(f"{axis}{ranges(values)}" for axis, values in run.extents.items())
-        here = set(ranks)
         notes: list[str] = [f"[{self.scene.rank}]"] * (self.scene.rank in here)
-        for name, group in self.scene.groups.items():
-            count = sum(member in here for member in group.ranks)
-            notes += [f"{name}: {count}"] * bool(count and len(group) > 1)
+        for name, group in self.scene.groups.items() if run.size <= MOST_LISTED else ():
+            members = sum(rank in group.ranks for rank in ranks)
+            notes += [f"{name}: {members}"] * bool(members and group.size > 1)
         if moved := sum(rank in here for rank in self.scene.marked):
             notes.append(f"{moved:,} marked*")
         return (
             f"host{'s' * (len(hosts) > 1)} {ranges(hosts)}" if hosts else "",
-            f"rank{'s' * (len(ranks) > 1)} {ranges(ranks)}",
+            f"rank{'s' * (run.size > 1)} {ranges(ranks)}",
             indices + (" (not all combinations)" if not run.whole else ""),
             f"<- {', '.join(notes)}" if notes else "",
         )
@@ -165,15 +188,15 @@ class _Text:
         if self.scene.hosts is None:
             return ""
         hosts = self.scene.hosts.hosts_of(group)
-        return f"; host{'s' * (len(hosts) > 1)} {ranges(hosts)}"
+        return f"; host{'s' * (count(hosts) > 1)} {ranges(hosts)}"
 
     def _groups(self) -> Iterator[str]:
         """The groups of the only axis that is looked at."""
         (axis,) = self.scene.axes
         for number, group in enumerate(axis.groups[:MOST_GROUPS]):
             yield from wrapped(f"{axis.name} group {number}: {group!r}{self._hosts_of(group)}", self.width)
-        if len(axis.groups) > MOST_GROUPS:
-            yield from wrapped(f"... and {len(axis.groups) - MOST_GROUPS:,} more groups", self.width)
+        if axis.groups.size > MOST_GROUPS:
+            yield from wrapped(f"... and {axis.groups.size - MOST_GROUPS:,} more groups", self.width)
 
 
 def axis_lines(scene: Scene) -> Iterator[str]:
@@ -190,15 +213,16 @@ def axis_lines(scene: Scene) -> Iterator[str]:
             yield f"view {axis.view}: {views[axis.view]}"
             shown = axis.view
         yield _columns(row, widths)
-    if scene.topology.ranks:
-        yield "strides count positions: the ranks are placed one by one"
+    if scene.topology.ranks is not None:
+        listed = isinstance(scene.topology.ranks, tuple)
+        yield f"strides count positions: the ranks are placed {'one by one' if listed else 'in steps of their own'}"
     if not hosts:
         yield "hosts are not given, so nothing is said about them"
 
 
 def axis_facts(axis: Axis) -> list[str]:
     """Groups, size, stride and, when hosts are known, hosts of each group and whether it crosses them."""
-    facts = [f"{len(axis.groups):,}", f"{axis.size:,}", ",".join(map(str, axis.strides)) or "-"]
+    facts = [f"{axis.groups.size:,}", f"{axis.size:,}", ",".join(map(str, axis.strides)) or "-"]
     return facts if axis.spans is None else [*facts, ranges(axis.spans.histogram), axis.where]
 
 
@@ -228,16 +252,30 @@ def ranges(numbers: Iterable[int], most: int = 4) -> str:
     >>> ranges([0, 1, 2, 3, 8, 10, 11]), ranges(range(0, 40, 2))
     ('0-3,8,10-11', '0,2,4,6,... 38 (20)')
     """
-    runs: list[list[int]] = []
-    total = 0
-    for number in numbers:
-        total += 1
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
+    runs: list[tuple[int, int]] = []
+    for first, last in _runs_of(numbers):
+        if runs and first == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], last)
+        elif len(runs) == most and isinstance(numbers, Sequence):  # enough is known
+            runs.append((first, numbers[-1]))
+            break
         else:
-            runs.append([number])
-    shown = ",".join("-".join(map(str, run)) for run in runs[:most])
-    return shown if len(runs) <= most else f"{shown},... {runs[-1][-1]} ({total:,})"
+            runs.append((first, last))
+    shown = ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs[:most])
+    if len(runs) <= most:
+        return shown
+    total = count(numbers) if isinstance(numbers, Sequence) else sum(last - first + 1 for first, last in runs)
+    return f"{shown},... {runs[-1][1]} ({total:,})"
+
+
+def _runs_of(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """First and last of parts that count up, not always the longest, without looking at each number of strides."""
+    if isinstance(numbers, range):
+        numbers = Ranks(numbers.start, ((count(numbers), numbers.step),)) if numbers else ()
+    if isinstance(numbers, Ranks) and numbers.placement is None and numbers.modes and numbers.modes[0][1] == 1:
+        length = numbers.modes[0][0]
+        return ((first, first + length - 1) for first in Ranks(numbers.start, numbers.modes[1:]))
+    return ((number, number) for number in numbers)
 
 
 def plain(text: str) -> str:

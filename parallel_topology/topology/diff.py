@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
 from operator import eq
@@ -100,9 +100,12 @@ class Diff:
             yield from (rank for rank in old if rank in new)
 
     def _moves(self, ranks: Iterable[int]) -> Iterator[Move]:
+        axes = _divided(self.before)
+        alike = axes == _divided(self.after)
+        before, after = _coordinates(self.before), _coordinates(self.after)
         for rank in ranks:
-            old, new = _coordinate(self.before, rank), _coordinate(self.after, rank)
-            if _divided_part(old, self.before) != _divided_part(new, self.after):
+            old, new = before(rank), after(rank)
+            if not (alike and all(old[axis] == new[axis] for axis in axes)):
                 yield rank, old, new
 
     def _is_still(self) -> bool | None:
@@ -246,22 +249,20 @@ def _digits(topology: ParallelTopology, axis: str, until: int | None) -> list[tu
     return [(step, None if step * size >= until else size, weight) for step, size, weight in merged if step < until]
 
 
-def _coordinate(topology: ParallelTopology, rank: int) -> dict[str, int]:
-    """The base axes, then those that views divide further."""
-    where = topology.coordinate(rank)
-    for axis in topology.all_axes:
-        if axis not in where and topology.size(axis) > 1:
-            where[axis] = topology.group(axis, rank=rank).index(rank)
-    return where
+def _coordinates(topology: ParallelTopology) -> Callable[[int], dict[str, int]]:
+    """Where a rank is along the base axes, and then along those that views divide further."""
+    more = [axis for axis in topology.all_axes if axis not in topology.axes and topology.size(axis) > 1]
+
+    def coordinate(rank: int) -> dict[str, int]:
+        along = {axis: topology.group(axis, rank=rank).index(rank) for axis in more}
+        return topology.coordinate(rank) | along
+
+    return coordinate
 
 
 def _divided(topology: ParallelTopology) -> set[str]:
     """The axes along which ranks differ."""
     return {axis for axis in topology.all_axes if topology.size(axis) > 1}
-
-
-def _divided_part(coordinate: dict[str, int], topology: ParallelTopology) -> dict[str, int]:
-    return {axis: index for axis, index in coordinate.items() if topology.size(axis) > 1}
 
 
 def _shown(coordinate: dict[str, int]) -> str:

@@ -14,6 +14,8 @@ from parallel_topology import Hosts, ParallelTopology
 from parallel_topology.errors import TopologyError
 from parallel_topology.render.json import as_json
 from parallel_topology.render.scene import MOST_DRAWN, Scene
+from parallel_topology.render.text import ranges, show
+from parallel_topology.topology.layout import Modes, Ranks
 from tests.render.pictures import pictures
 
 Picture = tuple[ParallelTopology, dict[str, Any]]
@@ -88,3 +90,93 @@ def test_only_hosts_that_hold_ranks_are_shown():
 def test_more_than_can_be_drawn():
     with pytest.raises(TopologyError, match="has 65,536 ranks; a picture shows at most 32,768"):
         Scene(ParallelTopology(tp=8, dp=MOST_DRAWN // 4)).require_drawable()
+
+
+# Worlds where nobody can look at each rank
+
+LARGE = [12_800_000, 2**40, 2**70]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("ranks", LARGE, ids=["12.8M", "2**40", "2**70"])
+def test_a_summary_of_a_large_world_has_the_first_and_the_last_hosts(ranks: int):
+    topology = ParallelTopology(tp=8, dp=ranks // 128, pp=16)
+    hosts = Hosts.uniform(count=ranks // 8, ranks_per_host=8)
+    first, *lines = show(topology, hosts=hosts, width=300).splitlines()
+    assert first == f"{topology}: {ranks:,} ranks on {ranks // 8:,} hosts of 8"
+    assert lines[0] == "host 0  ranks 0-7    tp0-7 dp0 pp0"
+    assert lines[8] == (
+        f"... and {ranks // 8 - 16:,} more hosts: pick a rank out to see where it is and its groups, "
+        "or draw a part, such as topology.subtopology(pp=0)"
+    )
+    assert lines[16].split() == [
+        "host", f"{ranks // 8 - 1}", "ranks", f"{ranks - 8}-{ranks - 1}", "tp0-7", f"dp{ranks // 128 - 1}", "pp15",
+    ]  # fmt: skip
+    assert lines[-1].split() == ["pp", f"{ranks // 16:,}", "16", f"{ranks // 16}", "16", "crosses", "hosts"]
+    rows = show(topology, axis="tp", width=300).splitlines()
+    assert rows[1] == "ranks 0-7    tp0-7 dp0 pp0"
+    assert rows[-1] == f"... and {ranks // 8 - 16:,} more groups"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("ranks", LARGE, ids=["12.8M", "2**40", "2**70"])
+def test_one_rank_of_a_large_world(ranks: int):
+    topology = ParallelTopology(tp=8, dp=ranks // 128, pp=16)
+    hosts = Hosts.uniform(count=ranks // 8, ranks_per_host=8)
+    rank = ranks - 3
+    text = show(topology, hosts=hosts, rank=rank, width=300)
+    assert f"╭ host {ranks // 8 - 1} ─" in text
+    assert f"rank {rank} on host {ranks // 8 - 1}, local rank 5: tp5 dp{ranks // 128 - 1} pp15\n" in text
+    assert f"hosts {15 * ranks // 128}-{ranks // 8 - 1}" in text
+    data = as_json(topology, hosts=hosts, rank=rank)
+    assert (data["hosts"], data["ranks"], data["axes"][0]["groups"]) == (None, None, None)
+    assert data["rank"]["groups"]["tp"]["ranks"] == list(range(ranks - 8, ranks))
+    assert data["rank"]["groups"]["tp"]["hosts"] == [ranks // 8 - 1]
+    dp = data["rank"]["groups"]["dp"]
+    assert (dp["ranks"], dp["hosts"], dp["position"], dp["prev"]) == (None, None, ranks // 128 - 1, rank - 8)
+    with pytest.raises(TopologyError, match=r"ranks; at most 65,536 are listed\. Choose one with rank= \(--rank\)"):
+        as_json(topology, hosts=hosts)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "hosts", "summary", "line"),
+    [
+        ("tp8-dp8192-pp4@4", "32769x8", "32,769 hosts of 4 to 8", "host 0  ranks 4-7    tp0-3 dp0 pp0"),
+        ("tp8-dp8192-pp4", "100000,162144", "2 hosts of 100000 to 162144",
+         "host 0  ranks 0-99999        tp0-7 dp0-8191 pp0-1 (not all combinations)"),
+        ("dp131072@5+131072x8", "131072x8", "131,072 hosts", "host 0  rank 5   dp0"),
+        ("dp131072-tp2@0+131072x2+2x1", "131072x2", "131,072 hosts", "host 0  ranks 0-1    dp0 tp0-1"),
+    ],
+)  # fmt: skip
+def test_large_worlds_that_begin_or_lie_otherwise(text: str, hosts: str, summary: str, line: str):
+    first, second, *_ = show(ParallelTopology.parse(text), hosts=Hosts.parse(hosts), width=300).splitlines()
+    assert first.endswith(f" ranks on {summary}")
+    assert second == line
+
+
+@settings(deadline=None, max_examples=30)
+@given(pictures(128))
+def test_ends_are_what_looking_at_each_rank_finds(picture: Picture):
+    """The closed forms of large worlds, held against small ones."""
+    topology, seen = picture
+    listed, scene = Scene(topology, **seen), Scene(topology, **seen)
+    scene.__class__ = type("Large", (Scene,), {"is_listed": False})
+    for number in range(listed.unit_count):
+        ours, wanted = scene.unit(number), listed.unit(number)
+        assert list(ours.boxes[0].ranks) == list(wanted.boxes[0].ranks)
+        assert ours.boxes[0].others == wanted.boxes[0].others
+        assert {axis: sorted(at) for axis, at in ours.extents.items()} == {
+            axis: list(at) for axis, at in wanted.extents.items()
+        }
+    assert scene.summary == listed.summary or scene.summary == listed.summary.partition(" of ")[0]
+
+
+def test_ranges_of_strides_are_those_of_the_numbers():
+    every: list[Modes] = [((4, 1),), ((4, 2),), ((2, 1), (3, 4)), ((2, 1), (2, 4), (2, 6)), ((3, 2), (2, 1)), ()]
+    for modes in every:
+        ranks = Ranks(5, modes)
+        assert ranges(ranks) == ranges(iter(list(ranks)))
+    assert ranges(Ranks(0, ((2**70, 1),))) == f"0-{2**70 - 1}"
+    assert ranges(Ranks(0, ((2, 1), (2**70, 4)))) == f"0-1,4-5,8-9,12-13,... {2**72 - 3} ({2**71:,})"
+    assert ranges(range(0, 2**70, 2)) == f"0,2,4,6,... {2**70 - 2} ({2**69:,})"
