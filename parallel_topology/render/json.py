@@ -42,8 +42,8 @@ def as_json(
     scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked)
     if not scene.is_listed and rank is None:
         raise TopologyError(
-            f"{scene.title} has {topology.world_size:,} ranks; at most {MOST_LISTED:,} are listed. Choose one with rank= "
-            "(--rank), or list a part, such as topology.subtopology(pp=0)"
+            f"{scene.title} has {topology.world_size:,} ranks; at most {MOST_LISTED:,} are listed. Choose one with "
+            "rank= (--rank), or list a part, such as topology.subtopology(pp=0)"
         )
     return {
         "topology": str(topology),
