@@ -235,11 +235,17 @@ CASES = [
     Case("env", PYTORCHJOB | {"PET_NPROC_PER_NODE": "1"}, facts(rank=1, world_size=2)),
     Case("env", TWO | {"TORCHELASTIC_USE_AGENT_STORE": "True"}, facts(store_is_hosted=False)),
     Case("env", TWO | PALS | {"PALS_RANKID": "1", "PMI_SIZE": "2"}, facts(local_rank=1, local_size=2, host_index=1)),
+    Case(
+        "env",  # one process on each host: the two agree, and are not one inside the other
+        TWO | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "PALS_RANKID": "1", "PMI_SIZE": "2", "PALS_NODEID": "1"},
+        facts(local_rank=0, local_size=1, host_index=1),
+    ),
     Case("env", TWO | {"PMIX_RANK": "1", "JOB_COMPLETION_INDEX": "0"} | LWS, facts(rank=1, host_index=None)),
     Case("ray", RAY | SLURM | PALS | {"PALS_RANKID": "2", "PMI_SIZE": "3"}, facts(rank=3, host_index=1)),
     Case("ray", RAY | OPENMPI, facts(rank=3, world_size=4, host_count=None)),
     Case("deepspeed", DEEPSPEED | SLURM, facts(rank=3, world_size=4, host_count=2)),
     Case("lightning", LIGHTNING | SLURM_ONE, facts(rank=1, world_size=4, host_count=None)),
+    Case("lightning", LIGHTNING | SLURM_ONE | KUBEFLOW, facts(rank=1, world_size=4, host_count=None)),
     Case("lightning", LIGHTNING | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, facts(rank=1)),
     Case(
         "torchrun",

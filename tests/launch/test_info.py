@@ -293,6 +293,8 @@ class TestNoLauncher:
 
     def test_half_of_a_launchers_variables(self):
         assert "Of env there is WORLD_SIZE='2', but not RANK. " in self.message({"WORLD_SIZE": "2", **MEETING})
+        assert self.message({"WORLD_SIZE": "2"}).count("Of ") == 1
+        assert "Of " not in self.message({})
         half = {"OMPI_COMM_WORLD_SIZE": "2"}
         assert "Of openmpi there is OMPI_COMM_WORLD_SIZE='2', but not OMPI_COMM_WORLD_RANK. " in self.message(half)
 
