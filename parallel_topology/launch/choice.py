@@ -29,7 +29,7 @@ def find(env: Variables) -> tuple[str, Facts, tuple[str, ...]]:
             rules.append(f"{inner.name} inside {other.name}: {why}")
         else:
             _compare(env, inner, other)
-            same.append(other)
+            same += [other] if other is not LIGHTNING else []  # whose names many set: they may contradict, not add
     facts = inner.facts(env)
     said = {fact: inner.said(env, fact) for fact in COUNTED if facts.get(fact) is not None}
     for other in same:

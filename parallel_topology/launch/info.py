@@ -26,7 +26,7 @@ class LaunchInfo:
         address, port: where the ranks meet; None where neither the launcher nor the user says.
         store_is_hosted: the launcher runs the store there; otherwise rank 0 has to.
         restart: how often this host's processes were restarted; with several hosts these need not be equal.
-        variables: name -> value of every variable that decided: these alone say the same, and each is needed.
+        variables: name -> value of every variable that decided: these alone say the same.
         inside: other launchers that this one was found inside of, and why its word counts, a sentence for each.
 
     What was said is compared, not how: `variables` and `inside` do not count.

@@ -229,6 +229,7 @@ CASES = [
         facts(rank=17, world_size=24, local_rank=1, local_size=8, host_index=None),
     ),
     Case("env", TWO | OPENMPI, facts(rank=1, world_size=2, local_rank=1, local_size=2, port=29400)),
+    Case("openmpi", OPENMPI | LIGHTNING | {"WORLD_SIZE": "2", "NODE_RANK": "1"}, facts(local_rank=1, host_index=None)),
     Case("env", TWO | {"LOCAL_RANK": "1"} | OPENMPI, facts(local_rank=1, local_size=2)),
     Case("env", TWO | JSRUN, facts(rank=1, local_rank=0, local_size=None)),
     Case("env", TWO | {"LOCAL_RANK": "0", "PET_NPROC_PER_NODE": "8", "PET_NODE_RANK": "7"}, facts(local_rank=0)),
