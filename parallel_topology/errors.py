@@ -5,6 +5,7 @@ The second base says who is to blame: `ValueError` the caller, `RuntimeError` th
 ParallelTopologyError
 ├── TopologyError (ValueError)             sizes, order or text that make no topology
 │   └── UnknownAxisError (AttributeError)  an axis, or a combination, that is not there
+├── ImmutableError (AttributeError)        a value that was to be changed
 ├── RankError (ValueError)                 a rank or coordinate outside the world
 ├── GroupArgumentError (ValueError)        a collective called with arguments that cannot work
 ├── MissingExtraError (ImportError)        an optional dependency is not installed
@@ -35,6 +36,10 @@ class TopologyError(ParallelTopologyError, ValueError):
 
 class UnknownAxisError(TopologyError, AttributeError):
     """An axis or combination of axes that was not declared; the message names those that were."""
+
+
+class ImmutableError(ParallelTopologyError, AttributeError):
+    """A value was to be changed; make another one instead."""
 
 
 class RankError(ParallelTopologyError, ValueError):

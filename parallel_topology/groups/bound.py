@@ -40,6 +40,9 @@ class BoundGroup(RankGroup):
         key: by which compiled code finds this group; no other has it in this process, ever.
     """
 
+    __setattr__ = object.__setattr__  # not a value, as a `RankGroup` is
+    __delattr__ = object.__delattr__
+
     def __init__(self, name: str, ranks: Ranks, rank: int, *, label: str, device: torch.device, links: Links) -> None:
         super().__init__(name, ranks, rank)
         self.label = label

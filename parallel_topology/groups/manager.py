@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from parallel_topology import torch_private
 from parallel_topology.communicators.group_options import GroupOptions
+from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.membership import Factory
 from parallel_topology.errors import (
     BackendError,
@@ -28,8 +29,8 @@ from parallel_topology.errors import (
     RankError,
     RendezvousError,
     TopologyError,
-    UnknownAxisError,
 )
+from parallel_topology.groups.declared import DeclaredView
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.joining import Joined, bind, join
 from parallel_topology.launch import LaunchInfo
@@ -46,14 +47,14 @@ from parallel_topology.meeting.options import DEFAULT_TIMEOUT, Options, caller, 
 from parallel_topology.meeting.rendezvous import launched_store, open_store
 from parallel_topology.meeting.token import token_from
 from parallel_topology.meeting.witness import Witness
-from parallel_topology.topology.rank_view import RankView
+from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 _log = logging.getLogger("parallel_topology")
 
 
-class GroupManager(RankView):
+class GroupManager(DeclaredView[ParallelGroup]):
     """A `RankView` whose groups can communicate: `groups.tp.all_reduce(x)`. One per engine instance.
 
     It reads no global state and leaves none behind: any number of managers live side by side in a process, of the
@@ -145,7 +146,8 @@ class GroupManager(RankView):
         self.name = options.name
         self.backend = choose_backend(options.backend)
         self._options = options
-        self._groups: dict[str, ParallelGroup] = {}
+        self._groups = {}
+        self._absent = {}
         self._creator = self._witness = self._control = self._store = None
         device = choose_device(options.device, self.backend, 0)
         joined = self._join(store, creator, device.type, deadline) if topology.world_size > 1 else None
@@ -439,7 +441,7 @@ class GroupManager(RankView):
             return []
         self._open = False
         atexit.unregister(self._at_exit)
-        for group in self._groups.values():
+        for group in (*self._groups.values(), *self._absent.values()):
             group.links.closed = True
         released = self._creator.release(abort=abort) if self._creator is not None else []
         if self._control is not None:
@@ -463,20 +465,10 @@ class GroupManager(RankView):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getattr__(self, axis: str) -> ParallelGroup:
-        if axis.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {axis!r}")
-        return self[axis]
-
-    def __getitem__(self, axes: str | tuple[str, ...]) -> ParallelGroup:
-        names = (axes,) if isinstance(axes, str) else axes
-        name = axes if isinstance(axes, str) and axes in self._groups else self.topology.group_name(*names)
-        if name not in self._groups:
-            raise UnknownAxisError(
-                f"{self.name} has no group {name!r}; it has {', '.join(self._groups)}. "
-                f"Declare combinations of axes at creation: GroupManager(..., groups=[{names!r}])"
-            )
-        return self._groups[name]
+    def _alone(self, name: str) -> ParallelGroup:
+        links = Links(closed=self.closed)
+        label = f"{self.name}/{name}"
+        return ParallelGroup(name, Ranks(self.rank, ()), 0, label=label, device=self.device, links=links)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a GroupManager holds connections and cannot be pickled; send its topology instead")

@@ -9,9 +9,10 @@ from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
-from parallel_topology.errors import TopologyError
+from parallel_topology.errors import TopologyError, UnknownAxisError
 from parallel_topology.topology.layout import Groups, Ranks
 from parallel_topology.topology.notation import parse_axes
+from parallel_topology.topology.wording import listed
 
 if TYPE_CHECKING:
     from parallel_topology.hosts.hosts import Hosts, Spans
@@ -135,7 +136,9 @@ class Scene:
             hosts.require(topology)
         for one in self.marked:
             topology.position(one)
-        names = topology.all_axes if axis is None else (topology.group_name(*axis.split("-")),)
+        if axis is not None and (unknown := [one for one in axis.split("-") if one not in topology.all_axes]):
+            raise UnknownAxisError(f"{topology} has no axis {unknown[0]!r}; it has {listed(topology.all_axes)}")
+        names = topology.all_axes if axis is None else (topology.group_name(axis),)
         self.axes = tuple(map(self._axis, names))
 
     @property

@@ -10,12 +10,12 @@ from typing import Any, NoReturn, Self
 import torch
 
 from parallel_topology.communicators.links import Links
-from parallel_topology.errors import GroupArgumentError, TopologyError, UnknownAxisError
+from parallel_topology.errors import GroupArgumentError, TopologyError
+from parallel_topology.groups.declared import DeclaredView
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.testing.calls import Call, check_complete
 from parallel_topology.testing.simulated_communicator import SimulatedCommunicator
 from parallel_topology.topology.layout import Ranks
-from parallel_topology.topology.rank_view import RankView
 from parallel_topology.topology.topology import ParallelTopology
 
 
@@ -53,12 +53,14 @@ class SimulatedGroup(ParallelGroup):
         )
 
 
-class SimulatedManager(RankView):
+class SimulatedManager(DeclaredView[SimulatedGroup]):
     """Stands in for a `GroupManager` of one rank, with `SimulatedGroup`s. No store, no peers, any world size.
 
     Attributes:
         calls: what was called so far on any of its groups, in order.
     """
+
+    _declaring = "simulate(..., groups=[{axes!r}])"
 
     world: SimulatedGroup  # pyright: ignore[reportIncompatibleVariableOverride] (it is set once and never replaced)
 
@@ -81,7 +83,8 @@ class SimulatedManager(RankView):
         self.device = torch.device("cpu")
         self.closed = False
         self.calls: list[Call] = []
-        self._groups: dict[str, SimulatedGroup] = {}
+        self._groups = {}
+        self._absent = {}
         for family in self.plan.families.values():
             ranks = topology.group(*family.axes, rank=rank)
             number = topology.groups(*family.axes).index(ranks)
@@ -104,7 +107,7 @@ class SimulatedManager(RankView):
     def close(self) -> None:
         """From now on every collective raises `ClosedError`."""
         self.closed = True
-        for group in self._groups.values():
+        for group in (*self._groups.values(), *self._absent.values()):
             group.links.closed = True
 
     def __enter__(self) -> Self:
@@ -113,20 +116,11 @@ class SimulatedManager(RankView):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getattr__(self, axis: str) -> SimulatedGroup:
-        if axis.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {axis!r}")
-        return self[axis]
-
-    def __getitem__(self, axes: str | tuple[str, ...]) -> SimulatedGroup:
-        names = (axes,) if isinstance(axes, str) else axes
-        name = axes if isinstance(axes, str) and axes in self._groups else self.topology.group_name(*names)
-        if name not in self._groups:
-            raise UnknownAxisError(
-                f"{self.name} has no group {name!r}; it has {', '.join(self._groups)}. "
-                f"Declare combinations of axes: simulate(..., groups=[{names!r}])"
-            )
-        return self._groups[name]
+    def _alone(self, name: str) -> SimulatedGroup:
+        label = f"{self.name}/{name}"
+        group = SimulatedGroup(name, Ranks(self.rank, ()), 0, label=label, calls=self.calls, channel=label)
+        group.links.closed = self.closed
+        return group
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a SimulatedManager records in place and cannot be pickled; send its topology instead")

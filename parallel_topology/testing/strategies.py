@@ -12,11 +12,13 @@ from typing import Any
 from hypothesis import strategies as st
 
 from parallel_topology.hosts.hosts import Hosts
-from parallel_topology.topology.orders import DEFAULT_ORDER
+from parallel_topology.topology.orders import DEFAULT_ORDER, ORDERS
 from parallel_topology.topology.topology import ParallelTopology
 
 AXES = (*DEFAULT_ORDER, "ep", "dp_shard")
 """Names that topologies are drawn with; the last two have no place in the default order."""
+_VIEWS = {"expert": ("etp", "ep", "edp"), "attention": ("attn_tp", "attn_dp"), "other": ("x", "y", "z", "rest")}
+"""Views that are drawn, and their axes, each in one alone."""
 
 
 def orders(axes: tuple[str, ...] = DEFAULT_ORDER) -> st.SearchStrategy[str]:
@@ -25,19 +27,28 @@ def orders(axes: tuple[str, ...] = DEFAULT_ORDER) -> st.SearchStrategy[str]:
 
 
 @st.composite
-def topologies(draw: st.DrawFn, max_world: int = 64, axes: tuple[str, ...] = AXES) -> ParallelTopology:
-    """Topologies of up to `max_world` ranks over some of the axes, at any place in a job."""
-    return draw(topologies_of(draw(st.integers(1, max_world)), axes))
+def topologies(
+    draw: st.DrawFn, max_world: int = 64, axes: tuple[str, ...] = AXES, *, max_views: int = 2
+) -> ParallelTopology:
+    """Topologies of up to `max_world` ranks; see `topologies_of`."""
+    return draw(topologies_of(draw(st.integers(1, max_world)), axes, max_views=max_views))
 
 
 @st.composite
-def topologies_of(draw: st.DrawFn, world_size: int, axes: tuple[str, ...] = AXES) -> ParallelTopology:
-    """Topologies of exactly `world_size` ranks."""
-    named = draw(st.lists(st.sampled_from(axes), min_size=1, unique=True))
+def topologies_of(
+    draw: st.DrawFn, world_size: int, axes: tuple[str, ...] = AXES, *, max_views: int = 2
+) -> ParallelTopology:
+    """Topologies of exactly `world_size` ranks: some of the axes in any order, or a system's, at any place in a job.
+
+    Up to `max_views` views factor the ranks again, along the base's axes or on a walk of their own.
+    """
+    preset = draw(st.sampled_from([None, *ORDERS])) if axes is AXES else None
+    named = list(ORDERS[preset].axes) if preset else draw(st.lists(st.sampled_from(axes), min_size=1, unique=True))
     sizes: dict[str, Any] = dict.fromkeys(named, 1)
     for factor in _prime_factors(world_size):
         sizes[draw(st.sampled_from(named))] *= factor
-    return ParallelTopology(order="-".join(named), **draw(_places(world_size)), **sizes)
+    views = draw(_views(sizes, max_views))
+    return ParallelTopology(order=preset or "-".join(named), views=views, **draw(_places(world_size)), **sizes)
 
 
 @st.composite
@@ -65,6 +76,29 @@ def hosts_for(draw: st.DrawFn, topology: ParallelTopology) -> Hosts:
         return Hosts.uneven([stop - start for start, stop in pairwise(places) if stop > start], first_rank=low)
     shuffled = draw(st.permutations(ranks))
     return Hosts.listed(shuffled[start:stop] for start, stop in pairwise(cuts) if stop > start)
+
+
+@st.composite
+def _views(draw: st.DrawFn, sizes: dict[str, int], most: int) -> dict[str, str]:
+    """Names and texts of views that fit a base of these sizes."""
+    names = draw(st.lists(st.sampled_from(list(_VIEWS)), max_size=most, unique=True))
+    return {name: draw(_view(sizes, [axis for axis in _VIEWS[name] if axis not in sizes])) for name in names}
+
+
+@st.composite
+def _view(draw: st.DrawFn, sizes: dict[str, int], names: list[str]) -> str:
+    """A view's text: the factors of the ranks, in the order of a walk over the base's axes, cut into new axes."""
+    walk = draw(st.one_of(st.just(list(sizes)), st.permutations(list(sizes))))
+    factors = [factor for axis in walk for factor in _prime_factors(sizes[axis])]
+    count = draw(st.integers(1, len(names)))
+    cuts = sorted(draw(st.lists(st.integers(0, len(factors)), min_size=count - 1, max_size=count - 1)))
+    parts = [prod(factors[start:stop]) for start, stop in pairwise([0, *cuts, len(factors)])]
+    left_out = draw(st.one_of(st.none(), st.integers(0, count - 1)))
+    axes = (
+        f"{name}{'' if number == left_out else part}"
+        for number, (name, part) in enumerate(zip(names, parts, strict=False))
+    )
+    return "-".join(axes) + (f"~{'-'.join(walk)}" if draw(st.booleans()) or walk != list(sizes) else "")
 
 
 def _prime_factors(number: int) -> list[int]:

@@ -183,7 +183,7 @@ _set_start, _set_modes, _set_placement = (vars(Ranks)[name].__set__ for name in 
 
 
 class Groups(Sequence[Ranks]):
-    """All groups of some axes, in the order of their first positions; each is computed when it is asked for.
+    """All groups of some axes, as the other axes count them, fastest first; each is computed when it is asked for.
 
     >>> groups = Groups(Ranks(0, ((2, 4),)), ((2, 1),))
     >>> groups

@@ -56,7 +56,7 @@ def parse_axes(text: str, *, unsized: bool = False) -> dict[str, int | None]:
         axis = match[1]
         if axis in sizes:
             raise TopologyError(f"{text!r} names axis {axis!r} twice")
-        sizes[axis] = int(match[2]) if match[2] else None
+        sizes[axis] = from_digits(match[2]) if match[2] else None
     return sizes
 
 
@@ -64,17 +64,19 @@ def format_axes(sizes: Mapping[str, int]) -> str:
     return "-".join(f"{axis}{size}" for axis, size in sizes.items())
 
 
-def parse_topology(text: str) -> dict[str, Any]:
-    """The keyword arguments of `ParallelTopology` that `text` stands for."""
+def parse_topology(text: str) -> tuple[dict[str, int], dict[str, Any]]:
+    """The sizes that `text` stands for, fastest axis first, and the other arguments of `ParallelTopology`."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TopologyError(f"cannot read {text!r}: {_EXAMPLE}")
     base, *view_texts = text.split("/")
     axes, at, places = base.partition("@")
-    sizes = parse_axes(axes)
-    arguments: dict[str, Any] = {**sizes, "order": "-".join(sizes)}
+    sizes = {axis: size for axis, size in parse_axes(axes).items() if size is not None}
+    arguments: dict[str, Any] = {}
     if at:
         if _STRIDES.fullmatch(places):
             arguments["ranks"] = parse_strides(places)
         elif re.fullmatch(r"[0-9]+(,[0-9]+)*", places):
-            ranks = list(map(int, places.split(",")))
+            ranks = list(map(from_digits, places.split(",")))
             arguments |= {"first_rank": ranks[0]} if len(ranks) == 1 else {"ranks": tuple(ranks)}
         else:
             raise TopologyError(
@@ -89,7 +91,7 @@ def parse_topology(text: str) -> dict[str, Any]:
                 f"cannot read '/{view_text}' in {text!r}: expected one view of each name, as in '/expert:etp1-ep8-pp2'"
             )
         views[name] = view
-    return arguments | {"views": views}
+    return sizes, arguments | {"views": views}
 
 
 def format_topology(

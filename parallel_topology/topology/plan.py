@@ -10,6 +10,7 @@ from parallel_topology.errors import TopologyError, UnknownAxisError
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.modes import Modes
 from parallel_topology.topology.validation import require_free
+from parallel_topology.topology.whole import quoted
 
 if TYPE_CHECKING:
     from parallel_topology.topology.topology import ParallelTopology
@@ -126,19 +127,24 @@ def _declared(
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name and axes of every family."""
     seen = {"world": topology.axes, **{axis: (axis,) for axis in topology.all_axes}}
+    if isinstance(combinations, str) or not isinstance(combinations, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UnknownAxisError(f"groups={quoted(combinations)}: expected tuples of axes, as in [('tp', 'pp')]")
     for axes in combinations:
-        if isinstance(axes, str):
-            raise UnknownAxisError(f"groups={axes!r}: expected tuples of axes, as in [('tp', 'pp')]")
-        seen.setdefault(topology.group_name(*axes), tuple(axes))
+        if not isinstance(axes, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownAxisError(f"groups={quoted(axes)}: expected tuples of axes, as in [('tp', 'pp')]")
+        name = topology.group_name(*axes)
+        seen.setdefault(name, tuple(name.split("-")))
     yield from seen.items()
     for name, axes in isolated.items():
         if name in seen:
             raise TopologyError(f"isolated group {name!r}: there is a group of this name; choose another")
-        if isinstance(axes, str):
-            raise UnknownAxisError(f"isolated={{{name!r}: {axes!r}}}: expected a tuple of axes, as in ('tp', 'pp')")
+        if not isinstance(axes, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownAxisError(
+                f"isolated={{{name!r}: {quoted(axes)}}}: expected a tuple of axes, as in ('tp', 'pp')"
+            )
         require_free(name)
-        topology.group_name(*axes)
-        yield name, tuple(axes)
+        along = topology.group_name(*axes)
+        yield name, topology.axes if along == "world" else tuple(along.split("-"))
 
 
 def _described(family: Family) -> str:

@@ -11,6 +11,7 @@ from math import gcd, isqrt
 from typing import Literal
 
 from parallel_topology.errors import RankError, TopologyError
+from parallel_topology.topology.whole import quoted, require, whole
 
 Uneven = Literal["error", "chunk", "tensor_split"]
 """What to do with a size that does not divide: refuse, or divide as the torch function of that name does."""
@@ -36,8 +37,8 @@ def shard(size: int, position: int, parts: int, *, uneven: Uneven = "error") -> 
         TopologyError: the size does not divide and `uneven` is `"error"`; the message lists the sizes that do.
         RankError: `position` is not one of the parts.
     """
-    require_whole(0, size=size)
-    _require_part("position", position, parts)
+    size = require(0, "size", size)
+    position, parts = _part("position", position, parts)
     if uneven == "tensor_split":
         return _balanced(size, position, parts)
     if uneven == "error" and size % parts:
@@ -79,12 +80,13 @@ def stage_layers(
             counts that do not add up, or `first` and `last` that leave nothing sensible.
         RankError: `stage` is not one of the stages.
     """
-    require_whole(1, layers=layers)
-    _require_part("stage", stage, stages)
+    layers = require(1, "layers", layers)
+    stage, stages = _part("stage", stage, stages)
     if counts is not None:
-        _require_counts(layers, stages, counts, first, last)
+        counts = _counted(layers, stages, counts, first, last)
         start = sum(counts[:stage])
         return range(start, start + counts[stage])
+    first, last = _end("first", first), _end("last", last)
     before, rest, between = _middle(layers, stages, first, last)
     if first is not None and stage == 0:
         return range(before)
@@ -122,14 +124,15 @@ def stage_chunks(
             would do), or what `stage_layers` raises.
         RankError: `stage` is not one of the stages.
     """
-    require_whole(1, virtual=virtual)
-    _require_part("stage", stage, stages)
+    virtual = require(1, "virtual", virtual)
+    layers = require(1, "layers", layers)
+    stage, stages = _part("stage", stage, stages)
     if counts is not None:
         places = range(stage, stages * virtual, stages)
-        require_whole(1, layers=layers)
-        _require_counts(layers, stages * virtual, counts, first, last, f"{stages} stages x {virtual} chunks")
+        counts = _counted(layers, stages * virtual, counts, first, last, f"{stages} stages x {virtual} chunks")
         starts = [sum(counts[:place]) for place in places]
         return tuple(range(start, start + counts[place]) for start, place in zip(starts, places, strict=True))
+    first, last = _end("first", first), _end("last", last)
     whole = stage_layers(layers, stage, stages, first=first, last=last)
     sizes = _stage_sizes(layers, stages, first, last)
     if any(size % virtual for size in sizes):
@@ -152,8 +155,8 @@ def batch_share(global_batch: int, position: int, parts: int) -> range:
         TopologyError: the batch does not divide; the message names the remainder and the sizes that would do.
         RankError: `position` is not one of the parts.
     """
-    require_whole(0, global_batch=global_batch)
-    _require_part("position", position, parts)
+    global_batch = require(0, "global_batch", global_batch)
+    position, parts = _part("position", position, parts)
     if global_batch % parts:
         raise TopologyError(
             f"a global batch of {global_batch} divided over {parts} data-parallel ranks leaves {global_batch % parts} "
@@ -176,8 +179,8 @@ def micro_batches(global_batch: int, micro_batch: int, parts: int) -> int:
     Raises:
         TopologyError: the batch does not divide; the message names the remainder and the sizes that would do.
     """
-    require_whole(0, global_batch=global_batch)
-    require_whole(1, micro_batch=micro_batch, parts=parts)
+    global_batch = require(0, "global_batch", global_batch)
+    micro_batch, parts = require(1, "micro_batch", micro_batch), require(1, "parts", parts)
     count, left = divmod(global_batch, micro_batch * parts)
     if left:
         fitting = f" or a micro-batch of {_divisors(global_batch // parts)}" if global_batch % parts == 0 else ""
@@ -187,13 +190,6 @@ def micro_batches(global_batch: int, micro_batch: int, parts: int) -> int:
             f"{_neighbours(global_batch, micro_batch * parts)}{fitting}"
         )
     return count
-
-
-def require_whole(least: int, **numbers: int) -> None:
-    """A `TopologyError` for the first number that is not whole or below `least`."""
-    for name, number in numbers.items():
-        if type(number) is not int or number < least:
-            raise TopologyError(f"{name}={number!r}: expected a whole number of at least {least}")
 
 
 def _balanced(size: int, position: int, parts: int) -> range:
@@ -206,7 +202,6 @@ def _balanced(size: int, position: int, parts: int) -> range:
 def _middle(layers: int, stages: int, first: int | None, last: int | None) -> tuple[int, int, int]:
     """(layers of a first stage that was given, layers left for the others, how many others there are)."""
     ends = {name: count for name, count in (("first", first), ("last", last)) if count is not None}
-    require_whole(0, **ends)
     given = " and ".join(f"{name}={count}" for name, count in ends.items())
     rest, between = layers - sum(ends.values()), stages - len(ends)
     if between < 0:
@@ -231,23 +226,34 @@ def _stage_sizes(layers: int, stages: int, first: int | None, last: int | None) 
     return shared | {count for count in (first, last) if count is not None}
 
 
-def _require_counts(
-    layers: int, stages: int, counts: Sequence[int], first: int | None, last: int | None, made_of: str | None = None
-) -> None:
+def _counted(
+    layers: int, stages: int, given: Iterable[int], first: int | None, last: int | None, made_of: str | None = None
+) -> list[int]:
+    """The numbers of layers of all stages, or chunks of stages."""
+    listed = list(given) if isinstance(given, Iterable) else [given]  # pyright: ignore[reportUnnecessaryIsInstance]
     if first is not None or last is not None:
-        raise TopologyError(f"both counts={list(counts)} and first={first}, last={last} were given; expected one way")
-    if any(type(count) is not int or count < 0 for count in counts):
-        raise TopologyError(f"counts={list(counts)!r}: expected numbers of layers, whole numbers of at least 0")
+        raise TopologyError(f"both counts={listed} and first={first}, last={last} were given; expected one way")
+    counts = [count for count in map(whole, listed) if count is not None and count >= 0]
+    if len(counts) != len(listed) or not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TopologyError(f"counts={quoted(given)}: expected numbers of layers, whole numbers of at least 0")
     if len(counts) != stages:
-        raise TopologyError(f"{len(counts)} counts were given for {made_of or f'{stages} stages'}: {list(counts)}")
+        raise TopologyError(f"{len(counts)} counts were given for {made_of or f'{stages} stages'}: {counts}")
     if sum(counts) != layers:
-        raise TopologyError(f"the counts {list(counts)} make {sum(counts)} layers; expected {layers}")
+        raise TopologyError(f"the counts {counts} make {sum(counts)} layers; expected {layers}")
+    return counts
 
 
-def _require_part(name: str, position: int, parts: int) -> None:
-    require_whole(1, **{"stages" if name == "stage" else "parts": parts})
-    if type(position) is not int or not 0 <= position < parts:
-        raise RankError(f"{name}={position!r} is outside 0..{parts - 1}")
+def _part(name: str, position: int, parts: int) -> tuple[int, int]:
+    """Which part, and of how many, as ints."""
+    count, number = require(1, "stages" if name == "stage" else "parts", parts), whole(position)
+    if number is None or not 0 <= number < count:
+        raise RankError(f"{name}={quoted(position)} is outside 0..{count - 1}")
+    return number, count
+
+
+def _end(name: str, layers: int | None) -> int | None:
+    """The layers of the first or last stage, if they are given."""
+    return None if layers is None else require(0, name, layers)
 
 
 def _neighbours(size: int, parts: int) -> str:

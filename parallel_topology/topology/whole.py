@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from numbers import Integral
 from operator import index
 
 from parallel_topology.errors import TopologyError
 
-DIGITS = sys.int_info.str_digits_check_threshold
-"""The most digits (640) that a number here may have: Python writes those out whatever its own limit is set to."""
+DIGITS = 100
+"""The most digits that a number here may have: nobody has more ranks, and Python, which refuses to write numbers of
+more than 4,300 digits (or 640, its lowest setting), still writes the product of several."""
 
 _TOO_LARGE = 10**DIGITS
 
@@ -44,6 +45,11 @@ def from_digits(text: str) -> int:
     if len(text) > DIGITS:
         raise TopologyError(f"the number {quoted(text)}: expected at most {DIGITS} digits")
     return int(text)
+
+
+def number_in(text: str) -> int | None:
+    """The whole number that a text is, -1 too; None for other text, and for one of too many digits."""
+    return int(text) if re.fullmatch(rf"-?[0-9]{{1,{DIGITS}}}", text) else None
 
 
 def quoted(value: object) -> str:

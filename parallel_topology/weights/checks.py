@@ -9,8 +9,9 @@ from typing import Literal, TypeAlias
 
 from parallel_topology.hosts.hosts import Hosts, Spans
 from parallel_topology.hosts.reorder import orders_inside
-from parallel_topology.topology.shares import require_whole, stage_layers
+from parallel_topology.topology.shares import stage_layers
 from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.topology.whole import require
 
 Level = Literal["fits", "note", "fails"]
 """`note`: it works, and somebody should know at what price."""
@@ -54,7 +55,8 @@ class ModelSizes:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        require_whole(1, **self.given)
+        for name, size in self.given.items():
+            object.__setattr__(self, name, require(1, name, size))
 
     @property
     def given(self) -> dict[str, int]:

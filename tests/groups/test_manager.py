@@ -224,9 +224,27 @@ class TestRefused:
 
     def test_an_undeclared_axis(self):
         with alone() as groups:
-            with pytest.raises(UnknownAxisError, match="tp1-pp1 has no axis 'dp'; it has 'tp', 'pp'"):
-                groups.dp  # noqa: B018
-            assert not hasattr(groups, "dp")
+            with pytest.raises(UnknownAxisError, match="tp1-pp1 has no axis 'ep'; it has 'tp', 'pp'"):
+                groups.ep  # noqa: B018
+            assert not hasattr(groups, "ep")
+
+    def test_a_conventional_axis_that_is_absent_is_a_group_of_one(self):
+        with alone() as groups:
+            assert groups.dp is groups.dp is groups["dp"] is groups["dp",]
+            assert groups["tp", "dp"] is groups["dp", "tp"] is groups.tp
+            assert (groups.dp.size, groups.dp.is_first, groups.dp.is_last, groups["cp-dp"].ranks) == (
+                1,
+                True,
+                True,
+                [0],
+            )
+            assert torch.equal(groups.dp.all_reduce(torch.ones(2)), torch.ones(2))
+            assert list(groups.plan.families) == ["world", "tp", "pp"]
+            assert "dp" not in groups.describe()
+            dp = groups.dp
+        for ask in (lambda: dp.all_reduce(torch.ones(2)), lambda: groups.cp.barrier()):
+            with pytest.raises(ClosedError):
+                ask()
 
     def test_another_topology_than_the_one_required(self):
         with alone() as groups:

@@ -38,7 +38,9 @@ def test_groups_of_equal_ranks_are_created_once_unless_isolated(plan):
         assert made == (groups if family.creates else [])
         if not family.creates and family.size > 1:
             assert not isolated
-            assert list(plan.topology.groups(*plan.families[family.shares].axes)) == list(map(list, groups))
+            # a view may count the same groups in another order
+            shared_with = plan.topology.groups(*plan.families[family.shares].axes)
+            assert sorted(map(tuple, shared_with)) == sorted(groups)
 
 
 @given(plans())
