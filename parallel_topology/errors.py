@@ -1,6 +1,7 @@
 """Every error this package raises, in one tree.
 
-The second base says who is to blame: `ValueError` the caller, `RuntimeError` the environment, `TimeoutError` time.
+The second base says who is to blame: `ValueError` or `TypeError` the caller, `RuntimeError` the environment,
+`TimeoutError` time.
 
 ParallelTopologyError
 ├── TopologyError (ValueError)             sizes, order or text that make no topology
@@ -8,6 +9,7 @@ ParallelTopologyError
 ├── ImmutableError (AttributeError)        a value that was to be changed
 ├── RankError (ValueError)                 a rank or coordinate outside the world
 ├── GroupArgumentError (ValueError)        a collective called with arguments that cannot work
+├── NotPicklableError (TypeError)           a manager or group was to be pickled; copies of it are itself
 ├── MissingExtraError (ImportError)        an optional dependency is not installed
 ├── LaunchError (RuntimeError)             the environment does not say which rank this is
 ├── BackendError (RuntimeError)            a backend or device that cannot be used here
@@ -48,6 +50,10 @@ class RankError(ParallelTopologyError, ValueError):
 
 class GroupArgumentError(ParallelTopologyError, ValueError):
     """A collective was called with arguments that cannot work."""
+
+
+class NotPicklableError(ParallelTopologyError, TypeError):
+    """A manager or group was to be pickled, but holds connections of this process. Copies of it are itself."""
 
 
 class MissingExtraError(ParallelTopologyError, ImportError):

@@ -7,7 +7,7 @@ default group and without torch's registry of groups by name.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, Self, cast
@@ -21,6 +21,9 @@ _GroupClass: Any = dist.ProcessGroup
 _c10d: Any = dist
 
 _AllgatherOptions: Any = _c10d.distributed_c10d.AllgatherOptions  # not exported beside the other options
+
+is_transformed: Callable[[torch.Tensor], bool] = cast("Any", torch)._C._functorch.is_functorch_wrapped_tensor
+"""Whether a tensor stands for another inside `torch.func.grad`, `vmap` and the like."""
 
 
 def all_gather(group: Any, outputs: list[torch.Tensor], tensor: torch.Tensor, *, async_op: bool) -> Any:

@@ -17,14 +17,13 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from parallel_topology.errors import ClosedError, GroupArgumentError
+from parallel_topology.communicators.reductions import name_of
+from parallel_topology.errors import ClosedError
 
 _groups: WeakValueDictionary[str, Any] = WeakValueDictionary()
 _numbers = itertools.count()
-_OPS = {name: getattr(dist.ReduceOp, name) for name in ("SUM", "AVG", "PRODUCT", "MIN", "MAX", "BAND", "BOR", "BXOR")}
 
 
 def register(group: Any, label: str) -> str:
@@ -43,12 +42,12 @@ def _found(key: str) -> Any:
 
 @torch.library.custom_op("parallel_topology::all_reduce", mutates_args={"order"})
 def all_reduce(tensor: Tensor, order: Tensor, key: str, op: str) -> Tensor:
-    return _found(key).all_reduce(tensor, _OPS[op], inplace=False)
+    return _found(key).all_reduce(tensor, op, inplace=False)
 
 
 @torch.library.custom_op("parallel_topology::all_reduce_", mutates_args={"tensor", "order"})
 def all_reduce_(tensor: Tensor, order: Tensor, key: str, op: str) -> None:
-    _found(key).all_reduce(tensor, _OPS[op])
+    _found(key).all_reduce(tensor, op)
 
 
 @torch.library.custom_op("parallel_topology::broadcast_", mutates_args={"tensor", "order"})
@@ -63,7 +62,7 @@ def all_gather(tensor: Tensor, order: Tensor, key: str, size: int, dim: int) -> 
 
 @torch.library.custom_op("parallel_topology::reduce_scatter", mutates_args={"order"})
 def reduce_scatter(tensor: Tensor, order: Tensor, key: str, size: int, op: str, dim: int) -> Tensor:
-    return _found(key).reduce_scatter(tensor, _OPS[op], dim)
+    return _found(key).reduce_scatter(tensor, op, dim)
 
 
 @torch.library.custom_op("parallel_topology::all_to_all", mutates_args={"order"})
@@ -86,22 +85,14 @@ def recv_(tensor: Tensor, order: Tensor, key: str, src: int) -> None:
 def reduced(tensor: Tensor, order: Tensor, key: str, op: Any, *, inplace: bool) -> Tensor:
     """The all-reduce op for either form."""
     if not inplace:
-        return all_reduce(tensor, order, key, _name(op))
-    all_reduce_(tensor, order, key, _name(op))
+        return all_reduce(tensor, order, key, name_of(op))
+    all_reduce_(tensor, order, key, name_of(op))
     return tensor
 
 
 def scattered(tensor: Tensor, order: Tensor, key: str, size: int, op: Any, dim: int) -> Tensor:
     """The reduce-scatter op."""
-    return reduce_scatter(tensor, order, key, size, _name(op), dim)
-
-
-def _name(op: Any) -> str:
-    """Compilers trace comparisons of torch's reductions, not their names."""
-    for name, known in _OPS.items():
-        if op == known:
-            return name
-    raise GroupArgumentError(f"op={op}: expected one of {', '.join(_OPS)}")
+    return reduce_scatter(tensor, order, key, size, name_of(op), dim)
 
 
 @all_reduce.register_fake  # pyright: ignore[reportUnknownMemberType]

@@ -42,7 +42,7 @@ class TorchCommunicator(Communicator):
         self._rank = rank
 
     def handles(self, operation: str, tensor: Tensor) -> bool:
-        return tensor.device.type in (self._kind, "cpu")
+        return tensor.is_cpu or tensor.device == self._device
 
     def _group(self, tensor: Tensor) -> Any:
         return self._links.device_group if tensor.device.type == self._kind else self._links.cpu_group
@@ -51,12 +51,14 @@ class TorchCommunicator(Communicator):
         return tensor.device.type == "cpu"
 
     def all_reduce(self, tensor: Tensor, *, op: Any, async_op: bool) -> Work | None:
+        tensor = _real(tensor)
         options = dist.AllreduceOptions()
         options.reduceOp = _reduction(op, tensor)
         options.asyncOp = async_op
         return self._group(tensor).allreduce([tensor], options)
 
     def reduce(self, tensor: Tensor, *, op: Any, dst: int, async_op: bool) -> Work | None:
+        tensor = _real(tensor)
         options = dist.ReduceOptions()
         options.reduceOp = _reduction(op, tensor)
         options.rootRank = dst
@@ -85,13 +87,13 @@ class TorchCommunicator(Communicator):
 
     def reduce_scatter(self, tensor: Tensor, *, output: Tensor, op: Any, async_op: bool) -> Work | None:
         options = _reduce_scatter_options(_reduction(op, tensor), async_op)
-        return torch_private.reduce_scatter_single(self._group(tensor), output, tensor, options)
+        return torch_private.reduce_scatter_single(self._group(tensor), _real(output), _real(tensor), options)
 
     def reduce_scatter_v(
         self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], op: Any, async_op: bool
     ) -> Work | None:
         options = _reduce_scatter_options(_reduction(op, tensor), async_op)
-        return self._group(tensor).reduce_scatter([output], [_rows(tensor, sizes)], options)
+        return self._group(tensor).reduce_scatter([_real(output)], [_rows(_real(tensor), sizes)], options)
 
     def gather(self, tensor: Tensor, *, output: Tensor | None, dst: int, async_op: bool) -> Work | None:
         options = dist.GatherOptions()
@@ -179,7 +181,7 @@ class TorchCommunicator(Communicator):
 
 
 def _rows(whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    return [whole.narrow(0, sum(sizes[:member]), size) for member, size in enumerate(sizes)]
+    return list(torch.split_with_sizes(whole, list(sizes)))
 
 
 def _movable(tensor: Tensor) -> Tensor:
@@ -195,6 +197,11 @@ def _no_tag(tag: int, tensor: Tensor) -> int:
     if tag:
         raise GroupArgumentError(f"tag={tag} on a {tensor.device.type} tensor: NCCL has no tags; send a CPU tensor")
     return 0
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """The same memory as real numbers: complex ones are summed by their parts."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _reduction(op: Any, tensor: Tensor) -> Any:

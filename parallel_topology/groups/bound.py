@@ -6,7 +6,8 @@ import os
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from operator import index
+from typing import Any, Literal, NoReturn, Self, overload
 
 import torch
 import torch.distributed as dist
@@ -21,8 +22,10 @@ from parallel_topology.errors import (
     CollectiveError,
     GroupArgumentError,
     GroupTimeoutError,
+    NotPicklableError,
     ParallelTopologyError,
 )
+from parallel_topology.groups.tensors import require_tensor, values, write
 from parallel_topology.meeting.deadline import seconds_of
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.rank_view import RankGroup
@@ -63,11 +66,19 @@ class BoundGroup(RankGroup):
         self._require_open("cpu_group")
         return self.links.cpu_group
 
-    def barrier(self) -> None:
-        """Wait until every member has called this. It runs on the CPU group and does not wait for device work."""
-        if not self._is_alone("barrier"):
-            token = torch.zeros(1, dtype=torch.int8, device="cpu")
-            self._issue("barrier", token, nothing, False)
+    @overload
+    def barrier(self, *, async_op: Literal[False] = ...) -> None: ...
+    @overload
+    def barrier(self, *, async_op: Literal[True]) -> Handle[None]: ...
+    def barrier(self, *, async_op: bool = False) -> Handle[None] | None:
+        """Wait until every member has called this.
+
+        It runs on the CPU group, and waits neither for device work nor for operations begun with `async_op` that were
+        not waited for.
+        """
+        if self._is_alone("barrier"):
+            return Handle[None].of(None) if async_op else None
+        return self._issue("barrier", torch.zeros(1, dtype=torch.int8, device="cpu"), nothing, async_op)
 
     def set_timeout(self, seconds: float | timedelta) -> None:
         """Let operations wait this long from now on; every member calls it, and a barrier comes first.
@@ -80,6 +91,18 @@ class BoundGroup(RankGroup):
         given = seconds_of("seconds", seconds)
         self.barrier()
         self.links.set_timeout(timedelta(seconds=given))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """The same group: a copy of a module that holds it speaks over the same connections."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError(
+            f"the group {self.label} holds connections and cannot be pickled; send the topology instead"
+        )
 
     def _require_open(self, operation: str) -> None:
         if self.links.closed:
@@ -102,19 +125,53 @@ class BoundGroup(RankGroup):
             raise GroupArgumentError(
                 f"{self.label}: both {argument}={position} and {argument}_rank={rank}; expected one of them"
             )
+        if position is None and rank is None:
+            return default % self.size
+        try:
+            position, rank = position if position is None else index(position), rank if rank is None else index(rank)
+        except TypeError:
+            raise GroupArgumentError(
+                f"{self.label}: {argument}={position!r}, {argument}_rank={rank!r}; expected a whole number"
+            ) from None
         if rank is not None:
             if rank not in self.ranks:
                 raise GroupArgumentError(
                     f"{self.label}: {argument}_rank={rank} is not a member: expected one of {self.ranks}"
                 )
             return self.ranks.index(rank)
-        if position is None:
-            return default % self.size
-        if not 0 <= position < self.size:
+        if position is None or not 0 <= position < self.size:
             raise GroupArgumentError(
                 f"{self.label}: {argument}={position} is outside the group: expected 0..{self.size - 1}"
             )
         return position
+
+    def _values(self, operation: str, tensor: Tensor) -> Tensor:
+        """A contiguous tensor that holds the values of `tensor`: itself, where its memory does.
+
+        Its gradient ends here.
+
+        Raises:
+            GroupArgumentError: `tensor` is none whose values stand in memory.
+        """
+        self._admit(operation, tensor)
+        return values(tensor.detach() if tensor.requires_grad else tensor)
+
+    def _admit(self, operation: str, tensor: Tensor) -> None:
+        """Check that a tensor can be moved; that it is one, in a group of one rank, where nothing moves.
+
+        Raises:
+            GroupArgumentError: it cannot.
+        """
+        if torch.compiler.is_compiling() or (self.size == 1 and isinstance(tensor, Tensor)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return  # compiled code asks when it runs
+        require_tensor(self, operation, tensor)
+
+    def _target(self, operation: str, tensor: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """As `_values`, for an operation that overwrites it, and what finishes that one: it returns `tensor`."""
+        self._admit(operation, tensor)
+        plain = tensor.detach() if tensor.requires_grad else tensor
+        whole = values(plain)
+        return whole, copying_back(whole, plain, tensor)
 
     def _issue(
         self, operation: str, tensor: Tensor, finish: Callable[[], Any], async_op: bool, **arguments: Any
@@ -143,11 +200,21 @@ class BoundGroup(RankGroup):
         return finish()
 
     def _start(self, operation: str, tensor: Tensor, async_op: bool, arguments: dict[str, Any]) -> Work | None:
+        communicator = self._require_carried(operation, tensor)
+        return communicator.issue(operation, tensor, async_op=async_op, **arguments)
+
+    def _require_carried(self, operation: str, tensor: Tensor) -> Communicator:
+        """The first communicator that carries this out.
+
+        Raises:
+            GroupArgumentError: the tensor is on a device that none of them serves.
+        """
         for communicator in self.communicators:
             if communicator.handles(operation, tensor):
-                return communicator.issue(operation, tensor, async_op=async_op, **arguments)
+                return communicator
         raise GroupArgumentError(
-            f"{operation} on {self.label}: the tensor is on {tensor.device}, expected {self.device} or cpu"
+            f"{operation} on {self.label}: the tensor is on {tensor.device}, expected "
+            + ("cpu" if self.device.type == "cpu" else f"{self.device} or cpu")
         )
 
     def _carry_out(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> None:
@@ -178,11 +245,11 @@ def nothing() -> None:
 
 
 def copying_back(whole: Tensor, plain: Tensor, tensor: Tensor) -> Callable[[], Tensor]:
-    """What finishes an operation in place on `plain`, which had to be made contiguous for it; it returns `tensor`."""
+    """What finishes an operation in place on `plain`, whose values `whole` held; it returns `tensor`."""
 
     def finish() -> Tensor:
         if whole is not plain:
-            plain.copy_(whole)
+            write(whole, plain)
         return tensor
 
     return finish

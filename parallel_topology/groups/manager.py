@@ -25,6 +25,7 @@ from parallel_topology.errors import (
     ClosedError,
     CreationError,
     LiveGraphError,
+    NotPicklableError,
     ParallelTopologyError,
     RankError,
     RendezvousError,
@@ -470,8 +471,15 @@ class GroupManager(DeclaredView[ParallelGroup]):
         label = f"{self.name}/{name}"
         return ParallelGroup(name, Ranks(self.rank, ()), 0, label=label, device=self.device, links=links)
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """The same manager: a copy of a module that holds it speaks over the same connections."""
+        return self
+
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a GroupManager holds connections and cannot be pickled; send its topology instead")
+        raise NotPicklableError("a GroupManager holds connections and cannot be pickled; send its topology instead")
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.backend

@@ -11,7 +11,8 @@ from parallel_topology.communicators import compiled
 from parallel_topology.communicators.channels import Source
 from parallel_topology.communicators.handle import Handle
 from parallel_topology.errors import GroupArgumentError
-from parallel_topology.groups.bound import BoundGroup, copying_back, nothing
+from parallel_topology.groups.bound import BoundGroup, nothing
+from parallel_topology.groups.tensors import overlap
 from parallel_topology.wire.frames import TAGS
 
 
@@ -33,14 +34,14 @@ class PointToPoint(BoundGroup):
         if torch.compiler.is_compiling() and not tag:
             compiled.send(tensor.detach(), self.links.order, self.key, peer)
         else:
-            self._issue("send", tensor.detach().contiguous(), nothing, False, dst=peer, **self._tagged("send", tag))
+            self._issue("send", self._values("send", tensor), nothing, False, dst=peer, **self._tagged("send", tag))
 
     def isend(
         self, tensor: Tensor, dst: int | None = None, *, dst_rank: int | None = None, tag: int = 0
     ) -> Handle[None]:
         """Begin to send; arguments as for `send`. Also sent, and held until then, if the handle is dropped."""
         peer = self._other("isend", self._peer("dst", dst, dst_rank, self.rank + 1))
-        whole = tensor.detach().contiguous()
+        whole = self._values("isend", tensor)
         return self._issue("send", whole, holding(whole), True, dst=peer, **self._tagged("isend", tag))
 
     def recv(self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None, tag: int = 0) -> Tensor:
@@ -59,22 +60,16 @@ class PointToPoint(BoundGroup):
         if torch.compiler.is_compiling() and not tag:
             compiled.recv_(tensor.detach(), self.links.order, self.key, peer)
             return tensor
-        plain = tensor.detach()
-        whole = plain.contiguous()
-        return self._issue(
-            "recv", whole, copying_back(whole, plain, tensor), False, src=peer, **self._tagged("recv", tag)
-        )
+        whole, finish = self._target("recv", tensor)
+        return self._issue("recv", whole, finish, False, src=peer, **self._tagged("recv", tag))
 
     def irecv(
         self, tensor: Tensor, src: int | None = None, *, src_rank: int | None = None, tag: int = 0
     ) -> Handle[Tensor]:
         """Begin to receive; arguments and errors as for `recv`."""
         peer = self._other("irecv", self._peer("src", src, src_rank, self.rank - 1))
-        plain = tensor.detach()
-        whole = plain.contiguous()
-        return self._issue(
-            "recv", whole, copying_back(whole, plain, tensor), True, src=peer, **self._tagged("irecv", tag)
-        )
+        whole, finish = self._target("irecv", tensor)
+        return self._issue("recv", whole, finish, True, src=peer, **self._tagged("irecv", tag))
 
     def recv_any(self, tensor: Tensor, *, tag: int = 0) -> int:
         """Receive into a CPU tensor from whichever member sends first; returns that member's position.
@@ -87,13 +82,11 @@ class PointToPoint(BoundGroup):
         """
         if self._is_alone("recv_any"):
             raise GroupArgumentError(f"recv_any on {self.label}: there is nobody else to send anything")
-        if tensor.device.type != "cpu":
+        whole, finish = self._target("recv_any", tensor)
+        if whole.device.type != "cpu":
             raise GroupArgumentError(f"recv_any on {self.label}: the tensor is on {tensor.device}, expected cpu")
-        plain = tensor.detach()
-        whole = plain.contiguous()
         source = Source()
-        self._issue("recv_any", whole, copying_back(whole, plain, tensor), False, source=source,
-                    **self._tagged("recv_any", tag))  # fmt: skip
+        self._issue("recv_any", whole, finish, False, source=source, **self._tagged("recv_any", tag))
         return source.position
 
     def send_recv(
@@ -124,14 +117,16 @@ class PointToPoint(BoundGroup):
         if self._is_alone("send_recv"):
             return tensor if output is None else output.copy_(tensor)
         to, by = self._other("send_recv", to), self._other("send_recv", by)
-        output = tensor.new_empty(tensor.shape) if output is None else output
-        plain = output.detach()
-        whole = plain.contiguous()
-        finish = copying_back(whole, plain, output)
-        return self._issue(
-            "exchange", tensor.detach().contiguous(), finish, False, output=whole, dst=to, src=by,
-            **self._tagged("send_recv", tag),
-        )  # fmt: skip
+        sent = self._values("send_recv", tensor)
+        whole, finish = self._target("send_recv", torch.empty_like(sent) if output is None else output)
+        if whole.device != sent.device:
+            raise GroupArgumentError(
+                f"send_recv on {self.label}: a tensor on {sent.device}, its output on {whole.device}; expected one"
+            )
+        if overlap(sent, whole):
+            sent = sent.clone()
+        how = {"dst": to, "src": by, **self._tagged("send_recv", tag)}
+        return self._issue("exchange", sent, finish, False, output=whole, **how)
 
     def _tagged(self, operation: str, tag: int) -> dict[str, int]:
         """The argument for a communicator, which need not know tags where there is none."""

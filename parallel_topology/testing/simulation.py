@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
 import torch
+from torch import Tensor
 
 from parallel_topology.communicators.links import Links
 from parallel_topology.errors import GroupArgumentError, TopologyError
@@ -30,6 +31,11 @@ class SimulatedGroup(ParallelGroup):
     def __init__(self, name: str, ranks: Ranks, rank: int, *, label: str, calls: list[Call], channel: str) -> None:
         super().__init__(name, ranks, rank, label=label, device=torch.device("cpu"), links=Links())
         self.communicators = (SimulatedCommunicator(self, calls, channel),)
+
+    def _admit(self, operation: str, tensor: Tensor) -> None:
+        """Nothing moves, so a tensor may be fake, or on no device."""
+        if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            super()._admit(operation, tensor)
 
     def broadcast_object(
         self, value: Any = None, src: int | None = None, *, src_rank: int | None = None, **how: Any
