@@ -52,6 +52,7 @@ class Collectives(Lists):
             return self._all_reduce_list(tensor, op, inplace, async_op)
         if self._is_alone("all_reduce"):
             return self._alone("all_reduce", tensor, op, async_op=async_op)
+        self._admit("all_reduce", tensor)
         plain = self._plain("all_reduce", tensor, inplace=inplace)
         if torch.compiler.is_compiling():
             result = compiled.reduced(plain, self.links.order, self.key, op, inplace=inplace)
@@ -87,6 +88,7 @@ class Collectives(Lists):
         to = self._peer("dst", dst, dst_rank, 0)
         if self._is_alone("reduce"):
             return self._alone("reduce", tensor, op, async_op=async_op)
+        self._admit("reduce", tensor)
         plain = self._plain("reduce", tensor, inplace=True)
         op = self._reduction("reduce", plain, op)
         whole = values(plain)
@@ -115,6 +117,7 @@ class Collectives(Lists):
         source = self._peer("src", src, src_rank, 0)
         if self._is_alone("broadcast"):
             return self._alone("broadcast", tensor, async_op=async_op)
+        self._admit("broadcast", tensor)
         plain = self._plain("broadcast", tensor, inplace=True)
         if torch.compiler.is_compiling():
             compiled.broadcast_(plain, self.links.order, self.key, source)

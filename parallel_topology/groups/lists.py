@@ -21,6 +21,8 @@ class Lists(Prepared):
 
     def _all_reduce_list(self, tensors: Tensors, op: ReduceOp, inplace: bool, async_op: bool) -> Any:
         """Of tensors laid end to end."""
+        for tensor in tensors:
+            self._admit("all_reduce", tensor)
         plain = [self._plain("all_reduce", tensor, inplace=inplace) for tensor in tensors]
         for one in plain[1:]:
             if (one.dtype, one.device) != (plain[0].dtype, plain[0].device):

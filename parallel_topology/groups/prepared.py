@@ -25,7 +25,6 @@ class Prepared(BoundGroup):
 
     def _plain(self, operation: str, tensor: Tensor, *, inplace: bool = False) -> Tensor:
         """The same memory without a gradient: no operation here has one, and to cut it silently would be a trap."""
-        self._admit(operation, tensor)
         if not tensor.requires_grad:
             return tensor
         if torch.is_grad_enabled() and not (inplace and tensor.is_leaf):
@@ -56,6 +55,8 @@ class Prepared(BoundGroup):
         self, operation: str, front: Tensor, rows: int, dim: int, out: Tensor | None
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Memory for `rows` of what `front` has, and what makes the result of it: the first dim back where it was."""
+        if dim == 0 and out is None:
+            return _fresh(front, rows)
         rest = front.shape[1:]
         shaped: Callable[[Tensor], Tensor] | None = None if dim == 0 else lambda output: output.movedim(0, dim)
         return self._result(operation, front, rows, (*rest[:dim], rows, *rest[dim:]), shaped, out)
@@ -64,6 +65,8 @@ class Prepared(BoundGroup):
         self, operation: str, whole: Tensor, dim: int, out: Tensor | None
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Memory for what all members have, and what makes the result of it: joined along `dim`."""
+        if dim == 0 and out is None:
+            return _fresh(whole, self.size * whole.shape[0])
         shape, size = whole.shape, self.size
         parts = (size, *shape)  # also when they are empty
         shaped: Callable[[Tensor], Tensor] | None = None
@@ -93,6 +96,7 @@ class Prepared(BoundGroup):
 
     def _require_out(self, operation: str, out: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
         """`out` without a gradient, if it can take the result."""
+        self._admit(operation, out)
         plain = self._plain(operation, out, inplace=True)
         if list(plain.shape) != list(shape) or plain.dtype != like.dtype or plain.device != like.device:
             raise GroupArgumentError(
@@ -167,6 +171,12 @@ class Prepared(BoundGroup):
                 f"scatter on {self.label}: tensor is {shown(tensor)} and output {shown(output)}; "
                 f"expected a {output.dtype} tensor {expected} on {output.device}"
             )
+
+
+def _fresh(like: Tensor, rows: int) -> tuple[Tensor, Callable[[], Tensor]]:
+    """New memory that is the result."""
+    output = like.new_empty((rows, *like.shape[1:]))
+    return output, lambda: output
 
 
 def done(result: Any, async_op: bool) -> Any:
