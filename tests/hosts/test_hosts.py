@@ -280,6 +280,13 @@ def test_text(text, ranks, canonical):
             "tp: 1 group of 12, 1 across hosts (up to 12 hosts); tp group 0 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] "
             "spans hosts 0, 1, 2, 3, 4, 5, 6, 7, ... 11",
         ),
+        (
+            "9x1",
+            "tp9",
+            ["tp"],
+            "tp: 1 group of 9, 1 across hosts (up to 9 hosts); tp group 0 = [0, 1, 2, 3, 4, 5, 6, 7, 8] spans hosts "
+            "0, 1, 2, 3, 4, 5, 6, 7 and 8",
+        ),
         ("0,2/1,3", "tp2-pp2@0,2,1,3", ["tp"], "tp: 2 groups of 2, inside hosts"),
     ],
 )

@@ -245,6 +245,7 @@ CASES = [
     Case("ray", RAY | SLURM | PALS | {"PALS_RANKID": "2", "PMI_SIZE": "3"}, facts(rank=3, host_index=1)),
     Case("ray", RAY | OPENMPI, facts(rank=3, world_size=4, host_count=None)),
     Case("deepspeed", DEEPSPEED | SLURM, facts(rank=3, world_size=4, host_count=2)),
+    Case("lightning", LIGHTNING | {"LOCAL_WORLD_SIZE": "2"}, facts(rank=1, local_size=2, host_index=0)),
     Case("lightning", LIGHTNING | SLURM_ONE, facts(rank=1, world_size=4, host_count=None)),
     Case("lightning", LIGHTNING | SLURM_ONE | KUBEFLOW, facts(rank=1, world_size=4, host_count=None)),
     Case("lightning", LIGHTNING | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, facts(rank=1)),
