@@ -59,6 +59,25 @@ def test_texts(read, data, topology):
     assert read(Undecoded, TOPOLOGY=str(topology)).topology == topology
 
 
+NUMBERS = [
+    ({"TP": "2", "PP": "4"}, "tp2-pp4"),
+    ({"TP": "2", "PP": "4", "FIRST_RANK": "8"}, "tp2-pp4@8"),
+    ({"TP": "2", "DP": "-1", "WORLD_SIZE": "8"}, "tp2-dp4"),
+    ({"TP": "2", "PP": "4", "ORDER": "pp-tp"}, "pp4-tp2"),
+    ({"TP": "2", "PP": "2", "VIEWS__EXPERT": "ep2-pp2"}, "tp2-pp2/expert:ep2-edp1-pp2"),
+]
+JSON = [({"TP": "2", "PP": "2", "VIEWS": '{"other": "x4"}'}, "tp2-pp2/other:x4")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "variables", "text"),
+    [(Job, *case) for case in NUMBERS + JSON] + [(Undecoded, *case) for case in NUMBERS],
+)
+def test_a_variable_for_each_number(read, kind, variables, text):
+    given = {f"TOPOLOGY__{name}": value for name, value in variables.items()}
+    assert read(kind, **given).topology == ParallelTopology.parse(text)
+
+
 @pytest.mark.parametrize(
     "variables",
     [
@@ -86,3 +105,7 @@ def test_what_the_page_shows(monkeypatch):
     shown: dict[str, Any] = {}
     exec(compile(block, str(PAGE), "exec", dont_inherit=True), shown)
     assert shown["job"].topology == ParallelTopology(tp=2, pp=4)
+    monkeypatch.delenv("TOPOLOGY")
+    for name, value in re.findall(r"TOPOLOGY__(\w+)=(\w+)", PAGE.read_text()):
+        monkeypatch.setenv(f"TOPOLOGY__{name}", value)
+    assert shown["Job"]().topology == ParallelTopology(tp=2, pp=4)
