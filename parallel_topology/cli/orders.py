@@ -9,7 +9,8 @@ import typer
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import HostsOption, JsonOption, SpecArgument
 from parallel_topology.cli.output import console, print_json, table
-from parallel_topology.hosts.traffic import RankedOrder, ranked_orders
+from parallel_topology.hosts.traffic import RankedOrder, left_out, ranked_orders
+from parallel_topology.topology.topology import ParallelTopology
 
 SHOWN = 24
 """Orders in the table: all those of four axes."""
@@ -24,7 +25,7 @@ def orders(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Rank all orders of a topology's axes by what crosses hosts: the mean number of hosts of a group, axis by axis.
+    """Rank the orders of a topology's axes by what crosses hosts: the mean number of hosts of a group, axis by axis.
 
     The axis with the heaviest traffic decides, then the next one: tp, cp, ep, dp, pp unless --heaviest says otherwise.
 
@@ -36,12 +37,13 @@ def orders(
         ranked = ranked_orders(spec, hosts, heaviest.split(",") if heaviest else ())
     if as_json:
         listed = [{"order": one.order, "hosts_per_group": one.hosts_per_group} for one in ranked]
-        print_json({"topology": str(spec), "hosts": str(hosts), "orders": listed})
+        more = {"left_out": left_out(spec)} if left_out(spec) else {}
+        print_json({"topology": str(spec), "hosts": str(hosts), "orders": listed, **more})
     else:
-        _show(ranked, spec.order)
+        _show(ranked, spec)
 
 
-def _show(ranked: list[RankedOrder], given: str) -> None:
+def _show(ranked: list[RankedOrder], topology: ParallelTopology) -> None:
     rows = table("order")
     axes = list(ranked[0].hosts_per_group)
     for axis in axes:
@@ -49,8 +51,10 @@ def _show(ranked: list[RankedOrder], given: str) -> None:
     rows.add_column("")
     for one in ranked[:SHOWN]:
         counts = [f"{count:g}" for count in one.hosts_per_group.values()]
-        rows.add_row(one.order, *counts, "as given" if one.order == given else "")
+        rows.add_row(one.order, *counts, "as given" if one.order == topology.order else "")
     out = console()
     out.print(rows)
     if len(ranked) > SHOWN:
         out.print(f"... and {len(ranked) - SHOWN} more, all of them with --json")
+    if others := left_out(topology):
+        out.print(f"{others:,} orders were left out: none of them is better, as far as the axes themselves go")

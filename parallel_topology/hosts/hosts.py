@@ -364,6 +364,8 @@ def _is_run(modes: Modes) -> bool:
 
 
 def _size(hosts: Sequence[int]) -> int:
+    if isinstance(hosts, range):
+        return hosts.stop - hosts.start  # a run of hosts
     return hosts.size if isinstance(hosts, Ranks) else len(hosts)
 
 
@@ -403,5 +405,6 @@ def _residues(start: int, modes: Modes, host: int) -> dict[int, int]:
 
 def _enumerated(hosts: Sequence[int]) -> str:
     """`0, 1 and 2`"""
-    shown = ", ".join(map(str, hosts[: min(len(hosts) - 1, 8)]))
-    return f"{shown}{' and' if len(hosts) <= 9 else ', ...'} {hosts[-1]}"
+    size = _size(hosts)
+    shown = ", ".join(map(str, hosts[: min(size - 1, 8)]))
+    return f"{shown}{' and' if size <= 9 else ', ...'} {hosts[-1]}"

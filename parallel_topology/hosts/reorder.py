@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from heapq import heappop, heappush
 from math import prod
@@ -41,24 +41,35 @@ def orders_inside(
     return _orders(topology, hosts, wanted)
 
 
-def _orders(topology: ParallelTopology, hosts: Hosts, wanted: list[tuple[str, ...]]) -> Iterator[str]:
-    sizes = topology.sizes
-    single = {axis for axis in sizes if (axis,) in wanted}
-    others = [axes for axes in wanted if not (len(axes) == 1 and single.issuperset(axes))]
-    moving = tuple(axis for axis, size in sizes.items() if size > 1)
-    placement = Placement(topology.ranks) if topology.ranks else None
-    first = 0 if placement else topology.first_rank
+def axis_spans(topology: ParallelTopology, hosts: Hosts) -> Callable[[int, int], Spans]:
+    """How an axis of a size lies on hosts when the axes before it have so many positions together (its stride)."""
+    placement = None if topology.ranks is None else Placement(topology.ranks)
 
     @cache
-    def crossing(size: int, stride: int) -> int:
+    def spans(size: int, stride: int) -> Spans:
         layout = Layout.of({"before": stride, "axis": size, "after": topology.world_size // stride // size})
-        return Spans("axis", layout.groups(frozenset(["axis"]), first, placement), hosts).crossing
+        return Spans("axis", layout.groups(frozenset(["axis"]), topology.first_rank, placement), hosts)
+
+    return spans
+
+
+def _orders(topology: ParallelTopology, hosts: Hosts, wanted: list[tuple[str, ...]]) -> Iterator[str]:
+    sizes = topology.sizes
+    largest = hosts.starts.step if isinstance(hosts.starts, range) else max(map(len, hosts))
+    if any(topology.size(*axes) > largest for axes in wanted):
+        return
+    single = {axis for axis in sizes if (axis,) in wanted}
+    others = [axes for axes in wanted if not (len(axes) == 1 and single.issuperset(axes))]
+    together = [frozenset(axes) for axes in others if sizes.keys() >= set(axes)]
+    unseen = [axes for axes in others if not sizes.keys() >= set(axes)]  # they are along axes of views
+    moving = tuple(axis for axis, size in sizes.items() if size > 1)
+    spans = axis_spans(topology, hosts)
 
     def steps(left: tuple[str, ...]) -> Iterator[tuple[int, int, tuple[str, ...]]]:
         """What may come next: (its place in `left`, how many of its groups cross, what is left then)."""
         stride = topology.world_size // prod(sizes[axis] for axis in left)
         for place, axis in enumerate(left):
-            crossed = crossing(sizes[axis], stride)
+            crossed = spans(sizes[axis], stride).crossing
             if not (crossed and axis in single):
                 yield place, crossed, left[:place] + left[place + 1 :]
 
@@ -69,20 +80,48 @@ def _orders(topology: ParallelTopology, hosts: Hosts, wanted: list[tuple[str, ..
         fewest = min(((crossed + to[0], place + to[1]) for place, crossed, to in ways if to), default=None)
         return fewest if left else (0, 0)
 
-    # (what the best order with this beginning costs, its places, its own crossing groups, what is left)
-    queue: list[tuple[tuple[int, int], tuple[int, ...], int, tuple[str, ...]]] = [((0, 0), (), 0, moving)]
+    @cache
+    def are_inside(modes: frozenset[tuple[int, int]]) -> bool:
+        """Whether ranks that differ along axes of these sizes and strides are inside hosts, wherever they begin."""
+        layout = _around_modes(modes, topology.world_size)
+        placement = None if topology.ranks is None else Placement(topology.ranks)
+        return Spans("axes", layout.groups(frozenset(["axes"]), topology.first_rank, placement), hosts).inside
+
+    def breaks(axis: str, placed: tuple[tuple[str, int], ...]) -> bool:
+        """Whether a group to be kept crosses already along those of its axes that have a place, `axis` the last."""
+        return any(
+            not are_inside(frozenset((sizes[one], stride) for one, stride in placed if one in axes))
+            for axes in together
+            if axis in axes
+        )
+
+    # (what the best order with this beginning costs, its places, its own crossing groups, what is left, the strides)
+    queue: list[tuple[tuple[int, int], tuple[int, ...], int, tuple[str, ...], tuple[tuple[str, int], ...]]]
+    queue = [((0, 0), (), 0, moving, ())]
     while queue:
-        _, places, cost, left = heappop(queue)
+        _, places, cost, left, placed = heappop(queue)
         if not left:
-            rest = list(moving)
-            picked = (rest.pop(place) for place in places)
-            order = "-".join(axis if size == 1 else next(picked) for axis, size in sizes.items())
-            if _stays_inside(topology, order, hosts, others):
+            ordered = (axis for axis, _ in placed)
+            order = "-".join(axis if size == 1 else next(ordered) for axis, size in sizes.items())
+            if not topology.views or _stays_inside(topology, order, hosts, unseen):
                 yield order
+        stride = topology.world_size // prod(sizes[axis] for axis in left)
         for place, crossed, then in steps(left):
-            if to := best(then):
+            with_this = (*placed, (left[place], stride))
+            if (to := best(then)) and not breaks(left[place], with_this):
                 total = cost + crossed + to[0], sum(places) + place + to[1]
-                heappush(queue, (total, (*places, place), cost + crossed, then))
+                heappush(queue, (total, (*places, place), cost + crossed, then, with_this))
+
+
+def _around_modes(modes: frozenset[tuple[int, int]], world_size: int) -> Layout:
+    """The axis `axes` of these modes, and one of all the others."""
+    rest: list[tuple[int, int]] = []
+    reached = 1
+    for size, stride in sorted(modes, key=lambda mode: mode[1]):
+        rest.append((stride // reached, reached))
+        reached = size * stride
+    rest.append((world_size // reached, reached))
+    return Layout({"axes": tuple(sorted(modes, key=lambda mode: mode[1])), "rest": tuple(rest)})
 
 
 def _stays_inside(topology: ParallelTopology, order: str, hosts: Hosts, wanted: list[tuple[str, ...]]) -> bool:

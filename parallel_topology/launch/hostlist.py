@@ -11,7 +11,7 @@ from parallel_topology.errors import LaunchError
 MAX_HOSTS = 65_536
 """More than any system has; a longer list is a mistake, not to be written out."""
 
-_COMMA = re.compile(r",(?![^\[]*\])")  # not inside brackets
+_MARK = re.compile(r"[\[\],]")
 _HOST = re.compile(r"(?:[^\s\[\],]|\[[0-9,-]+\])+")
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 _TASKS = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
@@ -30,7 +30,7 @@ def expand_hosts(text: str) -> list[str]:
         LaunchError: it is no such list, or has more than `MAX_HOSTS` hosts.
     """
     hosts: list[str] = []
-    for part in _COMMA.split(text):
+    for part in _parts(text):
         if not _HOST.fullmatch(part):
             raise LaunchError(f"the list of hosts {text!r}: cannot read {part!r}; expected names like n1 or n[1-3,7]")
         names, brackets = re.split(r"\[.*?\]", part), re.findall(r"\[(.*?)\]", part)
@@ -63,6 +63,19 @@ def expand_tasks(text: str) -> list[int]:
             raise LaunchError(f"the tasks per node {text!r} are for more than {MAX_HOSTS} nodes")
         tasks += [int(match[1])] * times
     return tasks
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between the commas that are not inside brackets: those that no `]` follows before a `[`."""
+    parts: list[str] = []
+    inside, end = False, len(text)
+    for mark in reversed(list(_MARK.finditer(text))):
+        if mark[0] == "," and not inside:
+            parts.append(text[mark.end() : end])
+            end = mark.start()
+        elif mark[0] != ",":
+            inside = mark[0] == "]"
+    return [text[:end], *reversed(parts)]
 
 
 def _span(item: str, text: str) -> tuple[int, range]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import filterfalse
 from statistics import median_low
 
 from parallel_topology.topology.topology import ParallelTopology
@@ -126,8 +127,9 @@ def judge(topology: ParallelTopology, reports: Mapping[int, RankReport], ends: M
         reports: by rank, of those that reported.
         ends: what is known of how the others ended.
     """
-    missing = [rank for rank in topology.world if rank not in reports]
-    broken = {rank: ends.get(rank, "did not report: dead or stuck") for rank in missing}
+    missing = list(filterfalse(reports.__contains__, topology.world))
+    broken = dict.fromkeys(missing, "did not report: dead or stuck")
+    broken |= {rank: end for rank, end in ends.items() if rank in broken}
     broken |= {rank: f"failed: {report.error}" for rank, report in sorted(reports.items()) if report.error is not None}
     wrong, suspects = _wrong(reports)
     groups = _groups(reports)

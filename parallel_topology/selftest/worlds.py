@@ -29,11 +29,15 @@ from parallel_topology.meeting.token import token_from
 from parallel_topology.selftest.measure import run_rank
 from parallel_topology.selftest.verdict import RankReport, Verdict, judge
 from parallel_topology.testing.processes import run_processes
+from parallel_topology.topology.layout import Ranks
+from parallel_topology.topology.modes import coalesce
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.torch_errors import STORE_ERRORS
 
 MARGIN = 5.0
 """Seconds for reports to arrive, after those who wait for a peer have given up."""
+MOST_PROCESSES = 1024
+"""Ranks that are started here: a few more than any machine has devices."""
 LOOK = 0.05
 """Seconds between looks at whether a report is there."""
 
@@ -51,8 +55,14 @@ def alone(
         manager: what to test instead of a plain manager.
 
     Raises:
+        TopologyError: there are more ranks than this machine should start processes for.
         DeadRankError: the processes did not start.
     """
+    if topology.world_size > MOST_PROCESSES:
+        raise TopologyError(
+            f"{topology} has {topology.world_size:,} ranks; without a launcher each is a process of this machine, at "
+            f"most {MOST_PROCESSES}. Test a part of the layout here, or all of it under a launcher such as torchrun"
+        )
     reports: dict[int, RankReport] = {}
     ends: dict[int, str] = {}
     ranks = {f"on rank {rank}": rank for rank in topology.world}
@@ -130,7 +140,7 @@ def launched(
         TopologyError: `topology` does not have the ranks that were started.
         LaunchError: the launcher did not say where the ranks meet.
     """
-    if list(topology.world) != list(range(info.world_size)):
+    if topology.world != Ranks(0, coalesce([(info.world_size, 1)])):
         raise TopologyError(
             f"{info.launcher} started ranks 0..{info.world_size - 1}, but {topology} has {topology.world}; "
             "expected a topology of the same ranks"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeAlias
@@ -23,6 +23,9 @@ TENSOR_AXES = ("tp", "model")
 PIPELINE_AXES = ("pp", "pipe")
 EXPERT_AXES = ("ep", "moe_ep")
 DATA_AXES = ("dp", "data", "dp_shard", "dp_replicate", "external_dp")
+
+LARGEST_PRIME = 1 << 16
+"""The largest prime factor that is looked for: nobody divides a model over so many ranks of which none is 2."""
 
 MEGATRON_VOCAB_MULTIPLE = 128
 """Megatron's `--make-vocab-size-divisible-by`, for each tensor-parallel rank (megatron/training/arguments.py)."""
@@ -155,7 +158,7 @@ def _left_over(what: str, size: int, parts: _Parts) -> Finding:
     nearest = _multiples(size, parts.count)
     said = (
         f"{size} divided by {parts} leaves {size % parts.count} over; expected {what} {_either(nearest)}, "
-        f"or {' x '.join(parts.names)} {_either(_divisors(size, parts.count))}"
+        f"or {' x '.join(parts.names)} {_either(_near_divisors(size, parts.count))}"
     )
     return Finding(what, "fails", said, nearest)
 
@@ -171,8 +174,8 @@ def _kv_heads(topology: ParallelTopology, size: int) -> Finding:
     if parts.count % size == 0:
         said = f"{size} for {parts}: fewer than ranks, so each is held by {parts.count // size} of them"
         return Finding("kv_heads", "note", said)
-    nearest = _around(size, lambda number: number % parts.count == 0 or parts.count % number == 0, size + parts.count)
-    ranks = _around(parts.count, lambda number: size % number == 0 or number % size == 0, size + parts.count)
+    nearest = _around(size, {*divisors(parts.count), *_multiples(size, parts.count)})
+    ranks = _around(parts.count, {*divisors(size), *_multiples(parts.count, size)})
     said = (
         f"{size} for {parts} can be neither divided nor replicated evenly; expected kv_heads {_either(nearest)}, "
         f"or {parts.names[0]} {_either(ranks)}"
@@ -187,7 +190,7 @@ def _queries_per_kv_head(heads: int, kv_heads: int) -> Finding:
     nearest = _multiples(heads, kv_heads)
     said = (
         f"{heads} divided by {kv_heads} kv_heads leaves {heads % kv_heads} over; expected heads {_either(nearest)}, or "
-        f"kv_heads {_either(_divisors(heads, kv_heads))}"
+        f"kv_heads {_either(_near_divisors(heads, kv_heads))}"
     )
     return Finding(what, "fails", said, nearest)
 
@@ -256,16 +259,27 @@ def _multiples(size: int, step: int) -> tuple[int, ...]:
     return (below, below + step) if below else (step,)
 
 
-def _divisors(number: int, near: int) -> tuple[int, ...]:
-    """The divisors of `number` below and above `near`; one far above is of no use, and takes long to find."""
-    return _around(near, lambda size: number % size == 0, min(number, 64 * near))
-
-
-def _around(size: int, would_do: Callable[[int], bool], most: int) -> tuple[int, ...]:
-    """The numbers below and above `size`, up to `most`, that would do, as far as there are any."""
-    below = next(filter(would_do, range(size - 1, 0, -1)), None)
-    above = next(filter(would_do, range(size + 1, most + 1)), None)
+def _around(size: int, numbers: Iterable[int]) -> tuple[int, ...]:
+    """Those of the numbers that are next below and above `size`, as far as there are any."""
+    below = max((number for number in numbers if number < size), default=None)
+    above = min((number for number in numbers if number > size), default=None)
     return tuple(number for number in (below, above) if number is not None)
+
+
+def _near_divisors(number: int, near: int) -> tuple[int, ...]:
+    """The divisors of `number` below and above `near`; one far above is of no use."""
+    return _around(near, {divisor for divisor in divisors(number) if divisor <= 64 * near})
+
+
+def divisors(number: int) -> set[int]:
+    """The numbers that divide `number`; of its prime factors above `LARGEST_PRIME` only their product is known."""
+    found, rest, prime = {1}, number, 2
+    while prime <= LARGEST_PRIME and prime * prime <= rest:
+        while rest % prime == 0:
+            rest //= prime
+            found |= {one * prime for one in found}
+        prime += 1 + (prime > 2)
+    return found | {one * rest for one in found}
 
 
 def _either(numbers: tuple[int, ...]) -> str:

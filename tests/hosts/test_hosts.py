@@ -225,6 +225,29 @@ def test_orders_inside_are_those_that_trying_all_finds_best_first(placed, keep):
     assert list(orders_inside(topology, hosts, keep=sorted(keep))) == orders_by_trying_all(topology, hosts, keep)
 
 
+@settings(max_examples=60, deadline=None)
+@given(placed_topologies(), st.data())
+def test_orders_that_keep_axes_together_are_those_of_all_that_do(placed, data):
+    topology, hosts = placed
+    axes = st.lists(st.sampled_from(topology.axes), min_size=2, max_size=3, unique=True).map(tuple)
+    keep = data.draw(st.lists(axes, min_size=1, max_size=2))
+    home = looked_up(hosts)
+
+    def is_kept(order):
+        reordered = topology.model_copy(update={"order": order})
+        return all(len({home[rank] for rank in group}) == 1 for axes in keep for group in reordered.groups(*axes))
+
+    assert list(orders_inside(topology, hosts, keep)) == list(filter(is_kept, orders_inside(topology, hosts, ())))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("hosts", ["32x8", "11x24", "24," * 10 + "16", "256x1"])
+def test_that_no_order_keeps_four_of_eight_axes_together_is_found_at_once(hosts):
+    topology = ParallelTopology.parse("a2-b2-c2-d2-e2-f2-g2-h2")
+    assert next(orders_inside(topology, Hosts.parse(hosts), [("a", "c", "e", "g")]), None) is None
+    assert next(orders_inside(topology, Hosts.parse("8x32"), [("a", "c", "e", "g", "h")])) == "a-c-e-g-h-b-d-f"
+
+
 # Cases
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from itertools import permutations
+from math import factorial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_topology import ORDERS, Hosts, ParallelTopology, TopologyError, UnknownAxisError
-from parallel_topology.hosts.traffic import HEAVIEST, ranked_orders
+from parallel_topology.hosts import traffic
+from parallel_topology.hosts.traffic import HEAVIEST, left_out, ranked_orders
 from parallel_topology.testing.strategies import hosts_for
 
 
@@ -73,3 +75,38 @@ def test_bad_input():
         ranked_orders(ParallelTopology(tp=4), Hosts.parse("1x4"), ["xp"])
     with pytest.raises(TopologyError, match="rank 3 is on no host"):
         ranked_orders(ParallelTopology(tp=4), Hosts.parse("1x2"))
+
+
+# More orders than are ranked
+
+
+@given(placed(), st.integers(1, 7))
+def test_of_many_orders_the_best_are_ranked(case, most):
+    topology, hosts = case
+    every = ranked_orders(topology, hosts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traffic, "MOST_ORDERS", most)
+        assert ranked_orders(topology, hosts) == every[:most]
+        assert left_out(topology) == max(0, len(every) - most)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(("axes", "ranked"), [(7, 5040), (8, 5040), (9, 217), (10, 97)])
+def test_many_axes(axes, ranked):
+    names = ["tp", "cp", "ep", "dp", "pp", "a", "b", "c", "d", "e"][:axes]
+    topology = ParallelTopology.parse("-".join(f"{name}2" for name in reversed(names)))
+    hosts = Hosts.uniform(count=2 ** (axes - 3), ranks_per_host=8)
+    found = ranked_orders(topology, hosts)
+    assert (len(found), left_out(topology)) == (ranked, factorial(axes) - ranked)
+    assert found[0].order == "-".join([*names[:5], *reversed(names[5:])])  # of one's own, as in the topology
+    assert list(found[0].hosts_per_group.values()) == [1.0] * 3 + [2.0] * (axes - 3)
+
+
+@pytest.mark.timeout(30)
+def test_many_axes_and_a_view():
+    names = ["tp", "cp", "ep", "dp", "pp", "a", "b", "c"]
+    topology = ParallelTopology.parse("-".join(f"{name}2" for name in names) + "/expert:x16-y16")
+    found = ranked_orders(topology, Hosts.parse("32x8"))
+    assert len(found) == 5040
+    assert found[0].order == "-".join(names)
+    assert list(found[0].hosts_per_group) == [*names[:5], *names[5:], "x", "y"]

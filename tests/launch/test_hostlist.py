@@ -101,3 +101,10 @@ def test_tasks_are_read_back(tasks: list[int]):
 def test_refused_tasks(text: str):
     with pytest.raises(LaunchError, match=r"^the tasks per node "):
         expand_tasks(text)
+
+
+@pytest.mark.timeout(20)
+def test_a_long_list_of_plain_names_is_read_at_once():
+    names = [f"node{number}" for number in range(16_000)]
+    assert expand_hosts(",".join(names)) == names
+    assert expand_hosts(",".join([*names, "n[1,2-3]", "end"])) == [*names, "n1", "n2", "n3", "end"]

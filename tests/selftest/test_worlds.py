@@ -37,6 +37,20 @@ def test_four_processes_of_this_machine():
             assert one.bus_bandwidth == pytest.approx(one.algorithm_bandwidth * factor)
 
 
+@pytest.mark.timeout(20)
+def test_more_ranks_than_a_machine_should_start():
+    large = ParallelTopology(tp=8, dp=1_600_000)
+    with pytest.raises(
+        TopologyError, match="has 12,800,000 ranks; without a launcher each is a process of this machine"
+    ):
+        alone(large, size=64, timeout=5)
+    info = LaunchInfo.from_env({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+    with pytest.raises(
+        TopologyError, match=r"started ranks 0\.\.1, but tp8-dp1600000 has \[0, 1, 2, .* \(12800000 ranks\)"
+    ):
+        launched(large, info, size=64, timeout=5)
+
+
 @pytest.mark.parametrize("spec", ["tp3", "tp1", "tp2-dp2@4/other:xp4"])
 def test_odd_groups_single_ranks_and_views(spec):
     verdict = alone(ParallelTopology.parse(spec), size=1000, timeout=30)

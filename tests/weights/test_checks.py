@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from parallel_topology import Hosts, ParallelTopology, TopologyError
 from parallel_topology.topology.shares import batch_share, shard, stage_layers
-from parallel_topology.weights.checks import DATA_AXES, ModelSizes, check, fits
+from parallel_topology.weights.checks import DATA_AXES, ModelSizes, check, divisors, fits
 
 sizes = st.integers(1, 200)
 parts = st.integers(1, 24)
@@ -171,3 +171,37 @@ def test_every_data_parallel_axis_counts():
     topology = ParallelTopology(order="-".join(DATA_AXES), **dict.fromkeys(DATA_AXES, 2))
     assert only(topology, batch=2 ** len(DATA_AXES)).level == "fits"
     assert only(topology, batch=2 ** len(DATA_AXES) // 2).level == "fails"
+
+
+# Sizes where nothing can be tried one by one
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("ranks", [12_800_000, 2**40, 2**70])
+def test_a_large_world_is_checked_as_fast(ranks: int):
+    topology = ParallelTopology(tp=8, dp=ranks // 8)
+    (finding,) = check(topology, ModelSizes(batch=512))
+    assert finding.said.endswith(f"expected batch {ranks // 8}, or dp 512")
+    (finding,) = check(ParallelTopology(tp=ranks), ModelSizes(kv_heads=7))
+    assert finding.said.endswith(f"expected kv_heads {5 if ranks % 5 == 0 else 4} or 8, or tp {_beside(ranks, 7)}")
+    spread = check(topology, ModelSizes(), Hosts.uniform(count=ranks // 8, ranks_per_host=8))
+    assert [finding.what for finding in spread] == ["tp groups", "dp groups"]
+
+
+def _beside(ranks: int, step: int) -> str:
+    return f"{ranks // step * step} or {ranks // step * step + step}"
+
+
+def test_divisors():
+    for number in range(1, 600):
+        assert divisors(number) == {part for part in range(1, number + 1) if number % part == 0}
+    assert len(divisors(2**70)) == 71
+    assert divisors(1_000_003 * 1_000_033) == {1, 1_000_003 * 1_000_033}  # both primes are beyond what is looked for
+    assert divisors(4 * 1_000_003) == {1, 2, 4, 1_000_003, 2_000_006, 4_000_012}
+
+
+def test_a_divisor_far_above_is_not_advised():
+    (finding,) = check(ParallelTopology(tp=2), ModelSizes(heads=131))
+    assert finding.said.endswith("expected heads 130 or 132, or tp 1")
+    (finding,) = check(ParallelTopology(tp=2), ModelSizes(heads=127))
+    assert finding.said.endswith("expected heads 126 or 128, or tp 1 or 127")
