@@ -281,6 +281,7 @@ CASES = [
         HETEROGENEOUS,
         facts(rank=2, world_size=3, local_rank=1, local_size=2, host_index=1, host_count=2, address="n1", port=20007),
     ),
+    Case("slurm", SLURM | {"MASTER_PORT": "65535"}, facts(address="n1", port=65535)),
     Case("slurm", SLURM | {"MASTER_PORT": "5"}, facts(address="n1", port=5)),
     Case("slurm", SLURM | {"MASTER_ADDR": "10.0.0.1"}, facts(address="10.0.0.1", port=20001)),
     Case("slurm", SLURM | PMI2, facts(rank=2, address="n1")),
