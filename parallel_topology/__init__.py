@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from parallel_topology.errors import (
         BackendError,
         ClosedError,
+        ClosingError,
         CollectiveError,
         CreationError,
         DeadRankError,
@@ -47,6 +48,7 @@ __all__ = [
     "ORDERS",
     "BackendError",
     "ClosedError",
+    "ClosingError",
     "CollectiveError",
     "Communicator",
     "CreationError",

@@ -14,6 +14,7 @@ ParallelTopologyError
 ├── LaunchError (RuntimeError)             the environment does not say which rank this is
 ├── BackendError (RuntimeError)            a backend or device that cannot be used here
 ├── ClosedError (RuntimeError)             use of a manager or group after `close()`
+├── ClosingError (ExceptionGroup)          what did not end in `close()`, while all else did
 ├── LiveGraphError (RuntimeError)          `close()` while CUDA graphs still hold the communicators
 ├── RendezvousError (RuntimeError)         the store cannot be reached, hosted or trusted
 ├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
@@ -70,6 +71,10 @@ class BackendError(ParallelTopologyError, RuntimeError):
 
 class ClosedError(ParallelTopologyError, RuntimeError):
     """A manager or group was used after `close()`."""
+
+
+class ClosingError(ParallelTopologyError, ExceptionGroup[Exception]):
+    """What `close()` could not end: one error each. All else has ended; `close()` again goes on with what is left."""
 
 
 class LiveGraphError(ParallelTopologyError, RuntimeError):

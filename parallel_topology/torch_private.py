@@ -20,6 +20,9 @@ _nccl: Any = getattr(dist, "ProcessGroupNCCL", None)
 _GroupClass: Any = dist.ProcessGroup
 _c10d: Any = dist
 
+Work: Any = _c10d.distributed_c10d.Work
+"""An operation of torch's own under way."""
+
 _AllgatherOptions: Any = _c10d.distributed_c10d.AllgatherOptions  # not exported beside the other options
 
 is_transformed: Callable[[torch.Tensor], bool] = cast("Any", torch)._C._functorch.is_functorch_wrapped_tensor

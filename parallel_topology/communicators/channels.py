@@ -188,6 +188,10 @@ class Channels:
         """How long operations wait."""
         return self._links.timeout
 
+    def wait_for(self, work: Any, timeout: timedelta) -> bool:
+        """Wait for one piece; whether it arrived."""
+        return self._links.wait_for_message(work, timeout)
+
     def require_whole(self, key: _Key) -> None:
         """Raises: CollectiveError: an earlier message left the channel out of step."""
         if why := self._broken.get(key):
@@ -299,7 +303,7 @@ class _FromAny:
 
     def wait(self, timeout: timedelta | None = None) -> object:
         if self._rest is None:
-            self._first.wait(timeout or self._links.timeout)
+            self._links.wait_for_message(self._first, timeout or self._links.timeout)
             self._rest = self._known(self._first._source_rank())
         return self._rest.wait() if timeout is None else self._rest.wait(timeout)
 
@@ -382,7 +386,7 @@ class _Flight:
 
     def _until(self, work: Any, deadline: float) -> None:
         left = max(deadline - time.monotonic(), 0.001)
-        if not work.wait(timedelta(seconds=left)):
+        if not self._channels.wait_for(work, timedelta(seconds=left)):
             raise RuntimeError("the operation was aborted")
 
 

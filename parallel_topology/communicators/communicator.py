@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -23,6 +24,16 @@ def wait_for(work: Work | None, timeout: timedelta | None = None) -> None:
         work.wait() if timeout is None else work.wait(timeout)
 
 
+def within(timeout: timedelta | None) -> float | None:
+    """The instant of `time.monotonic()` at which a timeout is over."""
+    return None if timeout is None else time.monotonic() + timeout.total_seconds()
+
+
+def remaining(end: float | None) -> timedelta | None:
+    """What is left until then; never nothing, which torch takes for no limit at all."""
+    return None if end is None else timedelta(seconds=max(end - time.monotonic(), 0.001))
+
+
 class Together:
     """Several works as one."""
 
@@ -30,8 +41,9 @@ class Together:
         self._works = works
 
     def wait(self, timeout: timedelta | None = None) -> object:
+        end = within(timeout)
         for work in self._works:
-            wait_for(work, timeout)
+            wait_for(work, remaining(end))
         return True
 
     def is_completed(self) -> bool:

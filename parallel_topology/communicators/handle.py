@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from parallel_topology.communicators.communicator import Work, wait_for
-from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.communicators.communicator import Work, remaining, wait_for, within
+from parallel_topology.communicators.links import Links
+from parallel_topology.errors import (
+    ClosedError,
+    CollectiveError,
+    GroupArgumentError,
+    GroupTimeoutError,
+    ParallelTopologyError,
+)
 
 T = TypeVar("T")
 
@@ -16,6 +26,7 @@ class Owner(Protocol):
     """The group that a collective runs on."""
 
     label: str
+    links: Links
 
     def failure(self, operation: str, error: RuntimeError) -> ParallelTopologyError: ...
 
@@ -27,8 +38,9 @@ class Handles:
         self._handles = handles
 
     def wait(self, timeout: timedelta | None = None) -> object:
+        end = within(timeout)
         for handle in self._handles:
-            handle.wait(None if timeout is None else timeout.total_seconds())
+            handle.wait(remaining(end))
         return True
 
     def is_completed(self) -> bool:
@@ -38,7 +50,8 @@ class Handles:
 class Handle(Generic[T]):
     """A collective under way. Neither read nor write its tensors before `wait()` has returned.
 
-    On a device, `wait()` lets the current stream wait and returns at once; on the CPU it returns when all is done.
+    On a device, `wait()` lets the current stream wait and returns at once; on the CPU it returns when all is done. Any
+    number of threads may wait.
     """
 
     def __init__(
@@ -51,48 +64,97 @@ class Handle(Generic[T]):
         self._work = work
         self._finish: Callable[[], T] | None = finish
         self._result: T
-        self._error: ParallelTopologyError | None = None
+        self._error: BaseException | None = None
+        self._one_waits = threading.Lock()
 
     @classmethod
     def of(cls, result: T) -> Handle[T]:
         """A handle on something that is done."""
         return cls(None, "", None, lambda: result)
 
-    def wait(self, timeout: float | None = None) -> T:
-        """What the collective returns; asked again, the same.
+    def wait(self, timeout: float | timedelta | None = None) -> T:
+        """What the collective returns; asked again, the same result or the same error.
+
+        After a KeyboardInterrupt it can be asked again, too: it then goes on waiting.
 
         Args:
-            timeout: seconds, if not the group's; only for CPU tensors.
+            timeout: seconds for all of it, if not the group's; only for CPU tensors.
 
         Raises:
             GroupTimeoutError: the others did not take part in time.
             CollectiveError: it failed.
+            ClosedError: the manager was closed meanwhile, or this is a forked child.
         """
-        if self._error is not None:
-            raise self._error
-        if self._finish is not None:
+        end = within(_duration(timeout))
+        if self._finish is not None or self._error is not None:
+            self._require_here()
+            if not self._one_waits.acquire(timeout=-1 if end is None else max(end - time.monotonic(), 0)):
+                raise GroupTimeoutError(f"{self._where()}: another thread still waits for it after {timeout} s")
             try:
-                self._carry_out(timeout)
-            except ParallelTopologyError as error:
-                self._error = error
-                raise
-            except RuntimeError as error:
-                if self._group is None:
-                    raise
-                self._error = self._group.failure(self._operation, error)
-                raise self._error from error
+                self._complete(end)
             finally:
-                self._work = self._held = None  # work that failed holds its group's connections
-            self._result, self._finish = self._finish(), None
+                self._one_waits.release()
         return self._result
 
-    def _carry_out(self, timeout: float | None) -> None:
-        wait_for(self._work, None if timeout is None else timedelta(seconds=timeout))
+    def _complete(self, end: float | None) -> None:
+        """Wait, if nobody has yet, and finish what came; once."""
+        if self._error is not None:
+            raise self._error
+        if self._finish is None:
+            return
+        try:
+            wait_for(self._work, remaining(end))
+        except ParallelTopologyError as error:
+            self._fail(error)
+        except RuntimeError as error:
+            if self._group is None:
+                raise
+            failure = self._group.failure(self._operation, error)
+            failure.__cause__ = error
+            self._fail(failure)
+        # An interrupt leaves all as it was. From here on, what comes must not happen twice: it may be collectives.
+        self._work = self._held = None
+        finish, self._finish = self._finish, None
+        self._error = CollectiveError(f"{self._where()}: interrupted when it was all but done; its result is lost")
+        try:
+            self._result = finish()
+        except Exception as error:
+            self._error = error
+            raise
+        self._error = None
+
+    def _fail(self, error: ParallelTopologyError) -> NoReturn:
+        self._error = error
+        self._finish = self._work = self._held = None  # work that failed holds its group's connections
+        raise error
+
+    def _require_here(self) -> None:
+        if self._group is not None and self._group.links.process != os.getpid():
+            raise ClosedError(f"{self._where()}: {self._group.links.refusal()}")
 
     def is_done(self) -> bool:
-        """Whether `wait()` would return at once. A collective that failed is done, too."""
-        return self._work is None or self._work.is_completed()
+        """Whether `wait()` would return at once. A collective that failed is done, too.
+
+        Raises:
+            ClosedError: this is a forked child.
+        """
+        work = self._work
+        if work is None:
+            return True
+        self._require_here()
+        return work.is_completed()
+
+    def _where(self) -> str:
+        return f"{self._operation} on {self._group.label}" if self._group is not None else "a handle"
 
     def __repr__(self) -> str:
-        where = f" of {self._operation} on {self._group.label}" if self._group is not None else ""
-        return f"<Handle{where}, {'done' if self.is_done() else 'under way'}>"
+        where = f" of {self._where()}" if self._group is not None else ""
+        return f"<Handle{where}, {'done' if self._work is None or self._work.is_completed() else 'under way'}>"
+
+
+def _duration(timeout: float | timedelta | None) -> timedelta | None:
+    if timeout is None or isinstance(timeout, timedelta):
+        return timeout
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise GroupArgumentError(f"wait(timeout={timeout!r}): expected a number of seconds from 0, or a timedelta")
+    return timedelta(seconds=timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from parallel_topology import torch_private
 from parallel_topology.communicators.communicator import Communicator
+from parallel_topology.communicators.connections import Connections
+from parallel_topology.communicators.waiting import InSlices, Interrupts
 
 _c10d: Any = dist  # its functions are not typed
 
@@ -37,7 +39,7 @@ def _order() -> torch.Tensor:
     return torch.zeros(1, dtype=torch.int8)
 
 
-@dataclass
+@dataclass(eq=False)
 class Links:
     """The process groups and communicators of one set of ranks.
 
@@ -45,10 +47,12 @@ class Links:
         device_group: for tensors on the manager's device; None in a group of one rank, which needs none.
         cpu_group: gloo, for CPU tensors and control; the same object as `device_group` when that is gloo.
         communicators: asked in this order who carries a call out; the last one is torch's.
+        connections: the sockets of the gloo group, on each of its devices; none where they cannot be found.
         label: the name under which they were created.
         ranks: the members' global ranks, in group order.
         timeout: how long operations wait.
         witness: asked who was where when an operation fails.
+        interrupts: lets Ctrl-C end waits for gloo's messages; one for a manager.
         order: what compiled code says each operation changes, so that none goes before another; one for a manager.
         graphs: CUDA graphs that were captured with these, as far as they are alive.
         process: the process that made them; a forked child has no part in their connections.
@@ -59,31 +63,86 @@ class Links:
     device_group: dist.ProcessGroup | None = None
     cpu_group: dist.ProcessGroup | None = None
     communicators: tuple[Communicator, ...] = ()
+    connections: tuple[Connections, ...] = ()
     label: str = ""
     ranks: Sequence[int] = ()
     timeout: timedelta = timedelta()
     witness: Witness | None = None
+    interrupts: Interrupts | None = None
     order: torch.Tensor = field(default_factory=_order)
     graphs: list[weakref.ref[Any]] = field(default_factory=list[weakref.ref[Any]])
     process: int = field(default_factory=os.getpid)
     closed: bool = False
     channels: Any = None
+    _closed: list[Communicator] = field(default_factory=list[Communicator])
 
     def live_graphs(self) -> int:
         """How many of the CUDA graphs are alive, and were not reset."""
-        return sum(graph is not None and holds_capture(graph) for graph in (known() for known in self.graphs))
+        return len(list(self._alive()))
 
-    def taken(self) -> list[dist.ProcessGroup]:
-        """The process groups, each once, which are nobody's here from now on."""
+    def cut(self) -> None:
+        """End gloo's connections: all that is under way on them fails at once, here and at the peers."""
+        for one in self.connections:
+            one.cut()
+
+    def close_communicators(self, *, abort: bool) -> list[Exception]:
+        """Close those that are not closed yet; what they raised. One that raised is asked again the next time."""
+        errors: list[Exception] = []
+        for communicator in self._unclosed():
+            try:
+                communicator.close(abort=abort)
+            except Exception as error:
+                errors.append(error)
+            else:
+                self._closed.append(communicator)
+        return errors
+
+    def end_groups(self, end: Callable[[dist.ProcessGroup], object]) -> tuple[int, list[Exception]]:
+        """End the process groups that have not ended yet; how many did now, and what was raised."""
+        errors: list[Exception] = []
+        ended = 0
+        for group in self._distinct():
+            try:
+                end(group)
+            except Exception as error:
+                errors.append(error)
+            # It is nobody's from now on even so: its connections are cut, and there is no second way to end it.
+            ended += self._drop(group)
+        if not self._distinct():
+            self.witness = None  # it holds the store
+        return ended, errors
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to be closed."""
+        return not self._distinct() and not self._unclosed()
+
+    def keep_while_captured(self) -> None:
+        """NCCL waits for graphs that captured its groups, also in an abort: the groups live as long as the graphs."""
+        for graph in self._alive():
+            weakref.finalize(graph, _let_go, self.device_group, self.communicators).atexit = False
+
+    def refusal(self) -> str:
+        """Why these cannot be used any more."""
+        if self.process != os.getpid():
+            return (
+                f"its manager belongs to process {self.process}, of which this one was forked; make a manager of its "
+                "own here"
+            )
+        return "its manager was closed"
+
+    def held(self) -> Iterator[object]:
+        """What a forked child must leave alone."""
+        yield from (self.device_group, self.cpu_group, *self.communicators)
+
+    def forked(self) -> None:
+        """This is a child: these are of no use here."""
         self.closed = True
-        groups = self._distinct()
-        self.device_group = self.cpu_group = None
-        return groups
 
     def start_gather(self, number: torch.Tensor) -> Callable[[], list[int]]:
         """Begin to gather one number from each member over the CPU group; call the result to wait for all of them."""
         numbers = [torch.empty_like(number) for _ in range(_c10d.get_world_size(self.cpu_group))]
-        work = _c10d.all_gather(numbers, number, group=self.cpu_group, async_op=True)
+        work = InSlices(_c10d.all_gather(numbers, number, group=self.cpu_group, async_op=True))
 
         def finish() -> list[int]:
             work.wait()
@@ -91,13 +150,41 @@ class Links:
 
         return finish
 
+    def wait_for_message(self, work: Any, timeout: timedelta) -> bool:
+        """Wait for a message of gloo's, once; whether it arrived. Ctrl-C ends the wait, and the group's connections."""
+        if self.interrupts is None or not self.connections:
+            return work.wait(timeout)
+        return self.interrupts.wait(work, timeout, self.cut)
+
     def set_timeout(self, timeout: timedelta) -> None:
         """How long operations wait from now on."""
         self.timeout = timeout
         for group in self._distinct():
             torch_private.set_timeout(group, timeout)
 
+    def _alive(self) -> Iterator[Any]:
+        for known in self.graphs:
+            graph = known()
+            if graph is not None and holds_capture(graph):
+                yield graph
+
+    def _unclosed(self) -> list[Communicator]:
+        return [one for one in self.communicators if not any(one is other for other in self._closed)]
+
+    def _drop(self, group: dist.ProcessGroup) -> bool:
+        """Whether it still was there: another thread may have been faster."""
+        was_there = self.device_group is group or self.cpu_group is group
+        if self.device_group is group:
+            self.device_group = None
+        if self.cpu_group is group:
+            self.cpu_group = None
+        return was_there
+
     def _distinct(self) -> list[dist.ProcessGroup]:
         """The process groups, each once: with gloo, device and CPU group are the same object."""
         groups = {id(group): group for group in (self.device_group, self.cpu_group) if group is not None}
         return list(groups.values())
+
+
+def _let_go(*_: object) -> None:
+    """What a graph's end leads to: it drops the last references."""

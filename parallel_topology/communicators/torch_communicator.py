@@ -17,6 +17,7 @@ from parallel_topology import torch_private
 from parallel_topology.communicators.channels import Incoming, Source, channels_of
 from parallel_topology.communicators.communicator import Communicator, Together, Work
 from parallel_topology.communicators.links import Links
+from parallel_topology.communicators.waiting import InSlices
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.wire.frames import Kind
 
@@ -43,6 +44,10 @@ class TorchCommunicator(Communicator):
 
     def handles(self, operation: str, tensor: Tensor) -> bool:
         return tensor.is_cpu or tensor.device == self._device
+
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        work = getattr(self, operation)(tensor, **arguments)
+        return InSlices(work) if tensor.is_cpu and isinstance(work, torch_private.Work) else work
 
     def _group(self, tensor: Tensor) -> Any:
         return self._links.device_group if tensor.device.type == self._kind else self._links.cpu_group

@@ -106,7 +106,7 @@ class BoundGroup(RankGroup):
 
     def _require_open(self, operation: str) -> None:
         if self.links.closed:
-            raise ClosedError(f"{operation} on {self.label}: its manager was closed")
+            raise ClosedError(f"{operation} on {self.label}: {self.links.refusal()}")
 
     def _is_alone(self, operation: str) -> bool:
         if self.links.closed and not torch.compiler.is_compiling():  # compiled code asks when it runs
@@ -184,10 +184,7 @@ class BoundGroup(RankGroup):
             arguments: the method's.
         """
         if self.links.process != os.getpid():
-            raise ClosedError(
-                f"{operation} on {self.label}: its manager belongs to process {self.links.process}, of which this one "
-                "was forked; make a manager of its own here"
-            )
+            raise ClosedError(f"{operation} on {self.label}: {self.links.refusal()}")
         try:
             if async_op:
                 work = self._start(operation, tensor, async_op, arguments)
@@ -232,6 +229,8 @@ class BoundGroup(RankGroup):
         # The traceback's frames hold work and process group: whoever keeps the error would keep its sockets open after
         # close(), and peers that wait for this rank would not see it go.
         traceback.clear_frames(error.__traceback__)
+        if self.links.closed:  # the others need not be asked
+            return ClosedError(f"{operation} on {self.label}: {self.links.refusal()} while this was under way")
         if "scalar type" in str(error):
             return GroupArgumentError(f"{operation} on {self.label}: {first_line(error)}; convert the tensor first")
         operation = operation.removesuffix("_message")

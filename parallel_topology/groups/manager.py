@@ -23,6 +23,7 @@ from parallel_topology.communicators.membership import Factory
 from parallel_topology.errors import (
     BackendError,
     ClosedError,
+    ClosingError,
     CreationError,
     LiveGraphError,
     NotPicklableError,
@@ -34,16 +35,19 @@ from parallel_topology.errors import (
 from parallel_topology.groups.declared import DeclaredView
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.joining import Joined, bind, join
+from parallel_topology.groups.life import Life
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import (
     BACKENDS,
     Creator,
+    Released,
     WorldCreator,
     choose_backend,
     choose_device,
 )
 from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake, seconds_of
+from parallel_topology.meeting.hosted import Hosted
 from parallel_topology.meeting.options import DEFAULT_TIMEOUT, Options, caller, end_at_exit, find_local_rank
 from parallel_topology.meeting.rendezvous import launched_store, open_store
 from parallel_topology.meeting.token import token_from
@@ -97,6 +101,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         CreationError: a process group could not be created.
     """
 
+    _hosted: Hosted | None
     world: ParallelGroup  # pyright: ignore[reportIncompatibleVariableOverride] (it is set once and never replaced)
     _creator: Creator | None
     _witness: Witness | None
@@ -138,7 +143,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         creator: type[Creator],
     ) -> None:
         begun = time.perf_counter()
-        self._open = False  # until there is something to close
+        self._life: Life | None = None  # until there is something to close
         deadline = Deadline(options.seconds)
         position = topology.position(rank)
         self.plan = topology.plan(groups=options.groups, isolated=options.isolated, separate=options.per_group)
@@ -149,7 +154,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self._options = options
         self._groups = {}
         self._absent = {}
-        self._creator = self._witness = self._control = self._store = None
+        self._creator = self._witness = self._control = self._store = self._hosted = None
         device = choose_device(options.device, self.backend, 0)
         joined = self._join(store, creator, device.type, deadline) if topology.world_size > 1 else None
         agreed = joined.agreed if joined else None
@@ -158,7 +163,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self.device = choose_device(options.device, self.backend, self.local_rank)
         self._made_at = caller()
         self._at_exit = end_at_exit(self)
-        self._open = True
+        self._life = Life()
         try:
             self._create(joined, creator, deadline)
         except BaseException:
@@ -238,7 +243,18 @@ class GroupManager(DeclaredView[ParallelGroup]):
             RendezvousError: the address cannot be read, hosted or reached.
         """
         is_host = topology.position(rank) == 0
-        return cls(topology, rank=rank, store=partial(open_store, url, is_host), **options)
+        hosted: list[Hosted] = []
+
+        def opened(deadline: Deadline) -> dist.Store:
+            store = open_store(url, is_host, deadline)
+            if not is_host or not isinstance(store, dist.TCPStore):
+                return store
+            hosted.append(Hosted(store))
+            return torch_private.clone_store(store)
+
+        manager = cls(topology, rank=rank, store=opened, **options)
+        manager._hosted = hosted[0] if hosted else None
+        return manager
 
     @classmethod
     def from_env(cls, topology: ParallelTopology, *, env: Mapping[str, str] | None = None, **options: Any) -> Self:
@@ -318,13 +334,14 @@ class GroupManager(DeclaredView[ParallelGroup]):
         creator = type(self._creator) if self._creator is not None else Creator
         successor = type(self).__new__(type(self))
         successor._build(topology, self.rank, self._store, self._options, creator)
+        successor._hosted, self._hosted = self._hosted, None
         self.close()
         return successor
 
     @property
     def closed(self) -> bool:
-        """Whether `close()` was called."""
-        return not self._open
+        """Whether it cannot be used any more: after `close()` or `abort()`, and in a forked child."""
+        return self._life is None or not self._life.is_open
 
     def require(self, topology: ParallelTopology) -> None:
         """Check that this manager was built for `topology`.
@@ -412,47 +429,66 @@ class GroupManager(DeclaredView[ParallelGroup]):
         """Take down the groups, the last one made first.
 
         Local, idempotent, and safe after errors and when others are gone. What was given stays the caller's: a store,
-        a default group.
+        a default group. Connections end whoever still holds the process groups. In a forked child nothing happens.
 
         Returns:
-            The labels of the process groups that were released; none the second time.
+            The labels of the process groups that have ended; none the second time.
 
         Raises:
             LiveGraphError: CUDA graphs that captured these groups are alive; the manager stays open.
+            ClosingError: communicators failed to close. All else has ended; `close()` again asks these once more.
         """
+        if self._life is None or not self._life.is_ours or self._life.state == "closed":
+            return []
         held = {group.links.label: count for group in self._groups.values() if (count := group.links.live_graphs())}
-        if held and self._open:
+        if held:
             graphs = ", ".join(f"{count} of {label}" for label, count in held.items())
             raise LiveGraphError(
                 f"close: CUDA graphs are alive that captured collectives: {graphs}; NCCL would wait for them for ever. "
                 "Call their reset() or delete them first"
             )
-        return self._end(abort=False)
+        again = self._life.state == "poisoned"
+        released = self._end(abort=False)
+        if released.errors and not again:
+            raise ClosingError(f"{self.name}: closing went on, but something did not end", released.errors)
+        return released.labels
 
     def abort(self) -> list[str]:
-        """Like `close()`, for groups whose operations may never end: what is under way is given up.
+        """Like `close()`, for groups whose operations may never end: what is under way is given up, and nothing raises.
 
-        Gloo cannot interrupt an operation that another thread is in; that thread gets its error at the timeout. NCCL
-        waits for CUDA graphs that captured its groups: where such are alive, its groups are left as they are.
+        A thread that waits in a gloo operation gets its error at once, and so do the peers; on other systems than
+        Linux, at the timeout. It overtakes a `close()` that hangs in another thread. NCCL waits for CUDA graphs that
+        captured its groups: where such are alive, these groups stay as long as the graphs.
         """
-        return self._end(abort=True)
+        return self._end(abort=True).labels
 
-    def _end(self, *, abort: bool) -> list[str]:
-        if not self._open:
-            return []
-        self._open = False
+    def _end(self, *, abort: bool) -> Released:
+        life = self._life
+        if life is None or not life.begin_to_end(overtaking=abort):
+            return Released()
         atexit.unregister(self._at_exit)
         for group in (*self._groups.values(), *self._absent.values()):
             group.links.closed = True
-        released = self._creator.release(abort=abort) if self._creator is not None else []
-        if self._control is not None:
-            self._control.close()
-        self._creator = self._witness = self._control = self._store = None
+        creator, released = self._creator, Released()
+        try:
+            if creator is not None:
+                released = creator.release(abort=abort)
+        finally:
+            if self._control is not None:
+                self._control.close()
+            life.ended(all_of_it=creator is None or creator.has_ended)
+            if life.state == "closed":
+                self._creator = self._witness = self._control = self._store = None
+                if self._hosted is not None:
+                    self._hosted.close()
+        for error in released.errors:
+            _log.warning("%s: %r while it ended", self.name, error)
         return released
 
     def __del__(self) -> None:
         # Only a word: ending groups may have to happen on all ranks at once, and the collector knows no such time.
-        if not getattr(self, "_open", False):
+        life: Life | None = getattr(self, "_life", None)
+        if life is None or not life.is_open:
             return
         atexit.unregister(self._at_exit)
         if self.plan.created_per_rank:
@@ -463,8 +499,11 @@ class GroupManager(DeclaredView[ParallelGroup]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:  # peers may be in operations that this rank never comes to, and the error is not to be hidden by another
+            self.abort()
 
     def _alone(self, name: str) -> ParallelGroup:
         links = Links(closed=self.closed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch.distributed as dist
 from parallel_topology import torch_private
 from parallel_topology.communicators.checked import CheckedCommunicator
 from parallel_topology.communicators.communicator import Communicator
+from parallel_topology.communicators.connections import Connections, connections_of, new_connections
 from parallel_topology.communicators.factories import find_factory
+from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
+from parallel_topology.communicators.waiting import Interrupts
 from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError
 from parallel_topology.meeting.addresses import gloo_devices
 from parallel_topology.meeting.deadline import Deadline, Overtaken
@@ -27,6 +31,16 @@ from parallel_topology.torch_errors import first_line, is_timeout
 
 BACKENDS = ("gloo", "nccl")
 _PLAIN = GroupOptions()
+_GONE_WITHIN = 0.05
+"""Seconds that the end waits for gloo's thread to close what was cut; it takes a tenth of a millisecond."""
+
+
+@dataclass
+class Released:
+    """What has ended, and what was raised by what has not."""
+
+    labels: list[str] = field(default_factory=list[str])
+    errors: list[Exception] = field(default_factory=list[Exception])
 
 
 def choose_backend(backend: str | None) -> str:
@@ -79,10 +93,13 @@ class Creator:
         self._deadline = deadline
         self._others = others
         self._gloo_devices: list[Any] = []
+        self._connections: tuple[Connections, ...] = ()
         self._order = torch.zeros(1, dtype=torch.int8, device=device)
+        self._interrupts = Interrupts()
         self._made: list[tuple[Links, Ranks]] = []
         self._families: list[str] = []
         self._doing = ("the groups could not be created", "creation")
+        leave_to_parent(self)
 
     def make(self, family: str, ranks: Ranks, rank: int, *, label: str) -> Links:
         """The process groups of `ranks`, as its member `rank` (a position) sees them. All members must call this.
@@ -97,15 +114,16 @@ class Creator:
         self._require_meaning(options, family)
         self._doing = (f"group {label} = {ranks} could not be created", label)
         links = Links(
-            label=label, ranks=ranks, timeout=self._deadline.timedelta(), witness=self._witness, order=self._order
-        )
+            label=label, ranks=ranks, timeout=self._deadline.timedelta(), witness=self._witness,
+            interrupts=self._interrupts, order=self._order,
+        )  # fmt: skip
         self._made.append((links, ranks))
+        leave_to_parent(links)
         self._families.append(family)
-        self._gloo_devices = self._gloo_devices or gloo_devices(self._store, self._others)
         self._connect(links, ranks, rank, label, options)
         if self._deadline.passed():  # whoever waited has given up, and has taken down what was there then
-            for group in links.taken():
-                self._end(group, abort=True)
+            links.cut()
+            links.end_groups(lambda group: self._end(group, abort=True))
             raise Overtaken
         links.communicators = self._chain(Membership(label, ranks, rank, self._device, links, options))
         return links
@@ -164,7 +182,11 @@ class Creator:
     def _connect(self, links: Links, ranks: Ranks, rank: int, label: str, options: GroupOptions) -> None:
         size = len(ranks)
         store = dist.PrefixStore(f"{label}/gloo", self._store)
+        if not self._gloo_devices:
+            self._gloo_devices, self._connections = connections_of(lambda: gloo_devices(self._store, self._others))
+        before = [one.inodes() for one in self._connections]
         gloo = torch_private.gloo_backend(store, rank, size, links.timeout, *self._gloo_devices)
+        links.connections = tuple(one.since(then) for one, then in zip(self._connections, before, strict=True))
         links.device_group = links.cpu_group = torch_private.new_process_group(
             store, rank, size, description=label, key=f"{label}/gloo", kind="gloo", backends={"cpu": gloo}
         )
@@ -176,24 +198,57 @@ class Creator:
                 backends={"cuda": nccl}, device=self._device,
             )  # fmt: skip
 
-    def release(self, *, abort: bool) -> list[str]:
-        """Take everything down, the last one made first; the labels of what was released.
+    def release(self, *, abort: bool) -> Released:
+        """Take down what is left, the last one made first. Whatever raises, the rest ends all the same.
+
+        Connections end whoever still holds the groups. Called again, also while another thread hangs in it, it goes on
+        with what has not ended.
 
         Args:
             abort: for groups whose operations may never end: what is under way is given up.
         """
-        released: list[str] = []
-        while self._made:
-            links, _ = self._made.pop()
-            if links.live_graphs():  # only when aborting: NCCL would wait for them, also in an abort
-                links.taken()
-                continue
-            for communicator in links.communicators:
-                communicator.close(abort=abort)
-            for group in links.taken():
-                self._end(group, abort)
-                released.append(links.label)
+        released = Released()
+        remaining = [links for links, _ in reversed(self._made)]
+        captured = [links for links in remaining if links.live_graphs()]  # only when aborting
+        remaining = [links for links in remaining if links not in captured]
+        connections = self._all_connections()
+        if abort:
+            _cut(connections)
+        for links in captured:
+            links.keep_while_captured()
+        for links in remaining:
+            released.errors += links.close_communicators(abort=abort)
+        _cut(connections)
+        for links in remaining:
+            ended, errors = links.end_groups(lambda group: self._end(group, abort))
+            released.errors += errors
+            if links.has_ended:
+                released.labels += [links.label] * ended
+        self._made = [(links, ranks) for links, ranks in self._made if not links.has_ended]
+        for one in connections:
+            one.wait_until_gone(_GONE_WITHIN)
+        if not self._made:
+            self._gloo_devices = []
+            self._interrupts.close()
         return released
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to be released."""
+        return not self._made
+
+    def held(self) -> Iterator[object]:
+        """What a forked child must leave alone."""
+        yield from self._gloo_devices
+
+    def forked(self) -> None:
+        """The links know by themselves."""
+        self._interrupts.forked()
+
+    def _all_connections(self) -> list[Connections]:
+        """Those of the manager's devices, also of an unfinished group, and of groups with a device of their own."""
+        of_groups = [one for links, _ in self._made for one in links.connections if one.of_group is None]
+        return [*self._connections, *of_groups]
 
     def _end(self, group: dist.ProcessGroup, abort: bool) -> None:
         if abort:
@@ -206,11 +261,15 @@ class WorldCreator(Creator):
     """Makes the groups out of a default group, known to torch's registry; the default group stays the caller's."""
 
     def _connect(self, links: Links, ranks: Ranks, rank: int, label: str, options: GroupOptions) -> None:
-        nccl_options = _nccl_options(links, options) if self._backend == "nccl" else None
-        links.device_group = self._registered(self._backend, links, ranks, rank, label, nccl_options)
-        links.cpu_group = links.device_group
         if self._backend == "nccl":
-            links.cpu_group = self._registered("gloo", links, ranks, rank, label)
+            nccl_options = _nccl_options(links, options)
+            links.device_group = self._registered("nccl", links, ranks, rank, label, nccl_options)
+        # torch makes a gloo device for each of these; they are made while other threads may make others
+        links.cpu_group, links.connections = new_connections(
+            lambda: self._registered("gloo", links, ranks, rank, label), devices=1
+        )
+        if self._backend == "gloo":
+            links.device_group = links.cpu_group
 
     def _registered(
         self, backend: str, links: Links, ranks: Ranks, rank: int, label: str, options: Any = None
@@ -223,7 +282,15 @@ class WorldCreator(Creator):
     def _end(self, group: dist.ProcessGroup, abort: bool) -> None:
         if abort:
             group.abort()
-        dist.destroy_process_group(group)
+        if torch_private.is_registered(group):  # not after destroy_process_group() of them all
+            dist.destroy_process_group(group)
+        else:
+            group.shutdown()
+
+
+def _cut(connections: Sequence[Connections]) -> None:
+    for one in connections:
+        one.cut()
 
 
 def _nccl_options(links: Links, options: GroupOptions) -> Any:
