@@ -55,7 +55,7 @@ class Handle(Generic[T]):
     """
 
     def __init__(
-        self, group: Owner | None, operation: str, work: Work | None, finish: Callable[[], T], held: object = None
+        self, group: Owner, operation: str, work: Work | None, finish: Callable[[], T], held: object = None
     ) -> None:
         """`held` lives until the wait is over: whoever drops the last reference to a gloo group waits for its work."""
         self._group = group
@@ -70,7 +70,7 @@ class Handle(Generic[T]):
     @classmethod
     def of(cls, result: T) -> Handle[T]:
         """A handle on something that is done."""
-        return cls(None, "", None, lambda: result)
+        return _Done(result)
 
     def wait(self, timeout: float | timedelta | None = None) -> T:
         """What the collective returns; asked again, the same result or the same error.
@@ -85,9 +85,9 @@ class Handle(Generic[T]):
             CollectiveError: it failed.
             ClosedError: the manager was closed meanwhile, or this is a forked child.
         """
-        end = within(_duration(timeout))
         if self._finish is not None or self._error is not None:
             self._require_here()
+            end = within(_duration(timeout))
             if not self._one_waits.acquire(timeout=-1 if end is None else max(end - time.monotonic(), 0)):
                 raise GroupTimeoutError(f"{self._where()}: another thread still waits for it after {timeout} s")
             try:
@@ -107,15 +107,13 @@ class Handle(Generic[T]):
         except ParallelTopologyError as error:
             self._fail(error)
         except RuntimeError as error:
-            if self._group is None:
-                raise
             failure = self._group.failure(self._operation, error)
             failure.__cause__ = error
             self._fail(failure)
         # An interrupt leaves all as it was. From here on, what comes must not happen twice: it may be collectives.
-        self._work = self._held = None
-        finish, self._finish = self._finish, None
         self._error = CollectiveError(f"{self._where()}: interrupted when it was all but done; its result is lost")
+        finish, self._finish = self._finish, None
+        self._work = self._held = None
         try:
             self._result = finish()
         except Exception as error:
@@ -129,7 +127,7 @@ class Handle(Generic[T]):
         raise error
 
     def _require_here(self) -> None:
-        if self._group is not None and self._group.links.process != os.getpid():
+        if self._group.links.process != os.getpid():
             raise ClosedError(f"{self._where()}: {self._group.links.refusal()}")
 
     def is_done(self) -> bool:
@@ -145,11 +143,27 @@ class Handle(Generic[T]):
         return work.is_completed()
 
     def _where(self) -> str:
-        return f"{self._operation} on {self._group.label}" if self._group is not None else "a handle"
+        return f"{self._operation} on {self._group.label}"
 
     def __repr__(self) -> str:
-        where = f" of {self._where()}" if self._group is not None else ""
-        return f"<Handle{where}, {'done' if self._work is None or self._work.is_completed() else 'under way'}>"
+        is_done = self._work is None or self._work.is_completed()
+        return f"<Handle of {self._where()}, {'done' if is_done else 'under way'}>"
+
+
+class _Done(Handle[T]):
+    """On something that is done. Compiled code makes these, and could not make a lock."""
+
+    def __init__(self, result: T) -> None:
+        self._result = result
+
+    def wait(self, timeout: float | timedelta | None = None) -> T:
+        return self._result
+
+    def is_done(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return "<Handle, done>"
 
 
 def _duration(timeout: float | timedelta | None) -> timedelta | None:
