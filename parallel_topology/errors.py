@@ -19,6 +19,7 @@ ParallelTopologyError
 ├── RendezvousError (RuntimeError)         the store cannot be reached, hosted or trusted
 ├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
 ├── CreationError (RuntimeError)           a process group could not be created
+├── RebindError (RuntimeError)             not all ranks could be bound to another topology, so none was
 ├── MismatchError (RuntimeError)           the ranks' collectives do not match: operation, shape, dtype or order
 ├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
 ├── WireError (RuntimeError)               bytes from a peer that are no value, or not one that was allowed
@@ -91,6 +92,10 @@ class DisagreementError(ParallelTopologyError, RuntimeError):
 
 class CreationError(ParallelTopologyError, RuntimeError):
     """A process group could not be created, or is not what the plan says."""
+
+
+class RebindError(ParallelTopologyError, RuntimeError):
+    """Not all ranks could be bound to another topology, so all keep the one they have; says which rank, and why."""
 
 
 class MismatchError(ParallelTopologyError, RuntimeError):

@@ -29,14 +29,16 @@ from parallel_topology.errors import (
     NotPicklableError,
     ParallelTopologyError,
     RankError,
+    RebindError,
     RendezvousError,
     TopologyError,
 )
 from parallel_topology.groups.declared import DeclaredView
 from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.groups.joining import Joined, bind, join
+from parallel_topology.groups.joining import LAST_WORDS, Joined, bind, join
 from parallel_topology.groups.life import Life
 from parallel_topology.launch import LaunchInfo
+from parallel_topology.meeting.ballot import Ballots
 from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import (
     BACKENDS,
@@ -106,6 +108,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
     _creator: Creator | None
     _witness: Witness | None
     _control: Control | None
+    _ballots: Ballots | None
     _store: dist.Store | None
 
     def __init__(
@@ -141,10 +144,11 @@ class GroupManager(DeclaredView[ParallelGroup]):
         store: dist.Store | Callable[[Deadline], dist.Store] | None,
         options: Options,
         creator: type[Creator],
+        deadline: Deadline | None = None,
     ) -> None:
         begun = time.perf_counter()
         self._life: Life | None = None  # until there is something to close
-        deadline = Deadline(options.seconds)
+        deadline = deadline or Deadline(options.seconds)
         position = topology.position(rank)
         self.plan = topology.plan(groups=options.groups, isolated=options.isolated, separate=options.per_group)
         self.topology = topology
@@ -154,7 +158,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self._options = options
         self._groups = {}
         self._absent = {}
-        self._creator = self._witness = self._control = self._store = self._hosted = None
+        self._creator = self._witness = self._control = self._store = self._hosted = self._ballots = None
         device = choose_device(options.device, self.backend, 0)
         joined = self._join(store, creator, device.type, deadline) if topology.world_size > 1 else None
         agreed = joined.agreed if joined else None
@@ -197,7 +201,14 @@ class GroupManager(DeclaredView[ParallelGroup]):
             return
         self._control = control = joined.control
         self._witness = witness = Witness(control, f"{joined.meeting.keys}/witness", self.rank)
-        control.at_end(lambda store: witness.clear(store) if joined.meeting.leave(store) else None)
+        self._ballots = ballots = Ballots(control, joined.meeting.keys, self.rank, list(self.topology.world))
+
+        def leave(store: dist.Store) -> None:
+            if joined.meeting.leave(store):  # the last one takes away what all shared
+                witness.clear(store)
+                ballots.clear(store)
+
+        control.at_end(leave)
         made: list[Creator] = []
 
         def create() -> None:
@@ -317,26 +328,67 @@ class GroupManager(DeclaredView[ParallelGroup]):
         return manager
 
     def rebind(self, topology: ParallelTopology) -> Self:
-        """A manager of another topology over the same ranks, store and options, in two phases.
+        """A manager of another topology over the same ranks, store and options: on all ranks, or on none.
 
-        The new groups are built while the old ones still serve; then this manager is closed. If the new ones cannot
-        be built, on any rank, this one stays as it is.
+        All ranks are asked first whether they may; then the new groups are built while the old ones still serve; and
+        when all have built theirs, this manager is closed. If a rank refuses or fails, all keep this one.
 
         Raises:
             ClosedError: this manager was closed.
             TopologyError: `topology` has other ranks.
+            LiveGraphError: CUDA graphs that captured these groups are alive.
+            RebindError: another rank may not, did not come, or could not build its groups; says which and why.
             ParallelTopologyError: what building it raises.
         """
+        deadline = Deadline(self._options.seconds)
         if self.closed:
             raise ClosedError(f"rebind: {self.name} was closed; build a new manager instead")
-        if set(topology.world) != set(self.topology.world):
-            raise TopologyError(f"rebind from {self.topology} to {topology}: expected the same ranks")
+        self._ask_all(topology, self._objection_to(topology), deadline)
         creator = type(self._creator) if self._creator is not None else Creator
         successor = type(self).__new__(type(self))
-        successor._build(topology, self.rank, self._store, self._options, creator)
+        failure: BaseException | None = None
+        try:
+            successor._build(topology, self.rank, self._store, self._options, creator, deadline)
+        except BaseException as error:  # also an interrupt: the others are told
+            failure = error
+        try:
+            self._ask_all(topology, failure, Deadline(max(deadline.left(), LAST_WORDS)))
+        except BaseException:
+            if failure is None:
+                successor.abort()
+            raise
         successor._hosted, self._hosted = self._hosted, None
-        self.close()
+        self._end(abort=bool(self._live_graphs()))
         return successor
+
+    def _objection_to(self, topology: ParallelTopology) -> ParallelTopologyError | None:
+        """Why this rank may not be bound to `topology`."""
+        if set(topology.world) != set(self.topology.world):
+            return TopologyError(f"rebind from {self.topology} to {topology}: expected the same ranks")
+        if graphs := self._live_graphs():
+            return LiveGraphError(
+                f"rebind: CUDA graphs are alive that captured collectives: {graphs}; reset them first"
+            )
+        return None
+
+    def _ask_all(self, topology: ParallelTopology, objection: BaseException | None, deadline: Deadline) -> None:
+        """Go on only if no rank objects: this one raises its own objection, the others say what it was."""
+        why = ""
+        try:
+            if self._ballots is not None:
+                why = self._ballots.decide(f"{type(objection).__name__}: {objection}" if objection else "", deadline)
+        except RendezvousError:
+            if objection is None:
+                raise
+        if objection is not None:
+            raise objection
+        if why:
+            raise RebindError(f"rebind from {self.topology} to {topology}: {why}; all ranks keep {self.topology}")
+
+    def _live_graphs(self) -> str:
+        """The CUDA graphs that are alive, for errors."""
+        held = {group.links.label: count for group in self._groups.values() if (count := group.links.live_graphs())}
+        return ", ".join(f"{count} of {label}" for label, count in held.items())
 
     @property
     def closed(self) -> bool:
@@ -440,9 +492,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         """
         if self._life is None or not self._life.is_ours or self._life.state == "closed":
             return []
-        held = {group.links.label: count for group in self._groups.values() if (count := group.links.live_graphs())}
-        if held:
-            graphs = ", ".join(f"{count} of {label}" for label, count in held.items())
+        if graphs := self._live_graphs():
             raise LiveGraphError(
                 f"close: CUDA graphs are alive that captured collectives: {graphs}; NCCL would wait for them for ever. "
                 "Call their reset() or delete them first"
@@ -478,7 +528,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 self._control.close()
             life.ended(all_of_it=creator is None or creator.has_ended)
             if life.state == "closed":
-                self._creator = self._witness = self._control = self._store = None
+                self._creator = self._witness = self._control = self._store = self._ballots = None
                 if self._hosted is not None:
                     self._hosted.close()
         for error in released.errors:

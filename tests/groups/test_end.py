@@ -33,6 +33,7 @@ from parallel_topology import (
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.testing import run_ranks
 from parallel_topology.testing.threads import run_threads
+from tests.groups.graphs import Graph
 from tests.ports import free_port
 from tests.waiting import eventually
 
@@ -316,17 +317,6 @@ class TestErrors:
         assert made[0].close() == []
         for groups in made[1:]:
             groups.close()
-
-
-class Graph:
-    """Stands for a CUDA graph: `pool()` raises once it is reset."""
-
-    live = True
-
-    def pool(self) -> int:
-        if not self.live:
-            raise RuntimeError("reset")
-        return 0
 
 
 class TestWith:

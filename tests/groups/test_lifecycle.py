@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,24 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import (
+    BackendError,
     ClosedError,
     DisagreementError,
     GroupArgumentError,
     GroupManager,
     LaunchError,
+    LiveGraphError,
     ParallelTopology,
     ParallelTopologyError,
+    RebindError,
     RendezvousError,
     TopologyError,
 )
+from parallel_topology.communicators.membership import Membership
+from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.testing import rank_fixture, run_ranks
 from parallel_topology.testing.threads import run_threads
+from tests.groups.graphs import Graph
 from tests.ports import free_port
 
 
@@ -185,6 +192,72 @@ class TestRebind:
         with pytest.raises(DisagreementError):
             groups.rebind(ParallelTopology(tp=4) if groups.rank else ParallelTopology(pp=4))
         assert groups.tp.all_reduce(torch.ones(1)).item() == 2
+
+    @pytest.mark.ranks("tp4", world=["threads", "processes"])
+    def test_one_rank_refuses_so_none_is_bound(self, groups: GroupManager):
+        graph = Graph()
+        if groups.rank == 2:
+            groups.tp.links.graphs.append(weakref.ref(graph))
+        expected, text = (LiveGraphError, "1 of engine/world") if groups.rank == 2 else (RebindError, "rank 2: LiveGr")
+        begun = time.monotonic()
+        with pytest.raises(expected, match=text):
+            groups.rebind(ParallelTopology(pp=4))
+        assert time.monotonic() - begun < 10
+        assert groups.tp.all_reduce(torch.ones(1)).item() == 4
+        graph.live = False
+        with groups.rebind(ParallelTopology(pp=4)) as successor:
+            assert successor.pp.all_reduce(torch.ones(1)).item() == 4
+
+    @pytest.mark.ranks("tp2-pp2")
+    def test_one_rank_wants_other_ranks(self, groups: GroupManager):
+        expected = TopologyError if groups.rank == 0 else RebindError
+        with pytest.raises(expected, match="rebind from tp2-pp2 to tp"):
+            groups.rebind(ParallelTopology(tp=2 if groups.rank == 0 else 4))
+        assert groups.tp.all_reduce(torch.ones(1)).item() == 2
+
+    @pytest.mark.ranks("tp2", world="processes", timeout=60, check=False)
+    def test_creation_fails_on_one_rank(self, groups: GroupManager, tmp_path: Path):
+        made: list[str] = []
+
+        def factory(membership: Membership) -> Any:
+            made.append(membership.label)
+            if groups.rank == 1 and len(made) == 2:
+                raise BackendError("not this time")
+            return TorchCommunicator(membership.links, membership.device, membership.size, membership.rank)
+
+        store = dist.FileStore(f"{tmp_path}/store", 2)
+        options: Any = {"tp": {"communicators": ("own",)}}
+        own = GroupManager(
+            ParallelTopology(tp=2), rank=groups.rank, store=store, timeout=20, options=options,
+            communicators={"own": factory},
+        )  # fmt: skip
+        expected, text = (BackendError, "not this time") if groups.rank == 1 else (ParallelTopologyError, "rank 1")
+        with pytest.raises(expected, match=text):  # rank 0 sees rank 1 leave, or hears why
+            own.rebind(ParallelTopology(tp=2, pp=1))
+        assert own.tp.all_reduce(torch.ones(1)).item() == 2
+        with own.rebind(ParallelTopology(tp=2, dp=1)) as successor:
+            assert own.closed
+            assert successor.tp.all_reduce(torch.ones(1)).item() == 2
+
+    def test_a_rank_does_not_come(self):
+        store, over = dist.HashStore(), threading.Event()
+
+        def body(rank: int) -> None:
+            with GroupManager(ParallelTopology(tp=3), rank=rank, store=store, timeout=2) as groups:
+                if rank == 2:
+                    assert over.wait(20)
+                else:
+                    begun = time.monotonic()
+                    with pytest.raises(RebindError, match="rank 2 did not come within 2 s; all ranks keep tp3"):
+                        groups.rebind(ParallelTopology(pp=3))
+                    assert time.monotonic() - begun < 3
+                    if groups.rank == 0:
+                        groups.tp.send(torch.ones(1), dst=1)
+                    else:
+                        groups.tp.recv(torch.ones(1), src=0)
+                    over.set()
+
+        run_threads(["rank"] * 3, body, timeout=30)
 
     def test_refused(self):
         groups = GroupManager(ParallelTopology(tp=1), rank=0)
