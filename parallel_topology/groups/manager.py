@@ -519,13 +519,13 @@ class GroupManager(DeclaredView[ParallelGroup]):
         atexit.unregister(self._at_exit)
         for group in (*self._groups.values(), *self._absent.values()):
             group.links.closed = True
-        creator, released = self._creator, Released()
+        creator, control, released = self._creator, self._control, Released()  # another thread may end it, too
         try:
             if creator is not None:
                 released = creator.release(abort=abort)
         finally:
-            if self._control is not None:
-                self._control.close()
+            if control is not None:
+                control.close()
             life.ended(all_of_it=creator is None or creator.has_ended)
             if life.state == "closed":
                 self._creator = self._witness = self._control = self._store = self._ballots = None
