@@ -134,7 +134,8 @@ class Transfer(Objects):
         With `split`, the slices are gathered in `wait()`, which the members of that group call in one order.
         """
         peer = self._other("irecv_tensors", self._peer("src", src, src_rank, self.rank - 1))
-        coming = self._announced(peer, split, models)
+        classes = tuple(models)
+        coming = self._announced(peer, split, classes)
         wholes = [torch.empty(spec.shape, dtype=spec.dtype, device=self._device_of(spec)) for spec in coming.specs]
         parts = [_slice(whole, split) if spec.cut else whole for whole, spec in zip(wholes, coming.specs, strict=True)]
         handles = [self._recv_part(part, peer) for part in parts]
@@ -142,7 +143,7 @@ class Transfer(Objects):
         def finish() -> Any:
             if split is not None and split.size > 1:
                 self._gather(coming, wholes, parts, split)
-            return unflatten(coming.structure, wholes)
+            return unflatten(coming.structure, wholes, classes)
 
         return Handle(self, "irecv_tensors", Handles(handles), finish)
 
@@ -157,7 +158,7 @@ class Transfer(Objects):
             return self.irecv(part, peer)
         return self._issue("recv_message", part, nothing, True, src=peer, kind=Kind.PART)
 
-    def _announced(self, peer: int, split: Collectives | None, models: Iterable[Class]) -> _Coming:
+    def _announced(self, peer: int, split: Collectives | None, classes: Iterable[Class]) -> _Coming:
         """What will come. Where it is refused it is received, and lost."""
         who = f"irecv_tensors on {self.label} from rank {self.ranks[peer]}"
         incoming, channels = Incoming("irecv_tensors", MAX_DESCRIPTION), channels_of(self.links)
@@ -171,7 +172,7 @@ class Transfer(Objects):
                 raise GroupArgumentError(
                     f"{who}: the sender splits each tensor over {theirs} ranks, split= here has {ours}"
                 )
-            structure = decode(description, models=models)
+            structure = decode(description, models=classes, in_parts=True)
             specs = tensor_specs(structure)
             self._require_expected(who, specs, digests, incoming.frame)
         except ParallelTopologyError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel_topology.errors import GroupArgumentError, WireError
+from parallel_topology.wire.classes import Class, Parts, built, by_name, name_of_class, parts_of
 
 MAX_DEPTH = 100
 """Containers inside containers that a value may have: far less than Python's own recursion allows."""
@@ -18,6 +20,7 @@ MAX_DEPTH = 100
 Path: TypeAlias = "tuple[Path, object] | None"
 """The keys and indices that lead to a value, innermost first: a pair is cheap to make for each container."""
 
+_CONTAINERS = (list, tuple, dict, OrderedDict)
 _NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
@@ -38,7 +41,7 @@ class TensorSpec:
 
 
 def flatten_tensors(value: Any, cut: Callable[[Tensor, Path], bool] | None = None) -> tuple[Any, list[Tensor]]:
-    """Take the tensors out of nested dicts, lists and tuples.
+    """Take the tensors out of nested dicts, lists, tuples, named tuples and dataclasses.
 
     A tensor that occurs twice is taken out, and sent, twice.
 
@@ -46,9 +49,9 @@ def flatten_tensors(value: Any, cut: Callable[[Tensor, Path], bool] | None = Non
         cut: which of them are `TensorSpec.cut`, by tensor and place.
 
     Returns:
-        The structure, equal to `value` but for a `TensorSpec` in place of each tensor, and the tensors in the order
-        of their places. `encode(structure)` is equal for values of equal types, keys, shapes and plain leaves, so it
-        can be the key of a cache.
+        The structure, equal to `value` but for a `TensorSpec` in place of each tensor and `Parts` in place of named
+        tuples and dataclasses, and the tensors in the order of their places. `encode(structure)` is equal for values of
+        equal types, keys, shapes and plain leaves, so it can be the key of a cache.
 
     Raises:
         GroupArgumentError: a tensor that cannot be sent, a `TensorSpec` in `value`, or a value nested too deep.
@@ -87,12 +90,17 @@ def places(structure: Any) -> list[tuple[TensorSpec, Path]]:
     return found
 
 
-def unflatten(structure: Any, tensors: Sequence[Tensor]) -> Any:
+def unflatten(structure: Any, tensors: Sequence[Tensor], classes: Iterable[Class] = ()) -> Any:
     """The value, from its structure and its tensors: what `flatten_tensors` took apart.
+
+    Args:
+        classes: those that may be built.
 
     Raises:
         GroupArgumentError: not as many tensors as the structure has places, or one of another shape or dtype.
+        WireError: the structure has a class that is not among `classes`, or that refuses what is in it.
     """
+    named = by_name(classes)
     if len(specs := tensor_specs(structure)) != len(tensors):
         raise GroupArgumentError(f"{len(tensors)} tensors for a structure with {len(specs)} places")
     left: Iterator[Tensor] = iter(tensors)
@@ -108,7 +116,7 @@ def unflatten(structure: Any, tensors: Sequence[Tensor]) -> Any:
             )
         return tensor
 
-    return _with_leaves(structure, put)
+    return _with_leaves(structure, put, lambda parts: built(parts, named))
 
 
 def contents_of(tensor: Tensor, path: Path) -> Tensor:
@@ -138,8 +146,9 @@ def tensor_of(contents: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) 
     """
     if name_of(dtype).startswith("q"):
         raise WireError(f"a peer sent a tensor of {dtype}; expected one that is not quantized")
-    # frombuffer takes no empty buffer, and a bytearray is memory that may be written to
-    flat = torch.frombuffer(bytearray(contents or b"\0"), dtype=torch.uint8)[: len(contents)]
+    if not contents:
+        return torch.empty(0, dtype=torch.uint8, device="cpu").view(dtype).reshape(shape)
+    flat = torch.frombuffer(bytearray(contents), dtype=torch.uint8)  # a bytearray is memory that may be written to
     if dtype == torch.bool:
         flat = flat != 0  # torch relies on a bool's byte being 0 or 1
     return flat.view(dtype).reshape(shape)
@@ -180,6 +189,17 @@ def shape_of(dims: list[Any]) -> tuple[int, ...]:
         if type(dim) is not int or dim < 0 or (strides := strides * max(dim, 1)) >= 2**63:
             raise WireError(f"a peer sent a shape that no tensor can have: {dims!r:.80}")
     return tuple(dims)
+
+
+def size_of(dims: list[Any]) -> torch.Size:
+    """The torch.Size that a peer sent.
+
+    Raises:
+        WireError: a dim is no number of 63 bits.
+    """
+    if any(type(dim) is not int or not 0 <= dim < 2**63 for dim in dims):
+        raise WireError(f"a peer sent a size that nothing can have: {dims!r:.80}")
+    return torch.Size(dims)
 
 
 def spec_of(dtype: str, dims: list[Any], device: str, cut: bool) -> TensorSpec:
@@ -230,17 +250,37 @@ def shown(path: Path) -> str:
     return f"value{steps}"
 
 
-def _with_leaves(value: Any, leaf: Callable[[Any, Path], Any], path: Path = None, depth: int = 0) -> Any:
-    """`value` with `leaf(leaf, path)` in place of each leaf."""
-    kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
-    if kind not in (list, tuple, dict):
+def _with_leaves(
+    value: Any, leaf: Callable[[Any, Path], Any], made: Callable[[Parts], Any] = lambda parts: parts, path: Path = None,
+    depth: int = 0,
+) -> Any:  # fmt: skip
+    """`value` with `leaf(leaf, path)` in place of each leaf, and `made(parts)` of each instance of a class."""
+    kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
+    parts = None if kind in _CONTAINERS else value if kind is Parts else _parts(value, path)
+    if parts is None and kind not in _CONTAINERS:
         return leaf(value, path)
     if depth >= MAX_DEPTH:
         raise too_deep(path)
-    if kind is dict:
-        return {key: _with_leaves(inner, leaf, (path, key), depth + 1) for key, inner in value.items()}
-    inside = [_with_leaves(inner, leaf, (path, index), depth + 1) for index, inner in enumerate(value)]
+    if parts is not None:
+        keyed = zip(parts.keys or range(len(parts.values)), parts.values, strict=True)
+        values = tuple([_with_leaves(inner, leaf, made, (path, key), depth + 1) for key, inner in keyed])
+        return made(Parts(parts.kind, parts.name, parts.keys, values))
+    if kind in (dict, OrderedDict):
+        items = [(key, _with_leaves(inner, leaf, made, (path, key), depth + 1)) for key, inner in value.items()]
+        return kind(items)  # pyright: ignore[reportUnknownVariableType]
+    inside = [_with_leaves(inner, leaf, made, (path, index), depth + 1) for index, inner in enumerate(value)]
     return inside if kind is list else tuple(inside)
+
+
+def _parts(value: Any, path: Path) -> Parts | None:
+    if type(value) is TensorSpec:
+        return None
+    try:
+        return parts_of(value)
+    except ValueError as error:
+        raise GroupArgumentError(
+            f"{shown(path)}: a {name_of_class(value.__class__)} cannot be sent: {error}"
+        ) from error
 
 
 def _require_plain(tensor: Tensor, path: Path) -> None:

@@ -1,19 +1,22 @@
 """Plain values to bytes and back, without pickle: what a peer sends can be wrong, but it cannot run.
 
 A message is the header's length (8 bytes, little-endian), the header, and the contents of bytes and tensors, one after
-the other as the header mentions them. The header is JSON. What JSON has stands for itself: None, bool, int up to 64
-bits, float, str, list, and dict with str keys. Everything else is `{"": [tag, ...]}`; a dict that has the key `""` is
-tagged too. So the standard library's scanner, in C, does most of the work in both directions.
+the other as the header mentions them. The header is JSON, with as many spaces behind it as `weight` asks for. What JSON
+has stands for itself: None, bool, int up to 64 bits, float, str, list, and dict with str keys. Everything else is
+`{"": [tag, ...]}`; a dict that has the key `""` is tagged too. So the standard library's scanner, in C, does most of
+the work in both directions.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
+from enum import Enum
 from math import prod
 from types import NoneType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -21,6 +24,18 @@ from pydantic_core import to_jsonable_python
 from torch import Tensor
 
 from parallel_topology.errors import GroupArgumentError, WireError
+from parallel_topology.wire import arrays
+from parallel_topology.wire.classes import (
+    Class,
+    Parts,
+    allowed,
+    built,
+    by_name,
+    key_of,
+    member_of,
+    name_of_class,
+    parts_of,
+)
 from parallel_topology.wire.structure import (
     MAX_DEPTH,
     Path,
@@ -30,13 +45,12 @@ from parallel_topology.wire.structure import (
     name_of,
     shape_of,
     shown,
+    size_of,
     spec_of,
     tensor_of,
     too_deep,
 )
-
-Class: TypeAlias = "type[BaseModel]"
-"""What a receiver may allow to be built."""
+from parallel_topology.wire.weight import lacking, require_weight
 
 _FLAT = frozenset({NoneType, bool, float, str})
 _INT = frozenset[type]({int})
@@ -45,16 +59,22 @@ _CONTAINERS = frozenset({list, dict, tuple, set, frozenset})
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
 
+MAX_INT_BITS = 2**16
+"""The largest int that can be sent has as many bits."""
+MAX_COLLISIONS = 64
+"""Keys with one hash that a set or dict may have: each is compared with all of these."""
+
 _SENDABLE = (
-    "None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, a torch tensor, dtype, device or size, or "
-    "a pydantic model"
+    "None, bool, int, float, complex, str, bytes, list, tuple, dict, OrderedDict, set, frozenset, a torch tensor, "
+    "dtype, device or size, a NumPy array or scalar, a named tuple, a dataclass, an enum's member or a pydantic model"
 )
 
 
 def encode(value: Any) -> bytearray:
     """A value as bytes, from which `decode` makes an equal one of equal types.
 
-    Of a tensor its dtype, shape and contents are sent, of a pydantic model what `model_dump(round_trip=True)` gives.
+    Of a tensor or array its dtype, shape and contents are sent, of a pydantic model what `model_dump(round_trip=True)`
+    gives, of a dataclass its fields.
     Subclasses of the plain types are refused rather than turned into what they derive from. What is found at two places
     is sent, and arrives, twice. Every NaN arrives as the usual one.
 
@@ -66,8 +86,10 @@ def encode(value: Any) -> bytearray:
     """
     writer = _Writer()
     header = _JSON.encode(writer.item(value)).encode("utf-8", "surrogatepass")
+    bulk = sum(map(len, writer.contents))
+    header += b" " * lacking(header, 8 + len(header) + bulk)
     place = 8 + len(header)
-    message = bytearray(place + sum(map(len, writer.contents)))
+    message = bytearray(place + bulk)
     message[:8] = len(header).to_bytes(8, "little")
     message[8:place] = header
     for content in writer.contents:
@@ -80,21 +102,27 @@ def encode(value: Any) -> bytearray:
     return message
 
 
-def decode(data: bytes | bytearray | memoryview, *, models: Iterable[type[BaseModel]] = ()) -> Any:
+def decode(data: bytes | bytearray | memoryview, *, models: Iterable[Class] | None = (), in_parts: bool = False) -> Any:
     """The value that a peer encoded. Tensors are on the CPU and share no memory with `data`.
 
+    What comes takes at most `weight.FACTOR` times the memory that `data` has, besides what the classes of `models` make
+    of it.
+
     Args:
-        models: the pydantic models that may be built. A peer only names a class; none is ever imported for it.
+        models: the pydantic models, dataclasses, named tuples and enums that may be built; a peer only names a class,
+            and none is ever imported for it. With `in_parts` None allows all names.
+        in_parts: leave `Parts` for `unflatten` to build in place of instances of these, enums apart.
 
     Raises:
-        WireError: `data` is no message of `encode`, or holds a model that is not among `models`.
-        GroupArgumentError: `models` are not models, or two have one name.
+        WireError: `data` is no message of `encode`, or holds a class that is not among `models`.
+        GroupArgumentError: `models` are no such classes, or two have one name.
     """
     view = memoryview(data).cast("B")
     end = 8 + int.from_bytes(view[:8], "little")
     if end > len(view):
         raise WireError(f"{len(view)} bytes from a peer end before the message does{_hint(view)}")
-    reader = _Reader(view[end:], _by_name(models))
+    require_weight(bytes(view[8:end]), len(view))
+    reader = _Reader(view[end:], None if models is None else by_name(models), in_parts)
     try:
         text = str(view[8:end], "utf-8", "surrogatepass")
         value = json.JSONDecoder(object_hook=reader.build, parse_constant=float).decode(text)
@@ -115,7 +143,7 @@ def encode_pickled(value: Any) -> bytes:
     try:
         return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # pickle and the objects themselves raise anything
-        raise GroupArgumentError(f"a {_name(value.__class__)} cannot be pickled: {error}") from error
+        raise GroupArgumentError(f"a {name_of_class(value.__class__)} cannot be pickled: {error}") from error
 
 
 def decode_pickled(data: bytes | bytearray | memoryview) -> Any:
@@ -145,9 +173,9 @@ class _Writer:
         if kind in _FLAT:
             return value
         if kind is int:
-            return value if _LEAST <= value <= _MOST else _tagged("int", hex(value))
+            return value if _LEAST <= value <= _MOST else _large(value, path)
         if kind not in _CONTAINERS:
-            return self._leaf(value, path) or self._made(value, path, depth)
+            return self._leaf(value, path) or self._parts(value, path, depth) or self._made(value, path, depth)
         if depth >= MAX_DEPTH:
             raise too_deep(path)
         if kind is dict:
@@ -182,18 +210,57 @@ class _Writer:
             return _tagged("tensor", name_of(value.dtype), list(value.shape))
         if kind is torch.dtype:
             return _tagged("dtype", name_of(value))
+        if kind is complex:
+            return _tagged("complex", value.real, value.imag)
         if kind is torch.Size:
+            if any(not 0 <= dim < 2**63 for dim in value):
+                raise GroupArgumentError(f"{shown(path)}: {value} is the size of nothing, and cannot be sent")
             return _tagged("size", list(value))
         if kind is torch.device:
             return _tagged("device", str(value))
         if kind is TensorSpec:
             return _tagged("spec", name_of(value.dtype), list(value.shape), value.device, value.cut)
-        return None
+        if isinstance(value, Enum) and not self._in_model:
+            key = key_of(value)
+            return _tagged("enum" if type(key) is str else "flag", name_of_class(kind), key)
+        return self._array(value, path)
+
+    def _array(self, value: Any, path: Path) -> dict[str, Any] | None:
+        try:
+            found = arrays.parts_of(value)
+        except ValueError as error:
+            raise GroupArgumentError(f"{shown(path)}: {error}") from error
+        if found is None:
+            return None
+        tag, dtype, shape, contents = found
+        self.contents.append(contents)
+        return _tagged(tag, dtype, shape)
+
+    def _parts(self, value: Any, path: Path, depth: int) -> Any:
+        """What a container that is not plain is made of, else None; in a model pydantic sees to these."""
+        if self._in_model:
+            return None
+        if depth >= MAX_DEPTH:
+            raise too_deep(path)
+        kind: Any = value.__class__
+        if kind is OrderedDict:
+            keys = self._items(value, path, depth + 1)
+            return {"": ["ordered", keys, [self.item(one, (path, key), depth + 1) for key, one in value.items()]]}
+        try:
+            parts: Parts | None = value if kind is Parts else parts_of(value)
+        except ValueError as error:
+            raise GroupArgumentError(f"{shown(path)}: a {name_of_class(kind)} cannot be sent: {error}") from error
+        if parts is None:
+            return None
+        if parts.kind == "model":
+            return _tagged("model", parts.name, [self.item(parts.values[0], path, depth + 1)])
+        values = [self.item(one, (path, key), depth + 1) for key, one in zip(parts.keys, parts.values, strict=True)]
+        return _tagged(parts.kind, parts.name, list(parts.keys), values)
 
     def _made(self, value: Any, path: Path, depth: int) -> Any:
         """A model's dump, and what its fields may be besides (a path, an enum, a date), which its class makes anew."""
         is_model = isinstance(value, BaseModel)
-        name = _name(value.__class__)
+        name = name_of_class(value.__class__)
         if not is_model and not self._in_model:
             raise GroupArgumentError(
                 f"{shown(path)}: a {name} cannot be sent: expected {_SENDABLE}; or, where every member may run any "
@@ -219,9 +286,10 @@ class _Reader:
     Each content is taken once, so that a message makes no more than it brings.
     """
 
-    def __init__(self, contents: memoryview, models: dict[str, type[BaseModel]]) -> None:
+    def __init__(self, contents: memoryview, models: dict[str, Class] | None, in_parts: bool) -> None:
         self._contents = contents
         self._models = models
+        self._in_parts = in_parts
 
     def build(self, found: dict[str, Any]) -> Any:
         """What an object of the header stands for; those inside it have been built."""
@@ -249,58 +317,79 @@ class _Reader:
         shape, kind = shape_of(dims), dtype_of(dtype)
         return tensor_of(self.take(prod(shape) * kind.itemsize), kind, shape)
 
-    def model(self, name: str, dump: Any) -> BaseModel:
-        if name not in self._models:
-            allowed = ", ".join(self._models) or "none"
-            raise WireError(
-                f"a peer sent a {name!r:.200}, and the models that this call allows are {allowed}: to allow it, give "
-                f"the class, as in models=({name.rpartition('.')[2]:.80},)"
-            )
-        try:
-            return self._models[name].model_validate(dump)
-        except Exception as error:  # validators are the user's, and raise anything
-            raise WireError(f"what a peer sent as a {name} makes none: {error!s:.500}") from error
+    def array(self, tag: str, dtype: str, dims: list[Any]) -> Any:
+        shape = shape_of(dims)
+        itemsize = arrays.itemsize_of(dtype)
+        return arrays.made_of(tag, dtype, shape, bytearray(self.take(prod(shape) * itemsize)))
+
+    def instance(self, kind: str, name: str, keys: list[Any], values: list[Any]) -> Any:
+        parts = Parts(kind, name, tuple(keys), tuple(values))
+        if self._models is not None:
+            if not self._in_parts:
+                return built(parts, self._models)
+            allowed(name, self._models, kind)
+        return parts
+
+    def member(self, name: str, key: str | int) -> Any:
+        return None if self._models is None else member_of(name, key, self._models)
+
+
+def _large(value: int, path: Path) -> dict[str, Any]:
+    if value.bit_length() > MAX_INT_BITS:
+        raise GroupArgumentError(
+            f"{shown(path)}: an int of {value.bit_length()} bits cannot be sent, expected at most {MAX_INT_BITS}"
+        )
+    return _tagged("int", hex(value))
 
 
 def _tagged(tag: str, *said: object) -> dict[str, Any]:
     return {"": [tag, *said]}
 
 
-def _unique(made: Any, items: list[Any]) -> Any:
-    if len(made) != len(items):
-        raise WireError(f"a peer sent a {type(made).__name__} in which {len(items) - len(made)} keys repeat")
+def _integer(text: str) -> int:
+    if len(text) > MAX_INT_BITS // 4 + 3:
+        raise WireError(f"a peer sent an int of {len(text)} digits")
+    return int(text, 16)
+
+
+def _unique(kind: Callable[[Any], Any], keys: list[Any], items: Any) -> Any:
+    """A set or dict, of keys that are no mass of collisions, which would take time by the square of their number."""
+    hashes = list(map(hash, keys))
+    if len(keys) - len(set(hashes)) > MAX_COLLISIONS and max(Counter(hashes).values()) > MAX_COLLISIONS:
+        raise WireError(f"a peer sent a {kind.__name__} of {len(keys)} keys, of which too many have one hash")
+    made = kind(items)
+    if len(made) != len(keys):
+        raise WireError(f"a peer sent a {kind.__name__} in which {len(keys) - len(made)} keys repeat")
     return made
 
 
+def _mapping(kind: Callable[[Any], Any], said: list[Any]) -> Any:
+    return _unique(kind, said[0], zip(said[0], said[1], strict=True))
+
+
 _MAKERS: dict[str, tuple[tuple[type, ...], Callable[[_Reader, list[Any]], Any]]] = {
-    "int": ((str,), lambda _, said: int(said[0], 16)),
+    "int": ((str,), lambda _, said: _integer(said[0])),
+    "complex": ((float, float), lambda _, said: complex(said[0], said[1])),
     "bytes": ((int,), lambda reader, said: bytes(reader.take(said[0]))),
     "tuple": ((list,), lambda _, said: tuple(said[0])),
-    "set": ((list,), lambda _, said: _unique(set(said[0]), said[0])),
-    "frozenset": ((list,), lambda _, said: _unique(frozenset(said[0]), said[0])),
-    "dict": ((list, list), lambda _, said: _unique(dict(zip(said[0], said[1], strict=True)), said[0])),
+    "set": ((list,), lambda _, said: _unique(set, said[0], said[0])),
+    "frozenset": ((list,), lambda _, said: _unique(frozenset, said[0], said[0])),
+    "dict": ((list, list), lambda _, said: _mapping(dict, said)),
+    "ordered": ((list, list), lambda _, said: _mapping(OrderedDict, said)),
     "tensor": ((str, list), lambda reader, said: reader.tensor(said[0], said[1])),
+    "ndarray": ((str, list), lambda reader, said: reader.array("ndarray", said[0], said[1])),
+    "scalar": ((str, list), lambda reader, said: reader.array("scalar", said[0], said[1])),
     "dtype": ((str,), lambda _, said: dtype_of(said[0])),
-    "size": ((list,), lambda _, said: torch.Size(said[0])),
+    "size": ((list,), lambda _, said: size_of(said[0])),
     "device": ((str,), lambda _, said: torch.device(said[0])),
     "spec": ((str, list, str, bool), lambda _, said: spec_of(*said)),
-    "model": ((str, list), lambda reader, said: reader.model(said[0], said[1][0])),
+    "enum": ((str, str), lambda reader, said: reader.member(said[0], said[1])),
+    "flag": ((str, int), lambda reader, said: reader.member(said[0], said[1])),
+    "named": ((str, list, list), lambda reader, said: reader.instance("named", *said)),
+    "dataclass": ((str, list, list), lambda reader, said: reader.instance("dataclass", *said)),
+    "model": ((str, list), lambda reader, said: reader.instance("model", said[0], [], said[1])),
 }
 """Tag -> what is said with it, and what that makes."""
-
-
-def _by_name(models: Iterable[type[BaseModel]]) -> dict[str, type[BaseModel]]:
-    named: dict[str, type[BaseModel]] = {}
-    for model in models:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise GroupArgumentError(f"models has {model!r}: expected classes that derive from pydantic.BaseModel")
-        if named.setdefault(_name(model), model) is not model:
-            raise GroupArgumentError(f"models has two classes named {_name(model)}; expected different names")
-    return named
-
-
-def _name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _hint(view: memoryview) -> str:

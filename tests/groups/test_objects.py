@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from pydantic import BaseModel
 
 from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, WireError
 from parallel_topology.groups.group import ParallelGroup
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@dataclass
+class Held:
+    name: str
+    value: Any
+
+
+class Colour(Enum):
+    RED = "red"
 
 
 class Request(BaseModel):
@@ -115,6 +134,31 @@ def test_models_are_built_only_if_named(groups: GroupManager):
     else:
         with pytest.raises(WireError, match="Request"):
             groups.tp.recv_object()
+
+
+@pytest.mark.ranks(2)
+def test_classes_and_arrays_travel_with_and_without_tensors(groups: GroupManager):
+    tp, models = groups.tp, (Pair, Held, Colour)
+    sent = OrderedDict(b=Pair(1j, Colour.RED), a=Held("x", numpy.arange(3)))
+    tensors = [Pair(torch.ones(3), Held("y", OrderedDict(z=torch.zeros(9000)))), Colour.RED]
+    if tp.is_first:
+        for _ in range(2):
+            tp.send_object(sent)
+            tp.send_tensors(tensors)
+    else:
+        with pytest.raises(WireError, match=r"give the class, as in models="):
+            tp.recv_object()
+        with pytest.raises(WireError, match=r"give the class, as in models="):
+            tp.recv_tensors()
+        came = tp.recv_object(models=models)
+        assert list(came) == ["b", "a"]
+        assert came["b"] == sent["b"]
+        assert came["a"].value.tolist() == [0, 1, 2]
+        (first, held), colour = tp.recv_tensors(models=models)
+        assert first.tolist() == [1, 1, 1]
+        assert type(held) is Held
+        assert held.value["z"].numel() == 9000
+        assert colour is Colour.RED
 
 
 def test_torch_pickles_nothing_of_ours():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,6 +14,23 @@ from hypothesis import strategies as st
 from parallel_topology import GroupArgumentError
 from parallel_topology.wire.structure import TensorSpec, flatten_tensors, tensor_specs, unflatten
 from parallel_topology.wire.wire import decode, encode
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class Held:
+    """Made of a tensor's spec it would raise."""
+
+    value: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, TensorSpec):
+            raise TypeError("not a tensor")
+
 
 tensors = st.builds(
     lambda shape, dtype: torch.ones(shape, dtype=dtype),
@@ -23,6 +42,9 @@ values = st.deferred(
         (tensors | st.integers() | st.text() | st.none() | st.frozensets(st.integers()))
         | (st.lists(values, max_size=3) | st.lists(values, max_size=3).map(tuple))
         | st.dictionaries(st.text(max_size=2) | st.integers(), values, max_size=3)
+        | st.dictionaries(st.text(max_size=2), values, max_size=3).map(OrderedDict)
+        | st.builds(Pair, values, values)
+        | st.builds(Held, values)
     )
 )
 
@@ -30,7 +52,7 @@ values = st.deferred(
 def tensors_in(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
-    inside = list(value.values()) if isinstance(value, dict) else value
+    inside = [value.value] if isinstance(value, Held) else list(value.values()) if isinstance(value, dict) else value
     return [tensor for one in inside for tensor in tensors_in(one)] if isinstance(inside, (list, tuple)) else []
 
 
@@ -38,6 +60,8 @@ def without_tensors(value: Any) -> Any:
     """The same containers and leaves, with a number for each tensor."""
     if isinstance(value, torch.Tensor):
         return ("a tensor", id(value))
+    if isinstance(value, (Pair, Held)):
+        return type(value)(*[without_tensors(getattr(value, name)) for name in value.__annotations__])
     if isinstance(value, dict):
         return {key: without_tensors(inner) for key, inner in value.items()}
     return type(value)(map(without_tensors, value)) if isinstance(value, (list, tuple)) else value
@@ -50,15 +74,15 @@ def test_what_is_taken_apart_is_put_together_of_the_same_tensors(value: Any) -> 
     assert [*map(id, found)] == [*map(id, tensors_in(value))]
     assert not tensors_in(structure)
     assert tensor_specs(structure) == [TensorSpec(one.dtype, tuple(one.shape), "cpu") for one in found]
-    assert without_tensors(unflatten(structure, found)) == without_tensors(value)
+    assert without_tensors(unflatten(structure, found, (Pair, Held))) == without_tensors(value)
 
 
 @settings(deadline=None)
 @given(values)
 def test_a_structure_travels_and_is_its_bytes(value: Any) -> None:
     structure, found = flatten_tensors(value)
-    assert decode(encode(structure)) == structure
-    again, _ = flatten_tensors(unflatten(structure, [torch.zeros_like(one) for one in found]))
+    assert decode(encode(structure), models=(Pair, Held), in_parts=True) == structure
+    again, _ = flatten_tensors(unflatten(structure, [torch.zeros_like(one) for one in found], (Pair, Held)))
     assert encode(again) == encode(structure)
 
 

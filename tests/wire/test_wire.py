@@ -9,14 +9,18 @@ import math
 import pickle
 import struct
 import sys
+import time
+import tracemalloc
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
-from enum import Enum
+from enum import Enum, Flag, IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,6 +37,45 @@ PLAIN_DTYPES = [dtype for dtype in DTYPES if not str(dtype).startswith("torch.q"
 
 class Colour(Enum):
     RED = "red"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Rights(Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any = 0
+
+
+@dataclass
+class Plain:
+    values: list[Any]
+    colour: Colour = Colour.RED
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.values and type(self.values[0]) is str and self.values[0] == "no":
+            raise KeyError("a constructor that raises what it should not")
+        self.length = len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    value: Any = None
+
+
+@dataclass
+class Initial:
+    given: InitVar[int]
+
+
+CLASSES = (Pair, Plain, Frozen, Colour, Level, Rights)
 
 
 class Inner(BaseModel):
@@ -76,6 +119,10 @@ def same(one: Any, other: Any) -> bool:
         return (math.isnan(one) and math.isnan(other)) or struct.pack("d", one) == struct.pack("d", other)
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and bits(one) == bits(other)
+    if isinstance(one, numpy.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, (Plain, Frozen)):
+        return all(same(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
@@ -113,10 +160,17 @@ hashables = st.deferred(  # not st.recursive(): hypothesis objects to the length
         | (st.lists(hashables, max_size=2).map(tuple) | st.frozensets(hashables, max_size=2))
     )
 )
+arrays = st.builds(
+    lambda dtype, shape: numpy.arange(math.prod(shape)).reshape(shape).astype(dtype),
+    st.sampled_from(["<f4", ">i2", "?", "c16", "U3", "S2", "M8[s]", "f2", "u8"]),
+    st.lists(st.integers(0, 3), max_size=3).map(tuple),
+)
 leaves = (
     hashables
+    | arrays
+    | st.sampled_from([*Colour, *Level, *Rights, Rights(3), numpy.float32(0.1), numpy.datetime64("2026-01-02"), 1j])
     | tensors
-    | st.lists(st.integers(-1, 2**70)).map(torch.Size)
+    | st.lists(st.integers(0, 2**63 - 1)).map(torch.Size)
     | st.sampled_from([torch.device("cpu"), torch.device("cuda", 3), TensorSpec(torch.half, (2, 0), "cuda")])
     | st.builds(Inner, number=ints)
     | st.sets(hashables, max_size=4)
@@ -125,6 +179,8 @@ values = st.deferred(
     lambda: (
         (leaves | st.lists(values, max_size=4) | st.lists(values, max_size=4).map(tuple))
         | (st.dictionaries(texts, values, max_size=4) | st.dictionaries(hashables, values, max_size=4))
+        | (st.dictionaries(hashables, values, max_size=4).map(OrderedDict) | st.builds(Pair, values, values))
+        | (st.builds(Plain, st.lists(values, max_size=3), st.sampled_from(Colour)) | st.builds(Frozen, values))
     )
 )
 
@@ -132,7 +188,7 @@ values = st.deferred(
 @settings(max_examples=300, deadline=None)
 @given(values)
 def test_a_value_comes_back_equal_with_equal_types(value: Any) -> None:
-    assert same(decode(encode(value), models=(Inner,)), value)
+    assert same(decode(encode(value), models=(Inner, *CLASSES)), value)
 
 
 def test_ints_have_any_size() -> None:
@@ -273,8 +329,12 @@ class IntSubclass(int):
         (lambda: 0, "value: a function cannot be sent: expected None, bool"),
         ({"a": [1, 2, 3, print]}, "value['a'][3]: a builtin_function_or_method cannot be sent"),
         ({"a": ({1: object()},)}, "value['a'][0][1]: a object cannot be sent"),
-        ({(1, Colour.RED): 2}, f"value[0][1]: a {__name__}.Colour cannot be sent"),
-        ([OrderedDict()], "value[0]: a collections.OrderedDict cannot be sent"),
+        ({(1, print): 2}, "value[0][1]: a builtin_function_or_method cannot be sent"),
+        ([torch.Size([-1])], "value[0]: torch.Size([-1]) is the size of nothing, and cannot be sent"),
+        ([defaultdict(int)], "value[0]: a collections.defaultdict cannot be sent"),
+        ([1 << 2**16], "value[0]: an int of 65537 bits cannot be sent, expected at most 65536"),
+        ([numpy.array([print])], "value[0]: a NumPy array or scalar of object cannot be sent: expected numbers"),
+        ([Initial(1)], f"value[0]: a {__name__}.Initial cannot be sent: it has an InitVar, which it does not keep"),
         ({10**5000: print}, "value[a int]: a builtin_function_or_method cannot be sent"),
         ([1, IntSubclass(1)], f"value[1]: a {__name__}.IntSubclass cannot be sent"),
         ([bytearray()], "value[0]: a bytearray cannot be sent"),
@@ -490,3 +550,103 @@ def test_a_device_tensor_is_sent_from_the_device_and_received_on_the_cpu() -> No
     assert [one.device.type for one in back] == ["cpu"] * 3
     assert torch.equal(back[0], torch.arange(1_000_000.0).reshape(1000, 1000).t() * 2)
     assert same(back[1], tensor.to(torch.float8_e4m3fn).cpu())
+
+
+def test_the_receiver_names_the_classes_and_each_is_of_its_kind() -> None:
+    for value in (Pair(1), Plain([]), Colour.RED, Rights(3), Inner()):
+        with pytest.raises(WireError, match=rf"give the class, as in models=\({type(value).__name__},\)"):
+            decode(encode({"a": value}), models=tuple(one for one in (*CLASSES, Inner) if one is not type(value)))
+    named = f"{__name__}.Pair".encode()
+    with pytest.raises(WireError, match="Pair as if it were a dataclass; here it is a named"):
+        decode(with_length(b'{"":["dataclass","%b",["first","second"],[1,2]]}' % named), models=CLASSES)
+    with pytest.raises(WireError, match="its fields here are first, second"):
+        decode(with_length(b'{"":["named","%b",["first"],[1]]}' % named), models=CLASSES)
+    with pytest.raises(WireError, match=r"sent 'BLUE' as a .*Colour, which has no such member"):
+        decode(with_length(b'{"":["enum","%b","BLUE"]}' % f"{__name__}.Colour".encode()), models=CLASSES)
+    with pytest.raises(WireError, match="a constructor that raises what it should not"):
+        decode(with_length(b'{"":["dataclass","%b",["values","colour","length"],[["no"],1,1]]}'
+                           % f"{__name__}.Plain".encode()), models=CLASSES)  # fmt: skip
+
+
+HEAVY: dict[str, tuple[bytes, int]] = {
+    "empty lists": (b"[]", 400_000),
+    "lists of one": (b"[0]", 300_000),
+    "empty dicts": (b"{}", 300_000),
+    "dicts of one": (b'{"a":0}', 200_000),
+    "floats": (b"1.5", 400_000),
+    "strings": ('"ā"'.encode(), 300_000),
+    "empty tensors": (b'{"":["tensor","float32",[0]]}', 30_000),
+    "empty arrays": (b'{"":["ndarray","<f4",[0]]}', 60_000),
+    "empty sets": (b'{"":["set",[]]}', 100_000),
+    "specs": (b'{"":["spec","int8",[],"cpu",false]}', 60_000),
+    "devices": (b'{"":["device","cpu"]}', 60_000),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_message_takes_a_small_multiple_of_its_bytes(name: str) -> None:
+    one, count = HEAVY[name]
+    message = with_length(b"[" + b",".join([one] * count) + b"]")
+    tracemalloc.start()
+    begun = time.monotonic()
+    try:
+        made: Any = decode(message)
+    except WireError:
+        made = None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * len(message) + 8 * 2**20
+    assert time.monotonic() - begun < 20
+    if made is None:  # who has such a value can send it all the same
+        value: Any = [json.loads(one)] * count if not one.startswith(b'{"":') else [decode(with_length(one))] * count
+        longer = encode(value)
+        assert len(longer) > len(message)
+        assert len(decode(longer)) == count
+
+
+def test_what_is_in_strings_costs_nothing() -> None:
+    value = ['[{"a\\":[' * 200_000]
+    message = encode(value)
+    assert len(message) < 1.5 * len(json.dumps(value))
+    assert decode(message) == value
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [number * (2**61 - 1) for number in range(1, 200_000)],
+        [(number * (2**61 - 1),) for number in range(20_000)],
+    ],
+    ids=["ints", "tuples"],
+)
+@pytest.mark.parametrize("kind", ["set", "frozenset", "dict"])
+def test_keys_of_one_hash_do_not_take_time_by_their_square(keys: list[Any], kind: str) -> None:
+    shown = [{"": ["tuple", list(key)]} if isinstance(key, tuple) else key for key in keys]
+    said = [kind, shown, [0] * len(shown)] if kind == "dict" else [kind, shown]
+    begun = time.monotonic()
+    with pytest.raises(WireError, match=r"of which too many have one hash"):
+        decode(with_length(json.dumps({"": said}).encode()))
+    assert time.monotonic() - begun < 10
+
+
+def test_keys_that_only_look_alike_are_no_mass_of_collisions() -> None:
+    for keys in ({number << 40 for number in range(20_000)}, {-1, -2, 1.0, 2**61}, {(one,) for one in range(9999)}):
+        assert decode(encode(keys)) == keys
+
+
+@settings(max_examples=150, deadline=None)
+@given(values, st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=4)), min_size=1, max_size=4))
+def test_a_message_that_was_changed_gives_a_value_or_an_error_in_bounded_memory(value: Any, changes: Any) -> None:
+    message = encode(value)
+    for place, put in changes:
+        start = int(place * len(message))
+        message[start : start + len(put)] = put
+    tracemalloc.start()
+    try:
+        decode(message, models=(Inner, *CLASSES))
+    except WireError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 20 * len(message) + 8 * 2**20
