@@ -20,6 +20,7 @@ from torch import Tensor
 
 from parallel_topology.communicators.communicator import Work
 from parallel_topology.communicators.links import Links
+from parallel_topology.communicators.turns import Turns
 from parallel_topology.errors import ClosedError, CollectiveError, MismatchError, ParallelTopologyError, WireError
 from parallel_topology.wire.frames import (
     HEADER,
@@ -75,6 +76,7 @@ class Channels:
 
     Attributes:
         described, heard: what `send_tensors` last described to each member, and each member to this one.
+        turns: of collectives that are checked.
         strict: whether a tensor is only received into one of equal shape; else of equal dtype and size.
     """
 
@@ -82,6 +84,7 @@ class Channels:
         self.strict = False
         self.described: dict[int, bytes] = {}
         self.heard: dict[int, bytes] = {}
+        self.turns = Turns()
         self._links = links
         self._lock = threading.Lock()
         self._counts: dict[_Key, int] = {}

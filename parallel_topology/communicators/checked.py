@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -44,14 +44,42 @@ class CheckedCommunicator(Around):
             return self.inner.issue(operation, tensor, **arguments)
         if operation in _P2P:
             return self._issue_p2p(operation, tensor, arguments)
+        stream = torch.cuda.current_stream(tensor.device) if tensor.device.type == "cuda" else None
+
+        def call() -> Work | None:
+            with torch.cuda.stream(stream):  # pyright: ignore[reportArgumentType] (None is none)
+                self._compare(operation, tensor, arguments)
+                return self.inner.issue(operation, tensor, **arguments)
+
+        # Who begins a call and goes on may be what the others need, to come to theirs.
+        return self._channels.turns.take(call, here=not arguments["async_op"])
+
+    def _compare(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> None:
         mine = _described(operation, tensor, arguments, self.name)
         gathered = torch.empty(self._of.size * _BYTES, dtype=torch.uint8)
         wait_for(self._cpu.all_gather(_packed(mine), output=gathered, async_op=False))
-        calls = [_unpacked(part) for part in gathered.view(self._of.size, _BYTES)]
-        _require_equal(calls, self._of)
+        said = [bytes_of(part).decode().rstrip() for part in gathered.view(self._of.size, _BYTES)]
+        _require_equal(said, self._of)
         if operation == "all_to_all":
-            _require_splits(calls, self._of)
-        return self.inner.issue(operation, tensor, **arguments)
+            self._require_splits(arguments)
+
+    def _require_splits(self, arguments: dict[str, Any]) -> None:
+        """Each member is told by each other how much comes; all are told of the first that expects something else."""
+        size = self._of.size
+        gives, takes = torch.tensor(arguments["input_splits"]), torch.tensor(arguments["output_splits"])
+        given, ones = torch.empty(size, dtype=torch.int64), [1] * size
+        wait_for(self._cpu.all_to_all(gives, output=given, output_splits=ones, input_splits=ones, async_op=False))
+        wrong = [giver for giver in range(size) if given[giver] != takes[giver]]
+        mine = torch.tensor([-1, 0, 0] if not wrong else [wrong[0], int(given[wrong[0]]), int(takes[wrong[0]])])
+        found = torch.empty(3 * size, dtype=torch.int64)
+        wait_for(self._cpu.all_gather(mine, output=found, async_op=False))
+        for taker, (giver, sent, expected) in enumerate(found.view(size, 3).tolist()):  # pyright: ignore
+            if giver >= 0:
+                ranks = self._of.ranks
+                raise MismatchError(
+                    f"all_to_all on {self._of.label}: rank {ranks[giver]} sends {sent} rows to rank {ranks[taker]}, "
+                    f"which expects {expected}"
+                )
 
     def _is_announced(self, tensor: Tensor) -> bool:
         """Whether a header goes before a message anyway."""
@@ -67,67 +95,37 @@ class CheckedCommunicator(Around):
         return Together(heard, self.inner.issue(operation, tensor, **arguments), told)
 
 
-def _payload(tensor: Tensor) -> dict[str, Any]:
-    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-
-
-def _described(operation: str, tensor: Tensor, arguments: dict[str, Any], communicator: str) -> dict[str, Any]:
-    call: dict[str, Any] = {"operation": operation, "by": communicator, "on": tensor.device.type, **_payload(tensor)}
+def _described(operation: str, tensor: Tensor, arguments: dict[str, Any], communicator: str) -> str:
+    """`all_reduce float32[2] by torch on cpu op SUM`: what must be equal on all members."""
+    shape: list[int] = list(tensor.shape)
     if operation in _UNEVEN:
-        call["shape"][0] = -1
-    if "op" in arguments:
-        call["op"] = str(arguments["op"]).rpartition(".")[2]
-    return call | {
-        name: value
-        for name, value in arguments.items()
-        if name in ("src", "dst", "sizes", "input_splits", "output_splits")
-    }
+        shape[0] = -1
+    said = f"{operation} {str(tensor.dtype).removeprefix('torch.')}{shape} by {communicator} on {tensor.device.type}"
+    for name in ("src", "dst", "sizes"):
+        if name in arguments:
+            said += f" {name} {arguments[name]}"
+    return f"{said} op {str(arguments['op']).rpartition('.')[2]}" if "op" in arguments else said
 
 
-def _packed(call: dict[str, Any]) -> Tensor:
-    text = json.dumps(call, separators=(",", ":")).encode()
-    if len(text) > _BYTES:  # splits for very many members: these are not compared
-        text = json.dumps(call | {"input_splits": [], "output_splits": [], "sizes": []}).encode()
+def _packed(said: str) -> Tensor:
+    text = said.encode()
+    if len(text) > _BYTES:  # it names the sizes of very many members
+        text = text[: _BYTES - 70] + b"... " + sha256(text).hexdigest().encode()
     return torch.frombuffer(bytearray(text.ljust(_BYTES)), dtype=torch.uint8)
 
 
-def _unpacked(part: Tensor) -> dict[str, Any]:
-    return json.loads(bytes_of(part))
-
-
-def _require_equal(calls: list[dict[str, Any]], membership: Membership) -> None:
-    plain = [_shown({key: value for key, value in call.items() if not key.endswith("_splits")}) for call in calls]
-    kinds = Counter(plain)
+def _require_equal(said: list[str], membership: Membership) -> None:
+    kinds = Counter(said)
     if len(kinds) == 1:
         return
     usual = kinds.most_common(1)[0][0]
-    lines = [f"  {_named(plain, kind, membership.ranks)}: {kind}" for kind in kinds]
-    odd = [rank for rank, kind in zip(membership.ranks, plain, strict=True) if kind != usual]
+    lines = [f"  {_named(said, kind, membership.ranks)}: {kind}" for kind in kinds]
+    odd = [rank for rank, kind in zip(membership.ranks, said, strict=True) if kind != usual]
     raise MismatchError(
         f"the calls on {membership.label} = {membership.ranks} do not match: rank {odd[0]} differs\n" + "\n".join(lines)
     )
 
 
-def _require_splits(calls: list[dict[str, Any]], membership: Membership) -> None:
-    for giver, given in enumerate(calls):
-        for taker, taken in enumerate(calls):
-            if not given["input_splits"] or not taken["output_splits"]:
-                continue
-            gives, takes = given["input_splits"][taker], taken["output_splits"][giver]
-            if gives != takes:
-                ranks = membership.ranks
-                raise MismatchError(
-                    f"all_to_all on {membership.label}: rank {ranks[giver]} sends {gives} rows to rank {ranks[taker]}, "
-                    f"which expects {takes}"
-                )
-
-
-def _named(plain: list[str], kind: str, ranks: Ranks) -> str:
-    holders = [rank for rank, held in zip(ranks, plain, strict=True) if held == kind]
+def _named(said: list[str], kind: str, ranks: Ranks) -> str:
+    holders = [rank for rank, held in zip(ranks, said, strict=True) if held == kind]
     return f"rank{'s' if len(holders) > 1 else ''} {', '.join(map(str, holders))}"
-
-
-def _shown(call: dict[str, Any]) -> str:
-    what = f"{call['dtype']}{call['shape']}"
-    rest = [f"{key} {value}" for key, value in call.items() if key not in ("operation", "dtype", "shape")]
-    return " ".join([*([call["operation"]] if "operation" in call else []), what, *rest])

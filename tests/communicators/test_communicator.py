@@ -266,7 +266,7 @@ def test_a_checked_call_names_the_rank_that_differs(case: str):
 
 def _splits(groups: GroupManager) -> None:
     splits = [1, 1, 1] if groups.rank != 2 else [1, 2, 0]
-    with pytest.raises(MismatchError, match="rank 1 sends 1 rows to rank 2, which expects 2"):
+    with pytest.raises(MismatchError, match="rank 2 sends 2 rows to rank 1, which expects 1"):
         groups.tp.all_to_all(torch.ones(3), splits, [1, 1, 1] if groups.rank != 2 else [1, 2, 0])
 
 
