@@ -216,7 +216,7 @@ CASES = [
     ),
     Case("torchrun", TORCHRUN | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}, facts(rank=3, port=40815)),
     Case("torchrun", TORCHRUN | OPENMPI, facts(rank=3)),
-    Case("env", BARE, facts(rank=0, world_size=1, address="::1", port=1)),
+    Case("env", BARE, facts(rank=0, world_size=1, address="::1", port=1, restart=0, store_is_hosted=False)),
     Case("env", TWO | SLURM_ONE, facts(rank=1, world_size=2, local_rank=None, host_index=None)),
     Case(
         "env",

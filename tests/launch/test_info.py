@@ -188,8 +188,8 @@ REFUSED: list[tuple[dict[str, str], dict[str, str | None], str]] = [
     # incomplete
     (TORCHRUN, {"RANK": None}, "torchrun started this process (TORCHELASTIC_RUN_ID='job'), but RANK is not set: "),
     (BARE, {"WORLD_SIZE": None, "MASTER_PORT": None}, "env started this process (RANK='0'), but WORLD_SIZE, MASTER_P"),
-    (DEEPSPEED, {"MASTER_PORT": None}, "deepspeed started this process (RANK='3', CROSS_RANK='1', CROSS_SIZE='2'), but"),
-    (RAY, {"MASTER_ADDR": None}, "ray started this process (RANK='3', NODE_RANK='1', ACCELERATE_TORCH_DEVICE='cuda:0')"),
+    (DEEPSPEED, {"MASTER_PORT": None}, "deepspeed started this process (RANK='3', CROSS_RANK='1', CROSS_SIZE='2'), bu"),
+    (RAY, {"MASTER_ADDR": None}, "ray started this process (RANK='3', NODE_RANK='1', ACCELERATE_TORCH_DEVICE='cuda:0'"),
     (OPENMPI, {"OMPI_COMM_WORLD_SIZE": None}, "openmpi started this process (OMPI_COMM_WORLD_RANK='1'), but OMPI_CO"),
     (MPICH, {"PMI_SIZE": None}, "hydra started this process (PMI_RANK='1', MPI_LOCALRANKID='1'), but PMI_SIZE is "),
     (PALS, {"PMI_SIZE": None}, "pals started this process (PALS_RANKID='3'), but PMI_SIZE is not set"),
