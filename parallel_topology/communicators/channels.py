@@ -440,10 +440,14 @@ class _Receipt(_Flight):
             else:
                 self._accept(theirs)
             self._theirs = theirs
-        for posted in self._posted.values():
-            while posted:
-                self._until(posted[0][0], deadline)
-                posted.popleft()
+        try:
+            for posted in self._posted.values():
+                while posted:
+                    self._until(posted[0][0], deadline)
+                    posted.popleft()
+        except Exception:  # an interrupted wait can be taken up again
+            self._channels.break_off(self.key, f"{self._theirs} did not come to its end")
+            raise
         self._done = True
 
     def _read(self) -> Frame:

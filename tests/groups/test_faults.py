@@ -27,14 +27,17 @@ from parallel_topology import (
     DisagreementError,
     GroupManager,
     GroupTimeoutError,
+    MismatchError,
     ParallelTopology,
     ParallelTopologyError,
     RendezvousError,
+    WireError,
 )
 from parallel_topology.meeting.rendezvous import host_store, join_store
 from parallel_topology.testing import WorkerPool
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads
+from parallel_topology.wire.frames import Frame, Kind, first_tag
 from tests.ports import free_port
 
 TOPOLOGY = ParallelTopology(tp=2, pp=2)
@@ -149,6 +152,55 @@ def another_operation(rank: int, port: int) -> Outcome:
     return _then_aborts(groups, lambda: groups.tp.barrier())
 
 
+def other_size_in_a_receive(rank: int, port: int) -> Outcome:
+    return _received(rank, port, lambda world: world.send(torch.ones(4), 1), lambda world: world.recv(torch.ones(2), 0))
+
+
+def refused_message(rank: int, port: int) -> Outcome:
+    return _received(
+        rank, port, lambda world: world.send_object("x" * 10**6, 1), lambda world: world.recv_object(0, max_bytes=100)
+    )
+
+
+def _received(rank: int, port: int, send: Callable[[Any], object], recv: Callable[[Any], object]) -> Outcome:
+    """Rank 1 receives from rank 0 what it does not want, and then what it does."""
+    with manager(rank, port) as groups:
+        world, found = groups.world, Outcome("", "", 0)
+        if rank == 0:
+            send(world)
+            world.send(torch.ones(3), 1)
+        elif rank == 1:
+            found = outcome(lambda: recv(world))
+            assert world.recv(torch.zeros(3), 0).tolist() == [1, 1, 1]
+        world.barrier()
+        return found
+
+
+def other_size_in_a_collective(rank: int, port: int) -> Outcome:
+    with manager(rank, port, check_calls=True) as groups:
+        found = outcome(lambda: groups.world.all_reduce(torch.ones(4 if rank == 2 else 2)))
+        assert groups.world.all_reduce(torch.ones(1)) == 4
+        return found
+
+
+def announced_and_never_sent(rank: int, port: int) -> Outcome:
+    groups = manager(rank, port)
+    if rank == 0:
+        message = bytearray(8192)
+        Frame(Kind.OBJECT, 0, 10**6).pack_into(message)
+        group: Any = groups.world.cpu_group
+        group.send([torch.frombuffer(message, dtype=torch.uint8)], 1, first_tag(0)).wait()
+        time.sleep(TIMEOUT + 1)  # it is there, and says nothing
+    if rank != 1:
+        groups.abort()
+        return Outcome("", "", 0)
+    found = outcome(groups.world.recv_object)
+    again = outcome(groups.world.recv_object)
+    groups.abort()
+    assert "nothing more can be received on this channel: an object of 1000000 bytes did not come" in again.text, again
+    return found
+
+
 def other_token(rank: int, port: int) -> Outcome:
     return build(rank, port, token="wrong" if rank == 2 else "right")
 
@@ -206,6 +258,10 @@ TABLE: dict[Callable[[int, int], Outcome], tuple[tuple[int, ...], type[Exception
         "all_reduce on engine/world .*ranks? [0-9, ]*3 did not report: dead",
     ),
     another_operation: ((0, 1), GroupTimeoutError, "on engine/tp.0. .*; rank . was in (recv|barrier)"),
+    other_size_in_a_receive: ((1,), MismatchError, r"rank 0 sends float32\[4\], but rank 1 receives into float32\[2\]"),
+    refused_message: ((1,), WireError, "from rank 0: it announces 100.* bytes, expected at most max_bytes=100"),
+    other_size_in_a_collective: (ALL, MismatchError, "rank 2 differs"),
+    announced_and_never_sent: ((1,), GroupTimeoutError, "recv on engine/world"),
     other_token: (ALL, RendezvousError, "what came as rank . does not hold the same token as rank ."),
     without_token: (ALL, RendezvousError, "what came as rank . does not hold the same token as rank ."),
     store_is_killed: ((1, 2), RendezvousError, "the store failed|cannot reach the store"),
