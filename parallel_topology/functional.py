@@ -17,7 +17,8 @@ Whether a gradient is summed or cut is a choice about what comes after: `gather_
 to compute the same from the whole (each has the whole gradient already), `all_gather_from` where each goes on with its
 own part of the work (the gradients of all have to be added).
 
-All take the tensor and the group; `dim` is the tensor's. The input is never written to.
+All take the tensor and the group; `dim` is the tensor's. The input is never written to. All are linear, so
+derivatives of any order are those of the conjugates; the transforms of `torch.func` go through them.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.group import ParallelGroup
 
 
 def copy_to(tensor: Tensor, group: ParallelGroup) -> Tensor:
     """The tensor itself, into a region where each member computes its own part: gradients are added up."""
-    return _apply(_Copy, tensor, group)
+    return _apply("copy", tensor, group)
 
 
 def reduce_from(tensor: Tensor, group: ParallelGroup) -> Tensor:
     """The sum over all members, out of a region where each computed its own part."""
-    return _apply(_Reduce, tensor, group)
+    return _apply("reduce", tensor, group)
 
 
 def scatter_to(tensor: Tensor, group: ParallelGroup, dim: int = -1) -> Tensor:
@@ -47,12 +49,12 @@ def scatter_to(tensor: Tensor, group: ParallelGroup, dim: int = -1) -> Tensor:
     Raises:
         TopologyError: the group's size does not divide the length of `dim`.
     """
-    return _apply(_Scatter, tensor, group, dim)
+    return _apply("part", tensor, group, _dim("scatter_to", tensor, dim))
 
 
 def gather_from(tensor: Tensor, group: ParallelGroup, dim: int = -1) -> Tensor:
     """All members' parts, for what all then compute alike: `[..., n]` to `[..., n * size]`."""
-    return _apply(_Gather, tensor, group, dim)
+    return _apply("gather", tensor, group, _dim("gather_from", tensor, dim))
 
 
 def reduce_scatter_to(tensor: Tensor, group: ParallelGroup, dim: int = 0) -> Tensor:
@@ -61,12 +63,12 @@ def reduce_scatter_to(tensor: Tensor, group: ParallelGroup, dim: int = 0) -> Ten
     Raises:
         GroupArgumentError: the group's size does not divide the length of `dim`.
     """
-    return _apply(_ReduceScatter, tensor, group, dim)
+    return _apply("reduce_scatter", tensor, group, _dim("reduce_scatter_to", tensor, dim))
 
 
 def all_gather_from(tensor: Tensor, group: ParallelGroup, dim: int = 0) -> Tensor:
     """All members' parts, for what each then computes its own part of: `[n, ...]` to `[n * size, ...]`."""
-    return _apply(_AllGather, tensor, group, dim)
+    return _apply("all_gather", tensor, group, _dim("all_gather_from", tensor, dim))
 
 
 def all_to_all(tensor: Tensor, group: ParallelGroup, split_dim: int = 0, concat_dim: int = 0) -> Tensor:
@@ -78,7 +80,7 @@ def all_to_all(tensor: Tensor, group: ParallelGroup, split_dim: int = 0, concat_
     Raises:
         GroupArgumentError: the group's size does not divide the length of `split_dim`.
     """
-    return _apply(_AllToAll, tensor, group, split_dim, concat_dim)
+    return _apply("all_to_all", tensor, group, *(_dim("all_to_all", tensor, dim) for dim in (split_dim, concat_dim)))
 
 
 def all_to_all_v(
@@ -89,12 +91,57 @@ def all_to_all_v(
     Raises:
         GroupArgumentError: the splits do not fit the tensor or the group.
     """
-    return _apply(_AllToAllV, tensor, group, list(output_splits), list(input_splits))
+    return _apply("all_to_all_v", tensor, group, list(output_splits), list(input_splits))
 
 
-def _apply(function: type[torch.autograd.Function], tensor: Tensor, group: ParallelGroup, *how: Any) -> Tensor:
-    apply = cast("Callable[..., Tensor]", function.apply)  # pyright: ignore[reportUnknownMemberType]
-    return tensor if group.size == 1 else apply(tensor, group, *how)
+def _dim(name: str, tensor: Tensor, dim: int) -> int:
+    """Counted from the front, where a dim that is mapped over does not move it."""
+    if not isinstance(tensor, Tensor) or not hasattr(dim, "__index__") or not -tensor.dim() <= dim < tensor.dim():  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise GroupArgumentError(
+            f"{name}: dim={dim!r} of {getattr(tensor, 'shape', tensor)}; expected one of a tensor's"
+        )
+    return dim % tensor.dim()
+
+
+def _apply(kind: str, tensor: Tensor, group: ParallelGroup, *how: Any) -> Tensor:
+    return tensor if group.size == 1 else _linear(kind, tensor, group, how)
+
+
+def _linear(kind: str, tensor: Tensor, group: ParallelGroup, how: tuple[Any, ...]) -> Tensor:
+    function = _Linear if torch.compiler.is_compiling() else _Transformed
+    return cast("Callable[..., Tensor]", function.apply)(tensor, group, kind, how)
+
+
+class _Linear(torch.autograd.Function):
+    """One of the maps of `_MAPS`. All are linear, and the gradient of each is its conjugate: so is the gradient's own."""
+
+    @staticmethod
+    def forward(tensor: Tensor, group: ParallelGroup, kind: str, how: tuple[Any, ...]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _MAPS[kind](tensor, group, *how)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.group, ctx.kind, ctx.how = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        conjugate = _CONJUGATES[ctx.kind]
+        how = ctx.how[::-1] if conjugate == ctx.kind else ctx.how
+        return _linear(conjugate, gradient, ctx.group, how), None, None, None
+
+
+class _Transformed(_Linear):
+    """With what compilers refuse to see (torch 2.13): forward mode, and being mapped over."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _linear(ctx.kind, tangent, ctx.group, ctx.how)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, tensor: Tensor, *rest: Any) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What is mapped over goes last, where it is in nobody's way: the dims of `how` are counted from the front."""
+        group, kind, how = rest
+        return _linear(kind, tensor.movedim(in_dims[0], -1), group, how), -1
 
 
 def _part(tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:
@@ -107,81 +154,31 @@ def _swap(tensor: Tensor, group: ParallelGroup, split_dim: int, concat_dim: int)
     return torch.cat([part.movedim(0, split_dim) for part in cut.chunk(group.size)], concat_dim)
 
 
-class _Copy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ParallelGroup) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.group = group
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.group.all_reduce(gradient, inplace=False), None
+def _same(tensor: Tensor, group: ParallelGroup) -> Tensor:
+    return tensor.view_as(tensor)
 
 
-class _Reduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ParallelGroup) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return group.all_reduce(tensor, inplace=False)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return gradient, None
+def _total(tensor: Tensor, group: ParallelGroup) -> Tensor:
+    return group.all_reduce(tensor, inplace=False)
 
 
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.group, ctx.dim = group, dim
-        return _part(tensor, group, dim)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.group.all_gather(gradient, ctx.dim), None, None
+def _joined(tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:
+    return group.all_gather(tensor, dim)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.group, ctx.dim = group, dim
-        return group.all_gather(tensor, dim)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _part(gradient, ctx.group, ctx.dim), None, None
+def _scattered(tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:
+    return group.reduce_scatter(tensor, dim=dim)
 
 
-class _ReduceScatter(_Scatter):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ParallelGroup, dim: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.group, ctx.dim = group, dim
-        return group.reduce_scatter(tensor, dim=dim)
+def _exchanged(tensor: Tensor, group: ParallelGroup, takes: list[int], gives: list[int]) -> Tensor:
+    return group.all_to_all(tensor, takes, gives)
 
 
-class _AllGather(_Gather):
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.group.reduce_scatter(gradient, dim=ctx.dim), None, None
-
-
-class _AllToAll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ParallelGroup, split_dim: int, concat_dim: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.group, ctx.dims = group, (concat_dim, split_dim)
-        return _swap(tensor, group, split_dim, concat_dim)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _swap(gradient, ctx.group, *ctx.dims), None, None, None
-
-
-class _AllToAllV(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, tensor: Tensor, group: ParallelGroup, output_splits: list[int], input_splits: list[int]
-    ) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.group, ctx.splits = group, (input_splits, output_splits)
-        return group.all_to_all(tensor, output_splits, input_splits)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.group.all_to_all(gradient, *ctx.splits), None, None, None
+_MAPS: dict[str, Callable[..., Tensor]] = {
+    "copy": _same, "reduce": _total, "part": _part, "gather": _joined, "reduce_scatter": _scattered,
+    "all_gather": _joined, "all_to_all": _swap, "all_to_all_v": _exchanged,
+}  # fmt: skip
+_CONJUGATES = {
+    "copy": "reduce", "reduce": "copy", "part": "gather", "gather": "part", "reduce_scatter": "all_gather",
+    "all_gather": "reduce_scatter", "all_to_all": "all_to_all", "all_to_all_v": "all_to_all_v",
+}  # fmt: skip

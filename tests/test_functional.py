@@ -164,11 +164,71 @@ def test_tokens_go_to_their_experts_and_back():
 
 
 @pytest.mark.ranks(2)
-def test_second_derivatives_are_not_promised_but_inputs_are_left_alone(groups: GroupManager):
+def test_inputs_are_left_alone(groups: GroupManager):
     x = torch.ones(2, 2, requires_grad=True)
     for name, (forward, *_) in cases(2, 0, 1).items():
         forward(x, groups.tp)
         assert x.tolist() == [[1, 1], [1, 1]], name
+
+
+def replicated(tp: Any) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Each conjugate pair around some work of each member's own: of what all hold alike, to what all hold alike."""
+    scale = torch.linspace(1, 2, 4, dtype=torch.float64) * (1 + tp.rank)
+    gives = [[1, 3], [2, 2]][tp.rank] if tp.size == 2 else [4 - 2 * (tp.size - 1)] + [2] * (tp.size - 1)
+    takes = (
+        [[1, 2], [3, 2]][tp.rank]
+        if tp.size == 2
+        else [[4 - 2 * (tp.size - 1)] * tp.size, *[[2] * tp.size] * tp.size][tp.rank]
+    )
+
+    def exchanged(x: Tensor) -> Tensor:
+        there = all_to_all_v(copy_to(x, tp), tp, takes, gives)
+        return reduce_from(all_to_all_v((there**3) * scale[0], tp, gives, takes), tp)
+
+    return {
+        "copy_to, reduce_from": lambda x: reduce_from((copy_to(x, tp) * scale).sin(), tp),
+        "scatter_to, gather_from": lambda x: gather_from(scatter_to(x, tp, 0) ** 3 * scale[0], tp, 0),
+        "all_gather_from, reduce_scatter_to": lambda x: gather_from(
+            reduce_scatter_to((all_gather_from(scatter_to(x, tp, 0), tp, 0) * scale).sin(), tp, 0), tp, 0
+        ),
+        "all_to_all": lambda x: gather_from(
+            all_to_all(all_to_all(scatter_to(x, tp, 0), tp, 1, 0) ** 3 * scale[0], tp, 0, 1), tp, 0
+        ),
+        "all_to_all_v": exchanged,
+    }
+
+
+def _any_order(groups: GroupManager, name: str) -> None:
+    function = replicated(groups.tp)[name]
+    x = random(3, (4, 4)).requires_grad_()
+    torch.manual_seed(0)  # the checks draw, and all members must draw the same
+    assert torch.autograd.gradcheck(function, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, x, random(4, (4, 4)).requires_grad_())
+    whole = torch.func.grad(lambda y: (function(y) * random(5, (4, 4))).sum())(x.detach())
+    torch.testing.assert_close(whole, torch.autograd.grad((function(x) * random(5, (4, 4))).sum(), x)[0])
+    batch = random(6, (3, 4, 4))
+    torch.testing.assert_close(torch.func.vmap(function)(batch), torch.stack([function(one) for one in batch]))
+    torch.testing.assert_close(
+        torch.func.vmap(torch.func.grad(lambda y: function(y).sum()), 2)(batch.movedim(0, 2)),
+        torch.stack([torch.func.grad(lambda y: function(y).sum())(one) for one in batch]),
+    )
+
+
+def _forward_mode(groups: GroupManager) -> None:
+    for function in replicated(groups.tp).values():
+        torch.manual_seed(0)
+        x = random(3, (4, 4)).requires_grad_()
+        assert torch.autograd.gradcheck(function, x, check_forward_ad=True, check_backward_ad=False, fast_mode=True)
+
+
+def test_forward_mode():
+    run_ranks("tp2", _forward_mode, world="processes", check=False)  # torch has one level of it in a process
+
+
+@pytest.mark.parametrize("name", ["copy_to, reduce_from", "scatter_to, gather_from",
+                                  "all_gather_from, reduce_scatter_to", "all_to_all", "all_to_all_v"])  # fmt: skip
+def test_derivatives_of_any_order_and_the_transforms_of_torch_func(name: str):
+    run_ranks("tp2", _any_order, name, check=False)
 
 
 @pytest.mark.ranks(2)
