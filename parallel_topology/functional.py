@@ -109,11 +109,12 @@ def _apply(kind: str, tensor: Tensor, group: ParallelGroup, *how: Any) -> Tensor
 
 def _linear(kind: str, tensor: Tensor, group: ParallelGroup, how: tuple[Any, ...]) -> Tensor:
     function = _Linear if torch.compiler.is_compiling() else _Transformed
-    return cast("Callable[..., Tensor]", function.apply)(tensor, group, kind, how)
+    apply = cast("Callable[..., Tensor]", function.apply)  # pyright: ignore[reportUnknownMemberType]
+    return apply(tensor, group, kind, how)
 
 
 class _Linear(torch.autograd.Function):
-    """One of the maps of `_MAPS`. All are linear, and the gradient of each is its conjugate: so is the gradient's own."""
+    """One of the maps of `_MAPS`. All are linear; the gradient of each is its conjugate, and so on."""
 
     @staticmethod
     def forward(tensor: Tensor, group: ParallelGroup, kind: str, how: tuple[Any, ...]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

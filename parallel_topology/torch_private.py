@@ -29,6 +29,10 @@ is_transformed: Callable[[torch.Tensor], bool] = cast("Any", torch)._C._functorc
 """Whether a tensor stands for another inside `torch.func.grad`, `vmap` and the like."""
 
 
+GLOO_SCATTERS_SUMS: bool = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+"""Whether gloo's reduce-scatter may take the sum whatever it is asked for: seen in torch 2.8, and not in 2.13."""
+
+
 def all_gather(group: Any, outputs: list[torch.Tensor], tensor: torch.Tensor, *, async_op: bool) -> Any:
     """Into a tensor for each member."""
     return group.allgather([outputs], [tensor], _gather_options(async_op))

@@ -7,6 +7,7 @@ registry, which does not know these groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from parallel_topology import torch_private
 from parallel_topology.communicators.channels import Incoming, Source, channels_of
-from parallel_topology.communicators.communicator import Communicator, Together, Work
+from parallel_topology.communicators.communicator import Communicator, Together, Work, wait_for
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.waiting import InSlices
 from parallel_topology.errors import GroupArgumentError
@@ -28,6 +29,11 @@ _NATIVE = frozenset(
     }
 )  # fmt: skip
 """What gloo and NCCL both move as it is. Anything else is moved as bytes: they refuse it, or some operations do."""
+
+
+_REPEATED = 2**20
+"""The most bytes of an uneven gather over gloo that is one all-to-all of repeated input; larger ones are
+broadcasts, which take no memory."""
 
 
 class TorchCommunicator(Communicator):
@@ -83,6 +89,13 @@ class TorchCommunicator(Communicator):
         )
 
     def all_gather_v(self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], async_op: bool) -> Work | None:
+        if self._is_gloo(tensor) and output.nbytes > _REPEATED:
+            parts = _rows(output, sizes)
+            parts[self._rank].copy_(tensor)
+            sent = (
+                self.issue("broadcast", part, src=src, async_op=True) for src, part in enumerate(parts) if part.numel()
+            )
+            return Together(*sent)
         if self._is_gloo(tensor):  # gloo gathers equal sizes only; as an all-to-all, exactly what is needed travels
             repeated = tensor.repeat(self._size, *[1] * (tensor.dim() - 1))
             mine = [sizes[self._rank]] * self._size
@@ -91,13 +104,20 @@ class TorchCommunicator(Communicator):
         return torch_private.all_gather(self._group(tensor), parts, _movable(tensor), async_op=async_op)
 
     def reduce_scatter(self, tensor: Tensor, *, output: Tensor, op: Any, async_op: bool) -> Work | None:
-        options = _reduce_scatter_options(_reduction(op, tensor), async_op)
+        op = _reduction(op, tensor)
+        if self._takes_sums(tensor, op):
+            rows = output.shape[0]
+            return self._reduced_part(tensor, output, self._rank * rows, op, async_op)
+        options = _reduce_scatter_options(op, async_op)
         return torch_private.reduce_scatter_single(self._group(tensor), _real(output), _real(tensor), options)
 
     def reduce_scatter_v(
         self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], op: Any, async_op: bool
     ) -> Work | None:
-        options = _reduce_scatter_options(_reduction(op, tensor), async_op)
+        op = _reduction(op, tensor)
+        if self._takes_sums(tensor, op):
+            return self._reduced_part(tensor, output, sum(sizes[: self._rank]), op, async_op)
+        options = _reduce_scatter_options(op, async_op)
         return self._group(tensor).reduce_scatter([_real(output)], [_rows(_real(tensor), sizes)], options)
 
     def gather(self, tensor: Tensor, *, output: Tensor | None, dst: int, async_op: bool) -> Work | None:
@@ -180,9 +200,35 @@ class TorchCommunicator(Communicator):
         if self._links.channels is not None:
             self._links.channels.close()
 
+    def _takes_sums(self, tensor: Tensor, op: Any) -> bool:
+        return torch_private.GLOO_SCATTERS_SUMS and self._is_gloo(tensor) and op != dist.ReduceOp.SUM
+
+    def _reduced_part(self, tensor: Tensor, output: Tensor, start: int, op: Any, async_op: bool) -> Work:
+        """A reduce-scatter as an all-reduce, of which each member keeps its part."""
+        whole = tensor.clone()
+        work = self.issue("all_reduce", whole, op=op, async_op=async_op)
+        return _Copying(work, whole.narrow(0, start, output.shape[0]), output)
+
     def _parts(self, whole: Tensor) -> list[Tensor]:
         """One for each member, also when they are empty."""
         return _rows(whole, [whole.shape[0] // self._size] * self._size)
+
+
+class _Copying:
+    """Work whose result is copied to where it belongs once it is done."""
+
+    def __init__(self, work: Work | None, result: Tensor, output: Tensor) -> None:
+        self._work = work
+        self._result = result
+        self._output = output
+
+    def wait(self, timeout: timedelta | None = None) -> object:
+        wait_for(self._work, timeout)
+        self._output.copy_(self._result)
+        return True
+
+    def is_completed(self) -> bool:
+        return self._work is None or self._work.is_completed()
 
 
 def _rows(whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:

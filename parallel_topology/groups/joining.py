@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -28,6 +28,13 @@ from parallel_topology.torch_errors import STORE_ERRORS
 _VERSION = version("parallel-topology")  # searched for on the whole import path: once, not for each manager
 LAST_WORDS = 0.5
 """Seconds after the deadline in which a rank that finds the store answering may say who did not come, and withdraw."""
+
+
+@contextmanager
+def plain_torch() -> Generator[None]:
+    """Neither inference mode nor a default device of the caller's: what is made inside is used outside, too."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        yield
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from parallel_topology.errors import (
 )
 from parallel_topology.groups.declared import DeclaredView
 from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.groups.joining import LAST_WORDS, Joined, bind, join
+from parallel_topology.groups.joining import LAST_WORDS, Joined, bind, join, plain_torch
 from parallel_topology.groups.life import Life
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.meeting.ballot import Ballots
@@ -137,6 +137,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         )  # fmt: skip
         self._build(topology, rank, store, told, Creator)
 
+    @plain_torch()
     def _build(
         self,
         topology: ParallelTopology,

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from parallel_topology import GroupArgumentError, GroupManager, NotPicklableError, ParallelTopology
+from parallel_topology import GroupArgumentError, GroupManager, NotPicklableError, ParallelTopology, torch_private
 from parallel_topology.testing import run_ranks
 
 # -- memory that is not the values ------------------------------------------------------------------------------------
@@ -481,3 +482,57 @@ def test_copies_of_a_module_hold_the_same_groups_and_to_pickle_one_says_so(group
     for held in (groups, groups.tp, layer):
         with pytest.raises(NotPicklableError, match="cannot be pickled; send"):
             pickle.dumps(held)
+
+
+# -- where a manager is made, and what a version of torch gets wrong --------------------------------------------------
+
+
+def _made_inside(groups: GroupManager, folder: str, context: Any) -> None:
+    store = dist.FileStore(f"{folder}/{len(groups.tp.ranks)}", groups.world.size)
+    with context():
+        made = GroupManager(ParallelTopology(tp=2), rank=groups.rank, store=store, timeout=30)
+    with made:
+        assert made.tp.all_reduce(torch.ones(2)).tolist() == [2, 2]
+        assert made.tp.all_gather_object(groups.rank) == [0, 1]
+        with context():
+            made.tp.barrier()
+            assert made.tp.all_gather_v(torch.full((1 + groups.rank,), 1.0, device="cpu")).shape == (3,)
+        made.tp.links.order.add_(1)  # as compiled collectives do
+
+
+def _under_a_default_device() -> Any:
+    return torch.device("meta")
+
+
+@pytest.mark.parametrize("context", [_under_a_default_device, torch.inference_mode, torch.no_grad])
+def test_a_manager_made_under_a_mode_works_outside(tmp_path: Path, context: Any):
+    run_ranks("tp2", _made_inside, str(tmp_path), context, check=False)
+
+
+def _large_and_uneven(groups: GroupManager) -> None:
+    tp = groups.tp
+    mine = torch.full((100_000 * tp.rank, 3), float(tp.rank))
+    whole = tp.all_gather_v(mine)
+    assert whole.shape == (100_000 * sum(range(tp.size)), 3)
+    for member, part in enumerate(whole.split([100_000 * member for member in range(tp.size)])):
+        assert part.eq(member).all()
+    assert tp.all_gather_v(mine, async_op=True).wait().equal(whole)
+
+
+@pytest.mark.ranks(3)
+def test_large_uneven_gathers(groups: GroupManager):
+    _large_and_uneven(groups)
+
+
+@pytest.mark.ranks(3)
+def test_where_gloo_scatters_sums_all_reductions_are_right(groups: GroupManager, monkeypatch: pytest.MonkeyPatch):
+    """As in torch 2.8; the same calls over the group's own reduce-scatter are in test_collectives."""
+    tp = groups.tp
+    monkeypatch.setattr(torch_private, "GLOO_SCATTERS_SUMS", True)
+    for op, plain in {"max": torch.amax, "min": torch.amin, "avg": torch.mean, "product": torch.prod}.items():
+        values = torch.stack([_values(member, torch.float32)[:3] for member in range(3)])
+        expected = plain(values, 0)
+        assert tp.reduce_scatter(values[tp.rank], op).equal(expected[tp.rank][None])
+        assert tp.reduce_scatter(values[tp.rank], op, async_op=True).wait().equal(expected[tp.rank][None])
+        sizes = [2, 0, 1]
+        assert tp.reduce_scatter_v(values[tp.rank], sizes, op).equal(expected.split(sizes)[tp.rank])
