@@ -206,9 +206,9 @@ class Groups(Sequence[Ranks]):
     placement: Placement | None
 
     def __init__(self, starts: Ranks, modes: Modes, placement: Placement | None = None) -> None:
-        object.__setattr__(self, "starts", starts)
-        object.__setattr__(self, "modes", modes)
-        object.__setattr__(self, "placement", placement)
+        _set_starts(self, starts)
+        _set_group_modes(self, modes)
+        _set_group_placement(self, placement)
 
     @property
     def size(self) -> int:
@@ -302,6 +302,11 @@ class Groups(Sequence[Ranks]):
     def __repr__(self) -> str:
         shown = " ".join(map(repr, islice(self, 16)))
         return shown if self.size <= 16 else f"{shown} ... ({self.size} groups)"
+
+
+_set_starts, _set_group_modes, _set_group_placement = (
+    vars(Groups)[name].__set__ for name in ("starts", "modes", "placement")
+)
 
 
 @dataclass(frozen=True)

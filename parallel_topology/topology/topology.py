@@ -404,9 +404,8 @@ class ParallelTopology(BaseModel):
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_"):
                 return super().__getattr__(name)
-            if name in self._sizes:
-                return self._sizes[name]
-            return self.size(name)
+            size = self._sizes.get(name)
+            return self.size(name) if size is None else size
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise _frozen(type(self), name, value)
@@ -491,10 +490,14 @@ class ParallelTopology(BaseModel):
 
     def _resolved(self, axes: tuple[str, ...]) -> tuple[Layout, frozenset[str]]:
         """The factorization that has the axes, and their single names."""
-        if len(axes) == 1 and type(axes[0]) is str:  # most questions
+        try:
+            names = frozenset(axes)
+        except TypeError:  # a list is no name
+            names = frozenset[str]()
+        if names and len(names) == len(axes):  # most questions
             for layout in self._layouts.values():
-                if axes[0] in layout.modes:
-                    return layout, frozenset(axes)
+                if names <= layout.modes.keys():
+                    return layout, names
         single = self._single(axes)
         names = frozenset(single)
         there = names - self._absent

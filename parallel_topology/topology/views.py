@@ -73,7 +73,7 @@ def require_same_groups(layouts: Mapping[str, Layout], world: Ranks) -> None:
     for name, layout in layouts.items():
         for axis, modes in layout.modes.items():
             other = layouts[home.setdefault(axis, name)]
-            if coalesce(other.modes[axis]) == coalesce(modes):
+            if other is layout or coalesce(other.modes[axis]) == coalesce(modes):
                 continue
             axes = frozenset([axis])
             # Every group along an axis is a shift of the one through position 0: that one differs if any does.
