@@ -10,19 +10,23 @@ from parallel_topology.communicators.forked import leave_to_parent
 
 
 class Hosted:
-    """The one reference to a store's server: whoever uses the store has a client of its own."""
+    """The one reference to a store's server: whoever uses the store has a client of its own.
+
+    Attributes:
+        server: None once it is closed.
+    """
 
     def __init__(self, server: dist.TCPStore) -> None:
-        self._server: dist.TCPStore | None = server
+        self.server: dist.TCPStore | None = server
         leave_to_parent(self)
 
     def close(self) -> None:
         """Stop to serve."""
-        self._server = None
+        self.server = None
 
     def held(self) -> Iterator[object]:
         """What a forked child must leave alone."""
-        yield self._server
+        yield self.server
 
     def forked(self) -> None:
         """Nothing more: the child has its own copy of this object."""

@@ -14,10 +14,11 @@ from parallel_topology.errors import RendezvousError
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.meeting.addresses import listener, plain_host, reach_of
 from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake
+from parallel_topology.meeting.hosted import Hosted
 from parallel_topology.torch_errors import first_line
 
 T = TypeVar("T")
-_job_stores: dict[tuple[str, int], dist.Store] = {}
+_job_stores: dict[tuple[str, int], Hosted] = {}
 """The job's stores that this process hosts, until it ends: a launcher names one port, and a process can listen on it
 once, for however many managers, one after the other or side by side."""
 _hosting = threading.Lock()
@@ -71,10 +72,12 @@ def launched_store(info: LaunchInfo, timeout: float | Deadline) -> dist.Store:
     if not _hosting.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX)):
         raise RendezvousError(f"cannot host the store at {address}:{port} within {deadline.seconds:g} s")
     try:
-        store = _job_stores.get((address, port)) or torch_private.default_store_at(port)
+        hosted = _job_stores.get((address, port))
+        store = hosted.server if hosted is not None else torch_private.default_store_at(port)
         if store is None:
             alone = info.local_size == info.world_size
-            store = _job_stores[address, port] = _host(address, port, deadline, named=False, alone=alone)
+            store = _host(address, port, deadline, named=False, alone=alone)
+            _job_stores[address, port] = Hosted(store)
     finally:
         _hosting.release()
     client = _opened(lambda: torch_private.clone_store(store), f"cannot reach the store at {address}:{port}", deadline)

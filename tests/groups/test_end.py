@@ -478,3 +478,48 @@ def test_the_bodys_interrupt_stays_one_on_ranks():
     with pytest.raises(ExceptionGroup) as caught:
         run_ranks("tp2", body, timeout=30)
     assert caught.group_contains(KeyError, match="the body's")
+
+
+def _state(store: dist.Store) -> dict[str, int]:
+    gc.collect()
+    return {
+        "descriptors": descriptors(),
+        "threads": len(os.listdir("/proc/self/task")),
+        "keys": store.num_keys(),
+        "memory": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_500_cycles_leave_nothing_behind(end: str):
+    """Two ranks make, use and end a manager; with abort, one of them waits in it when the other one goes."""
+    store = dist.HashStore()
+    seen: list[dict[str, int]] = []
+
+    def body(rank: int) -> None:
+        with GroupManager(TWO, rank=rank, store=store, timeout=60) as groups:
+            groups.tp.all_reduce(torch.ones(100))
+            handle = groups.tp.all_reduce(torch.ones(100), async_op=True)
+            groups.tp.send_recv(torch.ones(10))
+            handle.wait()
+            if end == "close":
+                return
+            if rank == 0:
+                groups.abort()
+            else:
+                with pytest.raises(ParallelTopologyError):
+                    groups.tp.recv(torch.ones(1))
+                groups.abort()
+
+    for cycle in range(500):
+        run_threads(["rank"] * 2, body, timeout=60)
+        if cycle in (20, 499):
+            assert eventually(lambda: connected() == 0)
+            seen.append(_state(store))
+    before, after = seen
+    assert eventually(lambda: descriptors() <= before["descriptors"])
+    assert after["threads"] <= before["threads"] + 1
+    assert after["keys"] <= before["keys"]
+    assert after["memory"] - before["memory"] < 20_000_000
