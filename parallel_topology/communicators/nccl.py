@@ -88,13 +88,12 @@ class NcclCommunicator(Communicator):
     ) -> Work | None:
         stream = self._stream()
         with self._nccl.group():
-            for member in range(self._size):
-                if input_splits[member]:
-                    rows = tensor.narrow(0, sum(input_splits[:member]), input_splits[member])
-                    self._comm.send(rows, member, stream=stream)
-                if output_splits[member]:
-                    rows = output.narrow(0, sum(output_splits[:member]), output_splits[member])
-                    self._comm.recv(rows, member, stream=stream)
+            parts = (torch.split_with_sizes(*split) for split in ((tensor, input_splits), (output, output_splits)))
+            for member, (given, taken) in enumerate(zip(*parts, strict=True)):
+                if given.shape[0]:
+                    self._comm.send(given, member, stream=stream)
+                if taken.shape[0]:
+                    self._comm.recv(taken, member, stream=stream)
 
     def send(self, tensor: Tensor, *, dst: int, async_op: bool) -> Work | None:
         self._comm.send(tensor, dst, stream=self._stream())
