@@ -23,6 +23,7 @@ Path: TypeAlias = "tuple[Path, object] | None"
 _CONTAINERS = (list, tuple, dict, OrderedDict)
 _NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in _DTYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def bytes_of(tensor: Tensor) -> bytearray:
 
 def name_of(dtype: torch.dtype) -> str:
     """`bfloat16`"""
-    return str(dtype).removeprefix("torch.")
+    return _NAMES[dtype]
 
 
 def dtype_of(name: str) -> torch.dtype:
