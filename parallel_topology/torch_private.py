@@ -6,8 +6,12 @@ default group and without torch's registry of groups by name.
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, Self, cast
@@ -218,11 +222,50 @@ def clone_store(store: dist.Store) -> dist.Store:
         raise
 
 
-def is_extended(store: dist.Store) -> bool:
-    """Whether a store has `append`, `multi_get` and `multi_set`: those of a file have, and say they have not."""
+def end_waits(client: dist.Store) -> None:
+    """Shut the connection of a client of a TCPStore down, so that a thread which waits in it gets an error at once.
+
+    Its descriptor stands only in its `repr` (torch 2.13: `TCPStore(client=TCPClient(SocketImpl(fd=15, ...`); where it
+    does not, the thread waits until its own timeout.
+    """
+    base = base_store(client)
+    found = re.search(r"SocketImpl\(fd=(\d+),", repr(base)) if isinstance(base, dist.TCPStore) else None
+    if found is not None:
+        with suppress(OSError), socket.socket(fileno=os.dup(int(found[1]))) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def base_store(store: dist.Store) -> dist.Store:
+    """The store below all prefixes."""
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
-    return isinstance(store, (dist.TCPStore, dist.HashStore, dist.FileStore))
+    return store
+
+
+def is_extended(store: dist.Store) -> bool:
+    """Whether a store has `append` and `multi_set`: those of a file have, and say they have not."""
+    return isinstance(base_store(store), (dist.TCPStore, dist.HashStore, dist.FileStore))
+
+
+def is_file(store: dist.Store) -> bool:
+    """Whether a store is a file."""
+    return isinstance(base_store(store), dist.FileStore)
+
+
+def is_tcp(store: dist.Store) -> bool:
+    """Whether a store is a server's client."""
+    return isinstance(base_store(store), dist.TCPStore)
+
+
+def multi_get(store: dist.Store, keys: Sequence[str], timeout: timedelta) -> list[bytes]:
+    """Several keys in one operation, which waits for those that are not there."""
+    client: Any = store
+    before = client.timeout
+    client.set_timeout(timeout)
+    try:
+        return [bytes(value) for value in client.multi_get(list(keys))]
+    finally:
+        client.set_timeout(before)
 
 
 def multi_set(store: dist.Store, values: Mapping[str, str]) -> None:
@@ -247,7 +290,5 @@ def default_store_at(port: int) -> dist.Store | None:
     """The store over which this process's default group was made, if it is at `port`."""
     if not dist.is_initialized():
         return None
-    store = default_store()
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
+    store = base_store(default_store())
     return store if isinstance(store, dist.TCPStore) and store.port == port else None

@@ -58,7 +58,7 @@ def reach_of(host: str, port: int) -> str:
 
 def address_towards(store: dist.Store) -> str:
     """The address of this host from which the store's host is reached; empty where a store has no address."""
-    base = _base(store)
+    base = torch_private.base_store(store)
     return _source(base.host, base.port) if isinstance(base, dist.TCPStore) else ""
 
 
@@ -73,7 +73,7 @@ def gloo_devices(store: dist.Store, others: Sequence[str]) -> list[Any]:
     """
     if given := os.environ.get("GLOO_SOCKET_IFNAME"):
         return [_device(name) for name in dict.fromkeys(_interfaces(given))]
-    base = _base(store)
+    base = torch_private.base_store(store)
     if isinstance(base, dist.HashStore):  # lives in this process, and so do all ranks
         return [torch_private.gloo_device(hostname=LOOPBACK)]
     mine = address_towards(base)
@@ -100,12 +100,6 @@ def _interfaces(given: str) -> list[str]:
                 f"GLOO_SOCKET_IFNAME={given!r}: there is no interface {name!r}; this host has {', '.join(there)}"
             )
     return names
-
-
-def _base(store: dist.Store) -> dist.Store:
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    return store
 
 
 def _source(host: str, port: int) -> str:

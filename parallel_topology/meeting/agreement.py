@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
@@ -50,6 +51,8 @@ FIRST_LOOK = 1.0
 
 _present: set[str] = set()
 """Nonces of meetings that threads of this process are in: two threads of one rank meet one after the other."""
+_placing = threading.Lock()
+"""Held by a thread that puts a card at its rank's place, or clears that: a store cannot compare and delete at once."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Meeting:
     _before: str = ""
     _calls: list[str] = field(default_factory=list[str])
     _formers: list[str] = field(default_factory=list[str])
+    _told: list[str] = field(default_factory=list[str])
     _left: bool = False
 
     @property
@@ -161,16 +165,19 @@ class Meeting:
         """Take away what is left once the manager has ended; whether this rank was the last to leave, which takes what
         all shared."""
         self.tidy(store)
-        if read(store, self._came(self.rank)) == self._called_to.encode():
-            delete(store, self._came(self.rank))
+        with _at_place():
+            if read(store, self._came(self.rank)) == self._called_to.encode():
+                delete(store, self._came(self.rank))
         last = self._count_out(store)
         if last and store.add(f"{self.place}/live", -1) <= 0:
             delete(store, *(f"{self.place}/{key}" for key in ("live", "number", "met", "ended")))
         elif not last and self.rank == self._first:
+            self._sweep(store)
             append(store, f"{self.place}/ended", self.round)
+            delete(store, *self._told)
         return last
 
-    def sweep(self, store: dist.Store) -> None:
+    def _sweep(self, store: dist.Store) -> None:
         """Take away what is left of managers that the first rank has left, though others died and never did."""
         ended = set(lines(store, f"{self.place}/ended")) - {self.round}
         if ended:
@@ -220,6 +227,7 @@ class Meeting:
         looks = Patience(len(self.world))
         entries: dict[int, Entry] = {}
         since: dict[int, float] = {}
+        patience = self._soon(PATIENCE).seconds
         while True:
             wanted = [rank for rank in self.world if rank not in entries]
             texts = read_all(store, [self._came(rank) for rank in wanted])
@@ -230,7 +238,7 @@ class Meeting:
                 try:
                     entries[rank] = Entry.read(text, rank)
                 except UnreadableError as error:
-                    if time.monotonic() - since.setdefault(rank, time.monotonic()) >= PATIENCE:
+                    if time.monotonic() - since.setdefault(rank, time.monotonic()) >= patience:
                         return entries, f"{self.name}: what came as rank {rank} shows no card: {error}"
             if len(entries) == len(self.world):
                 return entries, ""
@@ -243,7 +251,8 @@ class Meeting:
         self.round = secrets.token_hex(8)
         call = json.dumps([[rank, entry.nonce, digest(entry.text())] for rank, entry in sorted(entries.items())])
         told = {f"{self._in_round}/call": call, f"{self.place}/open": self.round}
-        told |= {self._call_key(entry): self.round for entry in entries.values() if entry.rank != self.rank}
+        self._told = [self._call_key(entry) for entry in entries.values() if entry.rank != self.rank]
+        told |= dict.fromkeys(self._told, self.round)
         write_all(store, told)
         return call
 
@@ -251,9 +260,9 @@ class Meeting:
         """Each rank's proof; None if the round cannot come off, because somebody came in another's place or gave up."""
         keys = {rank: f"{self._in_round}/ack/{rank}" for rank in self.world if rank != self.rank}
         looks = Patience(len(self.world))
-        complete = wait_for(store, list(keys.values()), Deadline(min(self.deadline.left(), FIRST_LOOK)))
+        complete = wait_for(store, list(keys.values()), self._soon(FIRST_LOOK))
         while not complete:
-            silent = [int(key.rpartition("/")[2]) for key in absent(store, list(keys.values()), self.deadline)]
+            silent = [int(key.rpartition("/")[2]) for key in absent(store, list(keys.values()), Deadline(1))]
             if self._replaced(store, entries, silent) or store.check([f"{self._in_round}/end"]):
                 return None
             if self.deadline.passed():
@@ -264,7 +273,7 @@ class Meeting:
                   for rank, proof in zip(keys, read_all(store, list(keys.values())), strict=True)}  # fmt: skip
         proofs[self.rank] = self._seal("proof", call, str(self.rank))
         strangers = [rank for rank in self.world if not self._proved(call, rank, proofs[rank])]
-        patience = Deadline(min(self.deadline.left(), PATIENCE))
+        patience = self._soon(PATIENCE)
         while strangers and not patience.passed():
             if self._replaced(store, entries, strangers):
                 return None
@@ -346,22 +355,23 @@ class Meeting:
         key, mine = self._came(self.rank), self._entry.text()
         looks = Patience(1)
         while True:
-            before = store.compare_set(key, "", mine)
-            if before.decode(errors="replace") == mine:
-                return
-            with suppress(UnreadableError):
-                other = Entry.read(before)
-                if other.process == self.process and other.nonce in _present:
-                    if self.deadline.passed():
-                        raise GroupTimeoutError(
-                            f"{self.name}: another thread of rank {self.rank} was in a meeting of this name for "
-                            f"{self.deadline.seconds:g} s"
-                        )
-                    looks.pause(self.deadline)
-                    continue
-                self._before = other.process
-            store.set(key, mine)
-            return
+            with _at_place():
+                before = store.compare_set(key, "", mine)
+                if before.decode(errors="replace") == mine:
+                    return
+                other = None
+                with suppress(UnreadableError):
+                    other = Entry.read(before)
+                if other is None or other.process != self.process or other.nonce not in _present:
+                    self._before = other.process if other else ""
+                    store.set(key, mine)
+                    return
+            if self.deadline.passed():
+                raise GroupTimeoutError(
+                    f"{self.name}: another thread of rank {self.rank} was in a meeting of this name for "
+                    f"{self.deadline.seconds:g} s"
+                )
+            looks.pause(self.deadline)
 
     def _conclude(self, call: str, sealed: bytes) -> Agreed:
         """What follows from a verdict."""
@@ -427,6 +437,10 @@ class Meeting:
         missing = shown_ranks([rank for rank in self.world if rank in lacking])
         return f"{self.name}: {missing} did not come within {self.deadline.seconds:g} s; {present}{twice}"
 
+    def _soon(self, seconds: float) -> Deadline:
+        """Some seconds from now, and at most a small part of what is left."""
+        return Deadline(min(seconds, self.deadline.left() / 8))
+
     def _gave_up_now(self, text: bytes) -> bool:
         """Whether a rank came and gave up while this one waited; by wall clocks, which differ a little."""
         with suppress(ValueError):
@@ -456,6 +470,17 @@ class Meeting:
 
     def _call_key(self, entry: Entry) -> str:
         return f"{self.place}/called/{entry.nonce}/{entry.turn}"
+
+
+@contextmanager
+def _at_place() -> Generator[None]:
+    """While no other thread of this process is at a place; but a store that froze under one does not hold up others."""
+    held = _placing.acquire(timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        if held:
+            _placing.release()
 
 
 def _is_free(text: bytes) -> bool:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from parallel_topology.torch_errors import STORE_ERRORS
 T = TypeVar("T")
 FAREWELL = 0.5
 """Seconds that the end of a manager may spend at the store."""
+GONE_BY_NOW = timedelta(seconds=1)
+"""After which a key that was there a moment ago is taken for gone."""
 
 
 class Control:
@@ -46,8 +49,10 @@ class Control:
         return client
 
     def renew(self) -> None:
-        """Forget the client: what was left behind may still be waiting in it."""
-        self._client = None
+        """Forget the client, and end the wait of what was left behind in it."""
+        client, self._client = self._client, None
+        if client is not None and torch_private.base_store(client) is not torch_private.base_store(self.given):
+            torch_private.end_waits(client)
 
     def ask(self, act: Callable[[dist.Store], T], deadline: Deadline, *, grace: float = 0.0) -> T:
         """What `act` finds out at the store.
@@ -59,7 +64,7 @@ class Control:
             return overtake(lambda: act(self.client()), deadline, grace=grace)
         except BaseException as error:
             if isinstance(error, Overtaken) or not isinstance(error, Exception):
-                self.renew()  # the thread that was left behind keeps the old one
+                self.renew()
             raise
 
     def at_end(self, act: Callable[[dist.Store], object]) -> None:
@@ -82,6 +87,11 @@ class Control:
 
 def wait_for(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> bool:
     """Whether all keys came before the deadline."""
+    if torch_private.is_file(store):  # it waits in whole seconds, and one more (torch 2.13)
+        looks = Patience(len(keys))
+        while not (there := store.check(list(keys))) and not deadline.passed():
+            looks.pause(deadline)
+        return there
     try:
         store.wait(list(keys), deadline.timedelta())
     except RuntimeError:  # each kind of store has its own type and words for lateness
@@ -92,17 +102,21 @@ def wait_for(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> bool
 
 
 def read(store: dist.Store, key: str) -> bytes | None:
-    """The value of a key, or None if it is not there: `get` alone would wait for it."""
-    return store.get(key) if store.check([key]) else None
+    """The value of a key, or None if it is not there: `get` would wait for it, also if it went after it was seen."""
+    found = bytes(store.compare_set(key, _NOTHING, _NOTHING))
+    return None if found == _NOTHING.encode() else found
+
+
+_NOTHING = "no such key"
+"""Compared with, as no value of ours is this; a store says it back where there is no key."""
 
 
 def read_all(store: dist.Store, keys: Sequence[str]) -> list[bytes]:
-    """The values of keys that are all there: one operation where the store can."""
-    if not keys:
-        return []
-    if torch_private.is_extended(store):
-        return [bytes(value) for value in store.multi_get(list(keys))]
-    return [store.get(key) for key in keys]
+    """The values of keys that were all seen there, empty where one has gone: one operation where the store can."""
+    if keys and torch_private.is_tcp(store):
+        with suppress(RuntimeError):
+            return torch_private.multi_get(store, keys, GONE_BY_NOW)
+    return [read(store, key) or b"" for key in keys]
 
 
 def write_all(store: dist.Store, values: Mapping[str, str]) -> None:
