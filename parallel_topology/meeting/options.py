@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
 import sys
@@ -99,8 +100,8 @@ def find_local_rank(options: Options, agreed: Agreed | None, position: int) -> i
 def caller() -> str:
     """Where outside this package the manager was made."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] (inspect.stack() reads every source file)
-    here = str(Path(__file__).parents[1])
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+    ours = (str(Path(__file__).parents[1]), contextlib.__file__)  # a context manager of ours stands between, too
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 

@@ -42,8 +42,10 @@ def topologies_of(
 
     Up to `max_views` views factor the ranks again, along the base's axes or on a walk of their own.
     """
+    named = draw(st.lists(st.sampled_from(axes), min_size=1, unique=True))
     preset = draw(st.sampled_from([None, *ORDERS])) if axes is AXES else None
-    named = list(ORDERS[preset].axes) if preset else draw(st.lists(st.sampled_from(axes), min_size=1, unique=True))
+    if preset:
+        named = list(ORDERS[preset].axes)
     sizes: dict[str, Any] = dict.fromkeys(named, 1)
     for factor in _prime_factors(world_size):
         sizes[draw(st.sampled_from(named))] *= factor
