@@ -1,4 +1,4 @@
-"""What the value costs: importing it and making a first one, beside pydantic; then each question, beside another checkout.
+"""What the value costs: importing it and making a first one, beside pydantic; each question, beside another checkout.
 
 python -m tests.benchmarks.bench_value [another checkout's folder]
 
