@@ -168,13 +168,13 @@ class Meeting:
         with _at_place():
             if read(store, self._came(self.rank)) == self._called_to.encode():
                 delete(store, self._came(self.rank))
-        last = self._count_out(store)
-        if last and store.add(f"{self.place}/live", -1) <= 0:
-            delete(store, *(f"{self.place}/{key}" for key in ("live", "number", "met", "ended")))
-        elif not last and self.rank == self._first:
+        if self.rank == self._first:  # before it counts itself out, so that the last one takes this away, too
             self._sweep(store)
             append(store, f"{self.place}/ended", self.round)
             delete(store, *self._told)
+        last = self._count_out(store)
+        if last and store.add(f"{self.place}/live", -1) <= 0:
+            delete(store, *(f"{self.place}/{key}" for key in ("live", "number", "met", "ended")))
         return last
 
     def _sweep(self, store: dist.Store) -> None:

@@ -74,10 +74,15 @@ class Witness:
         while True:
             reports = lines(store, key)
             where: dict[int, str] = {}
+            new: set[int] = set()
             for report in map(_read_report, reports[seen:]):
                 if report is not None and report[0] == group and time.time() - report[3] < PAST:
                     where[report[1]] = report[2]
-            if deadline.left() < LOOK or all(rank in where for rank in ranks):
+                    if (
+                        time.time() - report[3] < GRACE
+                    ):  # one whose rank has stopped looking may be of an earlier failure
+                        new.add(report[1])
+            if deadline.left() < LOOK or new.issuperset(ranks):
                 break
             time.sleep(LOOK)
         with self._lock:
