@@ -56,6 +56,7 @@ from parallel_topology.meeting.token import token_from
 from parallel_topology.meeting.witness import Witness
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.topology.whole import quoted
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 _log = logging.getLogger("parallel_topology")
@@ -132,8 +133,9 @@ class GroupManager(DeclaredView[ParallelGroup]):
         check_calls: bool = False,
     ) -> None:
         told = Options(
-            tuple(groups), dict(isolated or {}), backend, device, local_rank, name, timeout, operation_timeout, token,
-            verify, GroupOptions.by_axis(options or {}), dict(communicators or {}), check_calls,
+            groups, {} if isolated is None else isolated, backend, device, local_rank, name, timeout,
+            operation_timeout, token, verify, GroupOptions.by_axis({} if options is None else options),
+            {} if communicators is None else communicators, check_calls,
         )  # fmt: skip
         self._build(topology, rank, store, told, Creator)
 
@@ -149,6 +151,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
     ) -> None:
         begun = time.perf_counter()
         self._life: Life | None = None  # until there is something to close
+        require_topology(topology)
         deadline = deadline or Deadline(options.seconds)
         position = topology.position(rank)
         self.plan = topology.plan(groups=options.groups, isolated=options.isolated, separate=options.per_group)
@@ -192,6 +195,8 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 "use GroupManager.from_env or GroupManager.connect"
             )
         opened = not isinstance(store, dist.Store)
+        if opened and not callable(store):
+            raise RendezvousError(f"store={store!r}: expected a torch.distributed.Store; for an address, use connect")
         self._store = store(deadline) if opened else store
         control = Control(self._store, own=opened)
         return join(self.plan, self.rank, control, self._options, self.backend, device, creator.__name__, deadline)
@@ -254,6 +259,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         Raises:
             RendezvousError: the address cannot be read, hosted or reached.
         """
+        require_topology(topology)
         is_host = topology.position(rank) == 0
         hosted: list[Hosted] = []
 
@@ -284,6 +290,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             LaunchError: there is no launcher, or its variables are incomplete or contradict each other.
             RankError: this process's rank is not in the topology, or the topology has ranks that were not started.
         """
+        require_topology(topology)
         env = os.environ if env is None else env
         info = LaunchInfo.from_env(env)
         if info.rank not in topology.world or max(topology.world) >= info.world_size:
@@ -321,7 +328,6 @@ class GroupManager(DeclaredView[ParallelGroup]):
             )
         default_backend = str(dist.get_backend())
         options.setdefault("backend", default_backend if default_backend in BACKENDS else None)
-        options["groups"] = tuple(options.get("groups", ()))
         options["per_group"] = GroupOptions.by_axis(options.pop("options", {}))
         manager = cls.__new__(cls)
         store = dist.PrefixStore("parallel_topology", torch_private.default_store())
@@ -341,6 +347,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             RebindError: another rank may not, did not come, or could not build its groups; says which and why.
             ParallelTopologyError: what building it raises.
         """
+        require_topology(topology)
         deadline = Deadline(self._options.seconds)
         if self.closed:
             raise ClosedError(f"rebind: {self.name} was closed; build a new manager instead")
@@ -402,6 +409,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         Raises:
             TopologyError: it was built for another one; names both.
         """
+        require_topology(topology)
         if topology != self.topology:
             raise TopologyError(f"{self.name} was built for {self.topology}, but {topology} is required")
 
@@ -574,3 +582,14 @@ class GroupManager(DeclaredView[ParallelGroup]):
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.backend
         return f"<GroupManager {self.name} of {self.topology} at rank {self.rank} ({state})>"
+
+
+def require_topology(topology: object) -> None:
+    """Check what should be one.
+
+    Raises:
+        TopologyError: it is something else, such as its text.
+    """
+    if not isinstance(topology, ParallelTopology):
+        hint = f": use ParallelTopology.parse({topology!r})" if isinstance(topology, str) else ""
+        raise TopologyError(f"topology={quoted(topology)}: expected a ParallelTopology{hint}")

@@ -8,11 +8,11 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from parallel_topology.errors import GroupArgumentError
 from parallel_topology.meeting.agreement import Agreed
 from parallel_topology.meeting.deadline import seconds_of
 from parallel_topology.meeting.token import require_token
+from parallel_topology.topology.whole import whole
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds a manager waits for its peers, in creation and in every operation, unless told otherwise."""
@@ -31,7 +32,7 @@ DEFAULT_TIMEOUT = 300.0
 class Options:
     """What a manager was told besides topology, rank and store; see `GroupManager`."""
 
-    groups: tuple[tuple[str, ...], ...] = ()
+    groups: Iterable[tuple[str, ...]] = ()
     isolated: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     backend: str | None = None
     device: torch.device | str | None = None
@@ -52,6 +53,18 @@ class Options:
         require_token(self.token)
         if not isinstance(self.name, str) or not self.name or "/" in self.name:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise GroupArgumentError(f"name={self.name!r}: expected a name without '/'")
+        if self.local_rank is not None and (whole(self.local_rank) is None or self.local_rank < 0):
+            raise GroupArgumentError(f"local_rank={self.local_rank!r}: expected a whole number of at least 0")
+        if isinstance(self.groups, str) or not isinstance(self.groups, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GroupArgumentError(f"groups={self.groups!r}: expected tuples of axes, as in [('tp', 'pp')]")
+        object.__setattr__(self, "groups", tuple(self.groups))
+        for name, example in (("isolated", "('ep',)"), ("communicators", "a factory")):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping):
+                raise GroupArgumentError(f"{name}={given!r}: expected name -> {example}")
+            object.__setattr__(self, name, dict(cast("Mapping[str, Any]", given)))
+        if wrong := [name for name, factory in self.communicators.items() if not callable(factory)]:
+            raise GroupArgumentError(f"communicators={{{wrong[0]!r}: ...}}: expected a factory, which can be called")
 
     @property
     def seconds(self) -> float:

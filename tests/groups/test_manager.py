@@ -209,12 +209,49 @@ class TestRefused:
             ({"rank": 0, "backend": "mpi"}, BackendError, "backend 'mpi' is not known: expected 'gloo' or 'nccl'"),
             ({"rank": 0, "groups": [("tp", "ep")]}, UnknownAxisError, "tp2-pp2 has no axis 'ep'; it has 'tp', 'pp'"),
             ({"rank": 0, "groups": ["tp"]}, UnknownAxisError, "groups='tp': expected tuples of axes"),
+            ({"rank": 0, "groups": [("tp", "tp")]}, UnknownAxisError, "axis 'tp' of tp2-pp2 was named 2 times"),
+            ({"rank": 0, "groups": 3}, GroupArgumentError, "groups=3: expected tuples of axes"),
+            ({"rank": 0, "groups": "tp"}, GroupArgumentError, "groups='tp': expected tuples of axes"),
+            ({"rank": 0, "isolated": 3}, GroupArgumentError, "isolated=3: expected name -> ('ep',)"),
+            ({"rank": 0, "isolated": {"a": 3}}, UnknownAxisError, "isolated={'a': 3}: expected a tuple of axes"),
+            (
+                {"rank": 0, "communicators": ["x"]},
+                GroupArgumentError,
+                "communicators=['x']: expected name -> ",
+            ),
+            (
+                {"rank": 0, "communicators": {"x": 3}},
+                GroupArgumentError,
+                "communicators={'x': ...}: expected",
+            ),
+            ({"rank": 0, "options": 3}, GroupArgumentError, "options: expected axis -> options"),
+            ({"rank": 0, "local_rank": "0"}, GroupArgumentError, "local_rank='0': expected a whole number"),
+            ({"rank": 0, "name": 3}, GroupArgumentError, "name=3: expected a name without '/'"),
+            ({"rank": 0, "timeout": "3"}, GroupArgumentError, "timeout='3': expected a number of seconds"),
+            ({"rank": 0, "device": "nonsense"}, BackendError, "device 'nonsense': "),
+            ({"rank": 0, "backend": 3}, BackendError, "backend 3 is not known"),
+            ({"rank": 0, "store": 3}, RendezvousError, "store=3: expected a torch.distributed.Store"),
+            ({"rank": "0"}, RankError, "rank '0' is not in the world"),
         ],
     )
     def test_before_anybody_is_waited_for(self, options: dict[str, Any], error: type[Exception], message: str):
         with pytest.raises(error) as caught:
             GroupManager(self.topology, **options)
         assert str(caught.value).startswith(message)
+
+    @pytest.mark.parametrize("topology", ["tp2", None, 4, {"tp": 2}])
+    def test_what_is_no_topology(self, topology: Any):
+        with alone() as groups:
+            asked = [
+                lambda: GroupManager(topology, rank=0),
+                lambda: GroupManager.connect("tcp://127.0.0.1:1", topology, rank=0),
+                lambda: GroupManager.from_env(topology, env={}),
+                lambda: groups.require(topology),
+                lambda: groups.rebind(topology),
+            ]
+            for ask in asked:
+                with pytest.raises(TopologyError, match=r"^topology=.*: expected a ParallelTopology"):
+                    ask()
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="NCCL can be used here")
     def test_nccl_where_there_is_none_is_not_replaced_by_gloo(self):
