@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, repeat
 from math import prod
 from operator import eq
 from typing import Any, NoReturn, cast, overload
 
-from parallel_topology.errors import TopologyError
+from parallel_topology.errors import ImmutableError, RankError, TopologyError
 from parallel_topology.topology.modes import Modes, coalesce, compose, locate, offset
 from parallel_topology.topology.whole import whole
 
@@ -131,7 +131,7 @@ class Ranks(Sequence[int]):
     def index(self, value: int, start: int = 0, stop: int | None = None) -> int:
         found = self.find(value)
         if found is None or ((start or stop is not None) and not _between(found, start, stop, self.size)):
-            raise ValueError(f"rank {value!r} is not in {self!r}")
+            raise RankError(f"rank {value!r} is not in {self!r}")
         return found
 
     def count(self, value: int) -> int:
@@ -165,10 +165,10 @@ class Ranks(Sequence[int]):
         return hash((size, self[0], self[1], self[-1]))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise FrozenInstanceError(f"cannot assign to {name!r}: ranks do not change")
+        raise ImmutableError(f"cannot assign to {name!r}: ranks do not change")
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise FrozenInstanceError(f"cannot delete {name!r}: ranks do not change")
+        raise ImmutableError(f"cannot delete {name!r}: ranks do not change")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Ranks, (self.start, self.modes, self.placement)
@@ -234,9 +234,9 @@ class Groups(Sequence[Ranks]):
         """The number of a group, given as `Ranks`, list or tuple; in closed form."""
         number = self._begun_by(value)
         if number is None:
-            raise ValueError(f"{value!r} is not among {self!r}: its first rank is not in the first place of any")
+            raise RankError(f"{value!r} is not among {self!r}: its first rank is not in the first place of any")
         if self[number] != value or not _between(number, start, stop, self.size):
-            raise ValueError(f"{value!r} is not among {self!r}")
+            raise RankError(f"{value!r} is not among {self!r}")
         return number
 
     def __contains__(self, value: object) -> bool:
@@ -291,10 +291,10 @@ class Groups(Sequence[Ranks]):
         return self.size * (each if each <= HASHED_AS_TUPLE else 1) <= HASHED_AS_TUPLE
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise FrozenInstanceError(f"cannot assign to {name!r}: groups do not change")
+        raise ImmutableError(f"cannot assign to {name!r}: groups do not change")
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise FrozenInstanceError(f"cannot delete {name!r}: groups do not change")
+        raise ImmutableError(f"cannot delete {name!r}: groups do not change")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Groups, (self.starts, self.modes, self.placement)

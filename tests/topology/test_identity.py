@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from parallel_topology import ParallelTopology, TopologyError
+from parallel_topology import ImmutableError, ParallelTopology, RankError, TopologyError
 from parallel_topology.testing.strategies import topologies, topologies_of
 
 
@@ -167,6 +167,8 @@ class TestNothingChangesIt:
             lambda t: t.__init__(tp=4),
             lambda t: t.__setstate__({}),
             lambda t: setattr(t.world, "start", 3),
+            lambda t: setattr(t.groups("tp"), "modes", ()),
+            lambda t: delattr(t.world, "start"),
             lambda t: setattr(t.at(0), "rank", 3),
             lambda t: setattr(t.at(0).tp, "rank", 3),
             lambda t: delattr(t.at(0).tp, "rank"),
@@ -174,7 +176,7 @@ class TestNothingChangesIt:
     )
     def test_by_any_name(self, change):
         before = (str(self.topology), self.topology.model_dump(), repr(self.topology.at(0)), repr(self.topology.world))
-        with pytest.raises((ValueError, AttributeError)):
+        with pytest.raises((ValidationError, ImmutableError)):
             change(self.topology)
         after = (str(self.topology), self.topology.model_dump(), repr(self.topology.at(0)), repr(self.topology.world))
         assert after == before
@@ -191,3 +193,16 @@ class TestNothingChangesIt:
             ParallelTopology.model_construct(tp=0)
         with pytest.raises(TopologyError, match="tp=0"):
             self.topology.copy(update={"tp": 0})
+
+
+def test_what_is_not_among_the_ranks_or_groups_is_our_error():
+    topology = ParallelTopology(tp=2, pp=2)
+    for ask in (
+        lambda: topology.world.index(4),
+        lambda: topology.world.index("a"),
+        lambda: topology.groups("tp").index([0, 2]),
+        lambda: topology.groups("tp").index([]),
+        lambda: topology.groups("tp").index(3),
+    ):
+        with pytest.raises(RankError, match="is not "):
+            ask()
