@@ -139,3 +139,11 @@ def test_refused(arguments, error, message):
     with pytest.raises(error) as caught:
         ParallelTopology(tp=2, pp=2).plan(**arguments)
     assert str(caught.value).startswith(message)
+
+
+def test_the_text_says_what_is_shared_and_what_is_not_created():
+    assert str(ParallelTopology(tp=2, pp=1).plan()).splitlines()[:3] == [
+        "world  1 group of 2",
+        "tp     1 group of 2, shared with world",
+        "pp     2 groups of 1, nothing to create",
+    ]
