@@ -178,6 +178,10 @@ class TestOrderAndPlace:
     def test_ranks_that_count_up_are_a_first_rank(self):
         assert ParallelTopology(tp=2, ranks=[3, 4]) == ParallelTopology(tp=2, first_rank=3)
 
+    def test_up_to_16_ranks_are_written_out_and_more_as_steps(self):
+        assert str(ParallelTopology(tp=16, ranks=range(0, 32, 2))) == "tp16@" + ",".join(map(str, range(0, 32, 2)))
+        assert str(ParallelTopology(tp=17, ranks=range(0, 34, 2))) == "tp17@0+17x2"
+
     def test_an_inferred_size(self):
         assert ParallelTopology(tp=8, pp=4, dp=-1, world_size=256).dp == 8
 
