@@ -159,3 +159,12 @@ def test_of_many_ranks_the_text_counts_the_first_ones():
     assert str(parse(f"tp{LARGE}").diff(parse(f"cp{LARGE}"))).startswith(
         f"tp{LARGE} -> cp{LARGE}: {LARGE} of {LARGE} ranks move\n  rank 0: tp=0 -> cp=0\n"
     )
+
+
+def test_ranks_that_came_are_equal_to_the_same_ranks_alone():
+    diff = ParallelTopology(tp=2).diff(ParallelTopology(tp=4))
+    assert diff.added == [2, 3]
+    assert diff.added != [2, 4]
+    assert diff.added != [2, 3, 4]
+    assert diff.added != [2]
+    assert diff.removed != diff.added
