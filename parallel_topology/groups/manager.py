@@ -351,7 +351,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         deadline = Deadline(self._options.seconds)
         if self.closed:
             raise ClosedError(f"rebind: {self.name} was closed; build a new manager instead")
-        self._ask_all(topology, self._objection_to(topology), deadline)
+        self._ask_all(topology, self._objection_to(topology), deadline, built=False)
         creator = type(self._creator) if self._creator is not None else Creator
         successor = type(self).__new__(type(self))
         failure: BaseException | None = None
@@ -360,7 +360,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         except BaseException as error:  # also an interrupt: the others are told
             failure = error
         try:
-            self._ask_all(topology, failure, Deadline(max(deadline.left(), LAST_WORDS)))
+            self._ask_all(topology, failure, Deadline(max(deadline.left(), LAST_WORDS)), built=True)
         except BaseException:
             if failure is None:
                 successor.abort()
@@ -379,12 +379,15 @@ class GroupManager(DeclaredView[ParallelGroup]):
             )
         return None
 
-    def _ask_all(self, topology: ParallelTopology, objection: BaseException | None, deadline: Deadline) -> None:
+    def _ask_all(
+        self, topology: ParallelTopology, objection: BaseException | None, deadline: Deadline, *, built: bool
+    ) -> None:
         """Go on only if no rank objects: this one raises its own objection, the others say what it was."""
         why = ""
         try:
             if self._ballots is not None:
-                why = self._ballots.decide(f"{type(objection).__name__}: {objection}" if objection else "", deadline)
+                ask = self._ballots.confirm if built else self._ballots.decide
+                why = ask(f"{type(objection).__name__}: {objection}" if objection else "", deadline)
         except RendezvousError:
             if objection is None:
                 raise
