@@ -17,7 +17,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -149,9 +149,7 @@ class Meeting:
         if self.round:
             store.compare_set(f"{self._in_round}/end", "", AGAIN)
         store.set(self._call_key(self._entry), OVER)  # wakes what may still wait there
-        self.tidy(store)
-        if self.round and not self._count_out(store) and self.rank == self._first:
-            append(store, f"{self.place}/ended", self.round)
+        self._end(store)
 
     def tidy(self, store: dist.Store) -> None:
         """Take away what this rank put into the store for the agreement, once all have been through it."""
@@ -164,38 +162,45 @@ class Meeting:
     def leave(self, store: dist.Store) -> bool:
         """Take away what is left once the manager has ended; whether this rank was the last to leave, which takes what
         all shared."""
-        self.tidy(store)
         with _at_place():
             if read(store, self._came(self.rank)) == self._called_to.encode():
                 delete(store, self._came(self.rank))
-        if self.rank == self._first:  # before it counts itself out, so that the last one takes this away, too
-            self._sweep(store)
-            append(store, f"{self.place}/ended", self.round)
-            delete(store, *self._told)
-        last = self._count_out(store)
-        if last and store.add(f"{self.place}/live", -1) <= 0:
-            delete(store, *(f"{self.place}/{key}" for key in ("live", "number", "met", "ended")))
-        return last
+        delete(store, *self._told)
+        return self._end(store)
 
-    def _sweep(self, store: dist.Store) -> None:
-        """Take away what is left of managers that the first rank has left, though others died and never did."""
-        ended = set(lines(store, f"{self.place}/ended")) - {self.round}
-        if ended:
-            delete(store, f"{self.place}/ended", *keys_under(store, [f"{self.place}/{one}/" for one in ended]))
-
-    def _count_out(self, store: dist.Store) -> bool:
-        """Whether this rank is the last to leave the round; it then takes what is left of it away."""
+    def _end(self, store: dist.Store) -> bool:
+        """Leave the round; whether nobody needs what is left of it: then that is taken away."""
+        self.tidy(store)
         if not self.round or self._left:
             return False
         self._left = True
+        if self.rank == self._first:  # before it counts itself out, so that the last one takes this away, too
+            self._sweep(store)
+            append(store, f"{self.place}/ended", self.round)
         members = max(len(self.world), 1)
-        if store.add(f"{self._in_round}/left", 1) < members:
+        if store.add(f"{self._in_round}/left", 1) < members and store.check([f"{self._in_round}/call"]):
             return False
         if read(store, f"{self.place}/open") == self.round.encode():
             delete(store, f"{self.place}/open")
-        known = [f"{self._in_round}/{key}" for key in ("left", "call", "end")]
-        delete(store, *known, *keys_under(store, [f"{self._in_round}/"]))
+        self._clear(store, [self.round])
         return True
+
+    def _sweep(self, store: dist.Store) -> None:
+        """Take away what is left of managers that the first rank has left, as others may have died and never will. Who
+        only leaves late finds no call there, and takes away what it has put there since."""
+        ended = set(lines(store, f"{self.place}/ended")) - {self.round}
+        if ended:
+            delete(store, f"{self.place}/ended")
+            self._clear(store, ended)
+
+    def _clear(self, store: dist.Store, rounds: Collection[str]) -> None:
+        """Take away all of these rounds, and with the last manager what the place has for all."""
+        lived = delete(store, *(f"{self.place}/{one}/live" for one in rounds))
+        known = [f"{self.place}/{one}/{key}" for one in rounds for key in ("call", "end", "left")]
+        delete(store, *known)
+        delete(store, *keys_under(store, [f"{self.place}/{one}/" for one in rounds]))
+        if lived and store.add(f"{self.place}/live", -lived) <= 0:
+            delete(store, *(f"{self.place}/{key}" for key in ("live", "number", "met", "ended")))
 
     # The first rank calls.
 
@@ -302,6 +307,7 @@ class Meeting:
         if agreed:
             number = store.add(f"{self.place}/number", 1)
             store.add(f"{self.place}/live", 1)
+            store.set(f"{self._in_round}/live", "1")  # whoever takes this away counts it out
             store.set(f"{self.place}/met", f"{shown_ranks(list(self.world))} as {self._topology(self.card)}")
         return json.dumps({
             "refusal": refusal, "complaint": complaint, "number": number, "card": self.card if agreed else "",

@@ -160,11 +160,13 @@ def absent(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> list[s
     return absent(store, keys[:half], deadline) + absent(store, keys[half:], deadline)
 
 
-def delete(store: dist.Store, *keys: str) -> None:
-    """Take keys away, where the store can."""
+def delete(store: dist.Store, *keys: str) -> int:
+    """Take keys away, where the store can; how many were there."""
+    gone = 0
     with suppress(*STORE_ERRORS):
         for key in keys:
-            store.delete_key(key)
+            gone += bool(store.delete_key(key))
+    return gone
 
 
 def keys_under(store: dist.Store, prefixes: Sequence[str]) -> list[str]:

@@ -423,3 +423,43 @@ class TestTheCard:
                 return groups.tp.all_reduce(torch.ones(1)).item()
 
         assert run_threads(["rank"] * 2, body, timeout=60) == [2.0, 2.0]
+
+
+class TestNothingStays:
+    """Whoever leaves first, last or never, the store holds no key of a manager that all have left."""
+
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+    def test_each_rank_leaves_all_its_managers_before_the_next_one_does(self, order: tuple[int, ...]):
+        store = dist.HashStore()
+        topology = ParallelTopology(tp=3)
+        made: dict[int, list[GroupManager]] = {rank: [] for rank in range(3)}
+
+        def body(rank: int) -> None:
+            made[rank] += [GroupManager(topology, rank=rank, store=store, timeout=20) for _ in range(3)]
+
+        outcomes(3, body)
+        for rank in order:
+            for groups in made[rank]:
+                groups.abort()
+        assert store.list_keys() == []
+
+    def test_one_never_leaves(self):
+        store = dist.HashStore()
+        topology = ParallelTopology(tp=3)
+        forgotten: list[GroupManager] = []
+
+        def body(rank: int) -> None:
+            groups = GroupManager(topology, rank=rank, store=store, timeout=20)
+            if rank == 2:
+                forgotten.append(groups)
+            else:
+                groups.abort()
+
+        kept: list[int] = []
+        for _ in range(4):
+            outcomes(3, body)
+            kept.append(store.num_keys())
+        assert kept[1] == kept[2] == kept[3]  # of the last one only
+        for groups in forgotten:
+            groups.abort()
+        assert store.list_keys() == []
