@@ -5,11 +5,14 @@ Every fault is planted in real processes over a real TCP store, and every rank's
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import signal
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,14 +25,17 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import (
+    ClosedError,
     CollectiveError,
     CreationError,
     DisagreementError,
     GroupManager,
     GroupTimeoutError,
+    LiveGraphError,
     MismatchError,
     ParallelTopology,
     ParallelTopologyError,
+    RebindError,
     RendezvousError,
     WireError,
 )
@@ -38,6 +44,8 @@ from parallel_topology.testing import WorkerPool
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads
 from parallel_topology.wire.frames import Frame, Kind, first_tag
+from tests.groups.graphs import Graph
+from tests.groups.seats import StoreSeat
 from tests.ports import free_port
 
 TOPOLOGY = ParallelTopology(tp=2, pp=2)
@@ -221,6 +229,91 @@ def store_is_killed(rank: int, port: int) -> Outcome:
     return outcome(lambda: GroupManager.connect(url, TOPOLOGY, rank=rank, timeout=TIMEOUT).close())
 
 
+def late_rank(rank: int, port: int) -> Outcome:
+    if rank == 3:
+        join_store("127.0.0.1", port, TIMEOUT).wait(["engine@0/came/0", "engine@0/came/1", "engine@0/came/2"])
+    return build(rank, port)
+
+
+def frozen_store(rank: int, port: int) -> Outcome:
+    return build(rank, port)
+
+
+def ended_by_one(rank: int, port: int) -> Outcome:
+    groups = manager(rank, port)
+    kept = groups.world.device_group  # which keeps no connection open
+    if rank == 3:
+        groups.close()
+        found = outcome(lambda: groups.world.barrier())
+        assert found.error == "ClosedError"
+        assert kept is not None
+        return Outcome("", "", 0)
+    return _then_aborts(groups, lambda: groups.world.all_reduce(torch.ones(1)))
+
+
+def used_after_the_end(rank: int, port: int) -> Outcome:
+    groups = manager(rank, port)
+    groups.close()
+    return outcome(lambda: groups.world.all_reduce(torch.ones(1)))
+
+
+def aborted_by_another_thread(rank: int, port: int) -> Outcome:
+    groups = manager(rank, port)
+    if rank == 3:
+        threading.Timer(0.5, groups.abort).start()
+    elif rank == 2:
+        return _then_aborts(groups, lambda: groups.world.recv(torch.ones(1), src=3))
+    else:
+        groups.close()
+        return Outcome("", "", 0)
+    found = outcome(lambda: groups.world.recv(torch.ones(1), src=2))
+    assert found.error == "ClosedError", found
+    assert found.seconds < TIMEOUT / 2
+    return Outcome("", "", 0)
+
+
+def rebound_without_one(rank: int, port: int) -> Outcome:
+    groups = manager(rank, port)
+    found = Outcome("", "", 0) if rank == 3 else outcome(lambda: groups.rebind(ParallelTopology(tp=4)))
+    groups.set_timeout(4 * TIMEOUT)  # what there was goes on
+    with groups.rebind(ParallelTopology(tp=4)) as successor:
+        assert successor.tp.all_reduce(torch.ones(1)) == 4
+    return found
+
+
+def dropped_handle(rank: int, port: int) -> Outcome:
+    with manager(rank, port) as groups:
+        if rank == 0:
+            for number in range(20):
+                groups.world.isend(torch.full((5000,), float(number)), dst=1)
+            gc.collect()
+        elif rank == 1:
+            for number in range(20):
+                assert groups.world.recv(torch.zeros(5000), src=0).unique() == number
+        groups.world.barrier()
+    return Outcome("", "", 0)
+
+
+def live_graph(rank: int, port: int) -> Outcome:
+    groups = manager(rank, port)
+    graph = Graph()
+    if rank == 3:
+        groups.tp.links.graphs.append(weakref.ref(graph))
+    found = outcome(groups.close)
+    groups.abort()
+    return found
+
+
+def forked_child(rank: int, port: int) -> Outcome:
+    with manager(rank, port) as groups:
+        if rank == 3 and (child := os.fork()) == 0:
+            signal.alarm(20)
+            os._exit(7 if outcome(lambda: groups.world.all_reduce(torch.ones(1))).error == "ClosedError" else 1)
+        assert groups.world.all_reduce(torch.ones(1)) == 4
+        assert rank != 3 or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    return Outcome("", "", 0)
+
+
 def _then_aborts(groups: GroupManager, act: Callable[[], object]) -> Outcome:
     found = outcome(act)
     begun = time.monotonic()
@@ -264,16 +357,30 @@ TABLE: dict[Callable[[int, int], Outcome], tuple[tuple[int, ...], type[Exception
     announced_and_never_sent: ((1,), GroupTimeoutError, "recv on engine/world"),
     other_token: (ALL, RendezvousError, "what came as rank . does not hold the same token as rank ."),
     without_token: (ALL, RendezvousError, "what came as rank . does not hold the same token as rank ."),
+    late_rank: ((), Exception, ""),
+    frozen_store: (ALL, RendezvousError, "the store does not answer|cannot reach the store"),
+    ended_by_one: (SURVIVORS, CollectiveError, "all_reduce on engine/world"),
+    used_after_the_end: (ALL, ClosedError, "its manager was closed"),
+    aborted_by_another_thread: ((2,), CollectiveError, "recv on engine/world"),
+    rebound_without_one: (SURVIVORS, RebindError, "rank 3 did not come within 4 s; all ranks keep tp2-pp2"),
+    dropped_handle: ((), Exception, ""),
+    live_graph: ((3,), LiveGraphError, "1 of"),
+    forked_child: ((), Exception, ""),
     store_is_killed: ((1, 2), RendezvousError, "the store failed|cannot reach the store"),
 }
 
 
 @pytest.mark.parametrize("fault", TABLE, ids=lambda fault: fault.__name__)
-def test_fault(fault: Callable[[int, int], Outcome], tmp_path: Path, rank_workers: WorkerPool):
+def test_fault(fault: Callable[[int, int], Outcome], tmp_path: Path, rank_workers: WorkerPool, request: Any):
     who, kind, text = TABLE[fault]
-    store = None
+    store: Any = None
     if fault is store_is_killed:
         port = free_port()
+    elif fault is frozen_store:
+        store = StoreSeat()
+        port = store.port
+        store.signal(signal.SIGSTOP)
+        request.addfinalizer(store.leave)
     else:
         store = host_store("127.0.0.1", 0, TIMEOUT)
         port = store.port
