@@ -127,6 +127,7 @@ class Meeting:
         """
         _present.add(self._nonce)
         try:
+            self._require_time(store)
             self._enter(store)
             return self._lead(store) if self.rank == self._first else self._follow(store)
         except BaseException as error:
@@ -208,9 +209,11 @@ class Meeting:
         self._end_former(store)
         while True:
             entries, refusal = self._gather(store)
+            self._require_time(store)
             call = self._call(store, entries)
             proofs = {} if refusal else self._answers(store, call, entries)
             if proofs is not None:
+                self._require_time(store)
                 verdict = self._verdict(store, call, entries, proofs, refusal)
                 sealed = json.dumps({"verdict": verdict, "seal": self._seal("verdict", call, verdict)})
                 if store.compare_set(f"{self._in_round}/end", "", sealed).decode(errors="replace") == sealed:
@@ -331,6 +334,7 @@ class Meeting:
             self.round = called
             call = (read(store, f"{self._in_round}/call") or b"").decode(errors="replace")
             self._require_called(call, entry)
+            self._require_time(store)
             store.compare_set(self._came(self.rank), entry.text(), self._called_to)
             store.set(f"{self._in_round}/ack/{self.rank}", self._seal("proof", call, str(self.rank)))
             if not wait_for(store, [f"{self._in_round}/end"], self.deadline):
@@ -344,6 +348,11 @@ class Meeting:
                 self._entry.text()
             ):
                 self._enter(store)
+
+    def _require_time(self, store: dist.Store) -> None:
+        """A store that was frozen lets those go on who were given up long ago: nobody is to meet them."""
+        if self.deadline.passed():
+            raise GroupTimeoutError(self._missing(store))
 
     def _require_called(self, call: str, entry: Entry) -> None:
         try:

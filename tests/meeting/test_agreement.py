@@ -463,3 +463,27 @@ class TestNothingStays:
         for groups in forgotten:
             groups.abort()
         assert store.list_keys() == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_was_given_up_meets_nobody(rank: int):
+    """A store that was frozen lets an attempt go on whose caller has gone: it must not take the others' next one."""
+    store = dist.HashStore()
+    given_up = meeting(2, rank)
+    given_up.deadline.expire()
+    store.set("engine@0/came/" + str(1 - rank), meeting(2, 1 - rank)._entry.text())
+    with pytest.raises(GroupTimeoutError):
+        given_up.agree(store)
+    assert not [key for key in store.list_keys() if key.endswith(("/call", "/number", "/live"))]
+    assert [found.round for found in retried(store)] == [store.get("engine@0/open").decode()] * 2
+
+
+def retried(store: dist.Store) -> list[Meeting]:
+    """Both ranks meet."""
+
+    def body(rank: int) -> Meeting:
+        mine = meeting(2, rank)
+        mine.agree(store)
+        return mine
+
+    return outcomes(2, body)
