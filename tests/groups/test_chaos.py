@@ -541,3 +541,28 @@ def test_chaos_on_threads():
 @pytest.mark.timeout(1200)
 def test_chaos_on_processes():
     run(ChaosOnProcesses, max_examples=10, stateful_step_count=30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_40_cycles_of_make_kill_and_abort_leave_nothing_behind():
+    """Of two processes one is killed each time, and a new one comes; 500 cycles without a death are in test_end."""
+    host = StoreSeat()
+    store = join_store("127.0.0.1", host.port, CREATION)
+    lasting, seen = ProcessSeat(0, host.port), list[tuple[int, int, int]]()
+    try:
+        for cycle in range(40):
+            mortal = ProcessSeat(1, host.port)
+            made = [seat.tell("make", cycle, "tp2", {"timeout": 30.0, "name": "a"}) for seat in (lasting, mortal)]
+            assert [one.result(60).error for one in made] == ["", ""]
+            waiting = lasting.tell("sum", cycle, "world", 9)
+            mortal.signal(signal.SIGKILL)
+            assert waiting.result(60).error in GONE
+            assert lasting.tell("end").result(60).error == ""
+            mortal.leave()
+            seen.append((*lasting.tell("held").result(60).value, store.num_keys()))
+    finally:
+        lasting.leave()
+        host.leave()
+    early, late = zip(*seen[5:10], strict=True), zip(*seen[-5:], strict=True)
+    assert all(min(after) <= max(before) for before, after in zip(early, late, strict=True)), seen
