@@ -224,11 +224,12 @@ class StoreSeat:
 
     def __init__(self) -> None:
         context = _forkserver()
-        mine, theirs = context.Pipe()
+        self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=_host, args=(theirs,), daemon=True)
         self.process.start()
-        assert mine.poll(60)
-        self.port: int = mine.recv()
+        theirs.close()
+        assert self._pipe.poll(60)
+        self.port: int = self._pipe.recv()
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.process.pid or 0, number)
@@ -273,4 +274,5 @@ def _serve(pipe: Any, number: int, port: int) -> None:
 def _host(pipe: Any) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     pipe.send(store.port)
-    threading.Event().wait()
+    with suppress(EOFError, OSError):
+        pipe.recv()  # until whoever started it is gone

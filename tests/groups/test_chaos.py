@@ -534,13 +534,13 @@ def test_a_little_chaos():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_chaos_on_threads():
-    run(Chaos, max_examples=30, stateful_step_count=30)
+    run(Chaos, max_examples=12, stateful_step_count=30)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_chaos_on_processes():
-    run(ChaosOnProcesses, max_examples=10, stateful_step_count=30)
+    run(ChaosOnProcesses, max_examples=8, stateful_step_count=30)
 
 
 @pytest.mark.slow
