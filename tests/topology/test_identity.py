@@ -199,10 +199,10 @@ def test_what_is_not_among_the_ranks_or_groups_is_our_error():
     topology = ParallelTopology(tp=2, pp=2)
     for ask in (
         lambda: topology.world.index(4),
-        lambda: topology.world.index("a"),
+        lambda: topology.world.index("a"),  # pyright: ignore[reportArgumentType]
         lambda: topology.groups("tp").index([0, 2]),
         lambda: topology.groups("tp").index([]),
-        lambda: topology.groups("tp").index(3),
+        lambda: topology.groups("tp").index(3),  # pyright: ignore[reportArgumentType]
     ):
         with pytest.raises(RankError, match="is not "):
             ask()
