@@ -10,8 +10,8 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, Self, cast
@@ -35,6 +35,34 @@ is_transformed: Callable[[torch.Tensor], bool] = cast("Any", torch)._C._functorc
 
 GLOO_SCATTERS_SUMS: bool = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
 """Whether gloo's reduce-scatter may take the sum whatever it is asked for: seen in torch 2.8, and not in 2.13."""
+
+
+@contextmanager
+def ended_together(groups: Sequence[dist.ProcessGroup]) -> Generator[None]:
+    """Around the aborts of several groups: those of NCCL can deadlock each other where they end one by one.
+
+    As torch's own `_abort_process_group` does it for all groups (https://github.com/pytorch/pytorch/issues/119797);
+    `_group_start` and `_group_end` are in 2.8 and 2.13.
+    """
+    backend = next((found for group in groups if (found := _nccl_backend_of(group)) is not None), None)
+    if backend is None:
+        yield
+        return
+    backend._group_start()
+    try:
+        yield
+    finally:
+        backend._group_end()
+
+
+def _nccl_backend_of(group: dist.ProcessGroup) -> Any:
+    if _nccl is None or not torch.cuda.is_available():
+        return None
+    try:
+        backend: Any = cast("Any", group)._get_backend(torch.device("cuda"))
+    except RuntimeError:  # it has none for that kind of device
+        return None
+    return backend if isinstance(backend, _nccl) else None
 
 
 def all_gather(group: Any, outputs: list[torch.Tensor], tensor: torch.Tensor, *, async_op: bool) -> Any:

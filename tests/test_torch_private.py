@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -20,6 +21,25 @@ def test_the_names_are_there():
     for name in ("_Options", "create_device", "create_default_device"):
         assert hasattr(dist.ProcessGroupGloo, name)
     assert {"_devices", "_timeout"} <= set(dir(torch_private._gloo._Options))
+
+
+@pytest.mark.skipif(
+    not dist.is_nccl_available(), reason="this torch was built without NCCL; a CUDA build needs no GPU for it"
+)
+def test_the_names_of_nccl_are_there():
+    """/a/venv/with/a/CUDA/build/bin/python -m pytest -p parallel_topology.testing.plugin tests/test_torch_private.py"""
+    for name in ("_group_start", "_group_end", "abort", "shutdown"):
+        assert hasattr(dist.ProcessGroupNCCL, name)
+    assert hasattr(dist.ProcessGroup, "_get_backend")
+    options = torch_private.nccl_options(timedelta(seconds=3), high_priority=True, config={"max_ctas": 8})
+    assert options.is_high_priority_stream
+    assert options._timeout == timedelta(seconds=3)
+    assert options.config.max_ctas == 8
+
+
+def test_groups_that_are_not_nccls_end_as_they_are():
+    with torch_private.ended_together([]):
+        pass
 
 
 def test_a_hand_made_group_works_without_a_default_group_and_is_in_no_registry():

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, Protocol
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -150,6 +152,21 @@ class Communicator:
 
     def close(self, *, abort: bool) -> None:
         """Release what this holds. With `abort`, what is under way may never end, and is given up."""
+
+
+def exercise(communicator: Communicator, device: torch.device, size: int, rank: int) -> None:
+    """Every kind of operation once, and reductions on either side of NCCL's change of algorithm: each connects others
+    of its own when it is first used, which a capture refuses."""
+    reduced = dist.ReduceOp.SUM
+    for elements in (1, 1 << 20):
+        wait_for(communicator.all_reduce(torch.zeros(elements, device=device), op=reduced, async_op=False))
+    one, other = torch.zeros(1, device=device), torch.zeros(1, device=device)
+    following, before = (rank + 1) % size, (rank - 1) % size
+    for dst, src in ((following, before), (before, following)):
+        wait_for(communicator.exchange(one, output=other, dst=dst, src=src, async_op=False))
+    rows, splits = torch.zeros(size, device=device), [1] * size
+    into = torch.zeros(size, device=device)
+    wait_for(communicator.all_to_all(rows, output=into, output_splits=splits, input_splits=splits, async_op=False))
 
 
 class Around(Communicator):

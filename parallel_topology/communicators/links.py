@@ -140,9 +140,13 @@ class Links:
         self.closed = True
 
     def start_gather(self, number: torch.Tensor) -> Callable[[], list[int]]:
-        """Begin to gather one number from each member over the CPU group; call the result to wait for all of them."""
-        numbers = [torch.empty_like(number) for _ in range(_c10d.get_world_size(self.cpu_group))]
-        work = InSlices(_c10d.all_gather(numbers, number, group=self.cpu_group, async_op=True))
+        """Begin to gather one number of each member, over the group for its device; call the result to wait for it."""
+        on_cpu = number.device.type == "cpu"
+        group = self.cpu_group if on_cpu else self.device_group
+        numbers = [torch.empty_like(number) for _ in range(_c10d.get_world_size(group))]
+        begun = _c10d.all_gather(numbers, number, group=group, async_op=True)
+        work = InSlices(begun) if on_cpu else begun
+        del group, begun
 
         def finish() -> list[int]:
             work.wait()

@@ -11,10 +11,9 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from parallel_topology.communicators.communicator import Communicator, Work, wait_for
+from parallel_topology.communicators.communicator import Communicator, Work, exercise, wait_for
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.errors import BackendError, GroupArgumentError, MissingExtraError
@@ -52,6 +51,7 @@ class NcclCommunicator(Communicator):
         self._nccl = _import_nccl()
         self._device = membership.device
         self._size = membership.size
+        self._rank = membership.rank
         unique = _exchange_id(membership, self._nccl)
         settings = membership.options.nccl_config
         with torch.cuda.device(self._device):
@@ -108,7 +108,7 @@ class NcclCommunicator(Communicator):
             self._comm.recv(output, src, stream=stream)
 
     def warmup(self) -> None:
-        self.all_reduce(torch.zeros(1, device=self._device), op=dist.ReduceOp.SUM, async_op=False)
+        exercise(self, self._device, self._size, self._rank)
 
     def close(self, *, abort: bool) -> None:
         """Collective among the members of a host, unless `abort`."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from parallel_topology import torch_private
 from parallel_topology.communicators.channels import Incoming, Source, channels_of
-from parallel_topology.communicators.communicator import Communicator, Together, Work, wait_for
+from parallel_topology.communicators.communicator import Communicator, Together, Work, exercise, wait_for
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.waiting import InSlices
 from parallel_topology.errors import GroupArgumentError
@@ -193,7 +193,7 @@ class TorchCommunicator(Communicator):
 
     def warmup(self) -> None:
         if self._kind != "cpu":
-            self.all_reduce(torch.zeros(1, device=self._device), op=dist.ReduceOp.SUM, async_op=False)
+            exercise(self, self._device, self._size, self._rank)
 
     def close(self, *, abort: bool) -> None:
         """The process groups are ended by whoever made them."""

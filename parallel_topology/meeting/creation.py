@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -72,6 +73,11 @@ def choose_device(device: torch.device | str | None, backend: str, local_rank: i
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise BackendError(f"device {device!r}: {first_line(error)}") from error
+    if backend == "gloo" and chosen.type != "cpu":
+        raise BackendError(
+            f"device {str(chosen)!r} does not fit backend 'gloo', whose groups carry CPU tensors: expected "
+            "'cpu', or backend='nccl'"
+        )
     if backend == "nccl" and not str(chosen).startswith("cuda:"):
         raise BackendError(f"device {str(chosen)!r} does not fit backend 'nccl': expected one such as 'cuda:0'")
     return chosen
@@ -160,11 +166,13 @@ class Creator:
             CreationError: a group has other members, or these in another order.
         """
         self._doing = ("the new groups failed", "verification")
-        mine = torch.tensor([rank])
-        begun = [links.start_gather(mine) for links, _ in (self._made if verify else self._made[:1])]
-        found = [finish() for finish in begun]
-        for (links, ranks), members in zip(self._made, found, strict=False):
-            if members != list(ranks):
+        mine = [torch.tensor([rank])]
+        if verify and self._backend == "nccl":
+            mine.append(mine[0].to(self._device))
+        verified = self._made if verify else self._made[:1]
+        begun = [(links, ranks, links.start_gather(one)) for one in mine for links, ranks in verified]
+        for links, ranks, finish in begun:
+            if (members := finish()) != list(ranks):
                 raise CreationError(f"group {links.label} has the members {members}, expected {ranks} in this order")
         for (links, _), family in zip(self._made, self._families, strict=True):
             links.set_timeout(timedelta(seconds=self._options.operations_wait(family)))
@@ -219,11 +227,14 @@ class Creator:
         for links in remaining:
             released.errors += links.close_communicators(abort=abort)
         _cut(connections)
-        for links in remaining:
-            ended, errors = links.end_groups(lambda group: self._end(group, abort))
-            released.errors += errors
-            if links.has_ended:
-                released.labels += [links.label] * ended
+        device_groups = [links.device_group for links in remaining if links.device_group is not None]
+        with torch_private.ended_together(device_groups) if abort else nullcontext():
+            for links in remaining:
+                ended, errors = links.end_groups(lambda group: self._end(group, abort))
+                released.errors += errors
+                if links.has_ended:
+                    released.labels += [links.label] * ended
+        del device_groups
         self._made = [(links, ranks) for links, ranks in self._made if not links.has_ended]
         for one in connections:
             one.wait_until_gone(_GONE_WITHIN)

@@ -229,6 +229,11 @@ class TestRefused:
             ({"rank": 0, "name": 3}, GroupArgumentError, "name=3: expected a name without '/'"),
             ({"rank": 0, "timeout": "3"}, GroupArgumentError, "timeout='3': expected a number of seconds"),
             ({"rank": 0, "device": "nonsense"}, BackendError, "device 'nonsense': "),
+            (
+                {"rank": 0, "device": "cuda:0", "backend": "gloo"},
+                BackendError,
+                "device 'cuda:0' does not fit backend 'gloo'",
+            ),
             ({"rank": 0, "backend": 3}, BackendError, "backend 3 is not known"),
             ({"rank": 0, "store": 3}, RendezvousError, "store=3: expected a torch.distributed.Store"),
             ({"rank": "0"}, RankError, "rank '0' is not in the world"),
