@@ -540,7 +540,9 @@ def test_chaos_on_threads():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_chaos_on_processes():
-    run(ChaosOnProcesses, max_examples=8, stateful_step_count=30)
+    # Two lives a run: hypothesis compares lives that began alike, and what these draw depends on what processes did.
+    for _ in range(5):
+        run(ChaosOnProcesses, max_examples=2, stateful_step_count=30)
 
 
 @pytest.mark.slow
