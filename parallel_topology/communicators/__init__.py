@@ -1,13 +1,19 @@
 """Who carries a call out? The seam below the collectives, and what stands behind it.
 
 communicator        the seam: what a communicator has to offer
+reductions          what members' tensors are reduced by
+group_options       the options of one group
+forked              what a forked child must never touch
+connections         gloo's sockets, to be ended whoever still holds the groups
+waiting             for gloo's work, so that Ctrl-C is obeyed
+channels            messages between members, each announced by a header
 links               what one set of ranks communicates over, shared by the groups that have these ranks
 membership          what a communicator is told of the group that it is made for
 torch_communicator  torch's process groups, the end of every chain
 nccl                NCCL through nccl4py
+turns               calls made in one order, by a thread of their own
 checked             a communicator that lets the members compare a call before another one makes it
 factories           which factory a communicator's name stands for
-group_options       the options of one group
 handle              a collective under way
 compiled            collectives as custom ops, for torch.compile
 """

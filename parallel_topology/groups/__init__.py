@@ -1,8 +1,13 @@
 """What can a group do? Groups bound to connections, and the manager that holds one engine's.
 
-bound        what stands between a group's collectives and its communicators: checks, waiting, errors
-collectives, p2p, objects, transfer, capture   a group's calls, by kind
+tensors      the gate: which tensors are their bytes, and the others made right or refused
+bound        what stands between a group's collectives and its communicators: waiting, and errors
+prepared     what is asked of tensors, and where results go
+packed       several tensors as the columns of one
+collectives, lists, p2p, objects, transfer, capture   a group's calls, by kind
 group        ParallelGroup: all of them
+declared     a view whose groups were made when it was
+life         what state a manager is in, for all threads, and in forked children
 joining      what the ranks of one manager compare, and the groups they then create
 manager      GroupManager
 """

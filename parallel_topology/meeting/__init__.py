@@ -1,9 +1,15 @@
 """Are we all here, and do we agree? From a store to process groups that every rank has built alike.
 
+deadline    one instant for all that waits, and how a caller overtakes what cannot be interrupted
+control     one manager's own way to the store, every use of which ends
 options     what a manager is told, and finds out about its process
-rendezvous  where ranks meet: stores, and the network gloo uses
-starts      which keys of a store that outlives its ranks are the present ones'
+token       a secret that all ranks hold, and how each proves that it has it
+addresses   where stores listen, and which addresses gloo's connections are on
+rendezvous  opening the store that an address or a launcher names
+hosted      a store that this process runs for a manager
+cards       what a rank shows of itself before anything is created
 agreement   cards compared before anything is created
+ballot      all ranks say yes, or it is no for all of them
 witness     who was where, when an operation failed
 creation    process groups over a store or out of the default group, their verification and end
 """
