@@ -58,3 +58,14 @@ def test_a_members_share():
     assert pp.batch_share(16) == range(8, 12)
     assert pp.stage_layers(10) == range(6, 8)
     assert pp.stage_chunks(16, virtual=2) == (range(4, 6), range(12, 14))
+
+
+def test_a_view_of_another_kind_is_equal_to_itself_alone():
+    class Kind(RankView):
+        """As a manager is one."""
+
+    one = Kind(topology, 5)
+    assert one.__eq__(one) is True
+    assert one != Kind(topology, 5)
+    assert one != topology.at(5)
+    assert len({one, Kind(topology, 5)}) == 2
