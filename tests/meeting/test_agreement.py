@@ -396,7 +396,6 @@ class TestTheCard:
             ({"options": {"tp": {"timeout": 3}}}, 'rank 1: options tp={"timeout":3.0'),
             ({"communicators": {"mine": lambda _: None}}, "rank 1: communicators mine"),
             ({"isolated": {"eplb": ("tp",)}}, "rank 1: groups world(tp), tp(tp), eplb(tp), isolated eplb"),
-            ({"device": "meta"}, "rank 1: device meta"),
         ],
     )
     def test_arguments_that_differ_are_named_on_every_rank(self, theirs: dict[str, Any], difference: str):
