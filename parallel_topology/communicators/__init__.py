@@ -6,8 +6,13 @@ group_options       the options of one group
 forked              what a forked child must never touch
 connections         gloo's sockets, to be ended whoever still holds the groups
 waiting             for gloo's work, so that Ctrl-C is obeyed
-channels            messages between members, each announced by a header
 links               what one set of ranks communicates over, shared by the groups that have these ranks
+refusal             what is wrong, to be said under the name of the group that was called
+piece               memory of a message's first piece
+channel             one way between two members, and how far it has come
+flight              a message under way, with the memory that it needs
+at_once             messages that are waited for at once
+channels            all messages between members, each announced by a header
 membership          what a communicator is told of the group that it is made for
 torch_communicator  torch's process groups, the end of every chain
 nccl                NCCL through nccl4py

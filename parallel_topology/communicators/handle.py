@@ -11,6 +11,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from parallel_topology.communicators.communicator import Work, remaining, wait_for, within
 from parallel_topology.communicators.links import Links
+from parallel_topology.communicators.refusal import Refusal
 from parallel_topology.errors import (
     ClosedError,
     CollectiveError,
@@ -106,6 +107,10 @@ class Handle(Generic[T]):
             wait_for(self._work, remaining(end))
         except ParallelTopologyError as error:
             self._fail(error)
+        except Refusal as refusal:
+            told = refusal.to(self._group.label)
+            told.__cause__ = refusal.__cause__
+            self._fail(told)
         except RuntimeError as error:
             failure = self._group.failure(self._operation, error)
             failure.__cause__ = error

@@ -53,13 +53,15 @@ class TorchCommunicator(Communicator):
 
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         work = getattr(self, operation)(tensor, **arguments)
+        if work is None:
+            return None
         return InSlices(work) if tensor.is_cpu and isinstance(work, torch_private.Work) else work
 
     def _group(self, tensor: Tensor) -> Any:
         return self._links.device_group if tensor.device.type == self._kind else self._links.cpu_group
 
     def _is_gloo(self, tensor: Tensor) -> bool:
-        return tensor.device.type == "cpu"
+        return tensor.is_cpu
 
     def all_reduce(self, tensor: Tensor, *, op: Any, async_op: bool) -> Work | None:
         tensor = _real(tensor)
@@ -150,12 +152,18 @@ class TorchCommunicator(Communicator):
 
     def send(self, tensor: Tensor, *, dst: int, async_op: bool, tag: int = 0) -> Work | None:
         if self._is_gloo(tensor):
-            return channels_of(self._links).send(tensor, dst, Kind.TENSOR, tag=tag)
+            channels = channels_of(self._links)
+            if async_op:
+                return channels.send(tensor, dst, Kind.TENSOR, tag=tag)
+            return channels.send_now(tensor, dst, tag=tag)
         return self._group(tensor).send([_movable(tensor)], dst, _no_tag(tag, tensor))
 
     def recv(self, tensor: Tensor, *, src: int, async_op: bool, tag: int = 0) -> Work | None:
         if self._is_gloo(tensor):
-            return channels_of(self._links).recv(tensor, src, Kind.TENSOR, tag=tag)
+            channels = channels_of(self._links)
+            if async_op:
+                return channels.recv(tensor, src, Kind.TENSOR, tag=tag)
+            return channels.recv_now(tensor, src, tag=tag)
         return self._group(tensor).recv([_movable(tensor)], src, _no_tag(tag, tensor))
 
     def recv_any(self, tensor: Tensor, *, source: Source, async_op: bool, tag: int = 0) -> Work | None:

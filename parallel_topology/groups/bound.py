@@ -17,6 +17,7 @@ from parallel_topology.communicators import compiled
 from parallel_topology.communicators.communicator import Communicator, Work
 from parallel_topology.communicators.handle import Handle
 from parallel_topology.communicators.links import Links
+from parallel_topology.communicators.refusal import Refusal
 from parallel_topology.errors import (
     ClosedError,
     CollectiveError,
@@ -192,6 +193,8 @@ class BoundGroup(RankGroup):
             self._carry_out(operation, tensor, arguments)
         except ParallelTopologyError:
             raise
+        except Refusal as refusal:
+            raise refusal.to(self.label) from refusal.__cause__
         except RuntimeError as error:
             raise self.failure(operation, error) from error
         return finish()

@@ -89,8 +89,8 @@ class Transfer(Objects):
         digests = [
             _digest(tensor, strict=channels.strict) for tensor, spec in zip(tensors, specs, strict=True) if spec.cut
         ]
-        is_new = channels.described.get(peer) != description
-        channels.described[peer] = description
+        channel = channels.to(peer)
+        is_new, channel.described = channel.described != description, description
         message = torch.frombuffer(pack_transfer(digests, description if is_new else b""), dtype=torch.uint8)
         said = {"parts": sum(tensor.device.type == "cpu" for tensor in tensors), "split": over}
         handles = [self._issue("send_message", message, nothing, True, dst=peer, kind=Kind.TRANSFER, **said)]
@@ -161,11 +161,11 @@ class Transfer(Objects):
     def _announced(self, peer: int, split: Collectives | None, classes: Iterable[Class]) -> _Coming:
         """What will come. Where it is refused it is received, and lost."""
         who = f"irecv_tensors on {self.label} from rank {self.ranks[peer]}"
-        incoming, channels = Incoming("irecv_tensors", MAX_DESCRIPTION), channels_of(self.links)
+        incoming, channel = Incoming("irecv_tensors", MAX_DESCRIPTION), channels_of(self.links).by(peer)
         try:
             self._issue("recv_message", _NOTHING, nothing, False, src=peer, kind=Kind.TRANSFER, incoming=incoming)
-            digests = channels.note(peer, incoming.data)
-            if not (description := channels.heard.get(peer)):
+            digests = channel.note(incoming.data)
+            if not (description := channel.described):
                 raise WireError(f"{who}: nothing was described before")
             ours, theirs = 1 if split is None else split.size, incoming.frame.split
             if ours != theirs:

@@ -35,7 +35,9 @@ _TURNS = 1 << 13
 
 _MAGIC = b"ptf1"
 _DIMS = 8
+_NO_DIMS = (0,) * _DIMS
 _HEADER = struct.Struct(f"<4s4B24sQQ2q{_DIMS}q")
+_SEQUENCE_AT = struct.calcsize("<4s4B24s")
 HEADER = _HEADER.size
 INLINE = PIECE - HEADER
 
@@ -79,12 +81,12 @@ class Frame(NamedTuple):
     parts: int = 0
     split: int = 0
 
-    def pack_into(self, message: bytearray) -> None:
-        """Write the header to the first bytes of a message."""
+    def packed(self) -> bytes:
+        """The bytes of the header."""
         dims = folded(self.shape)
-        _HEADER.pack_into(
-            message, 0, _MAGIC, self.kind, len(self.shape), self.failed, 0, self.dtype.encode(), self.sequence,
-            self.nbytes, self.parts, self.split, *dims, *(0,) * (_DIMS - len(dims)),
+        return _HEADER.pack(
+            _MAGIC, self.kind, len(self.shape), self.failed, 0, self.dtype.encode(), self.sequence, self.nbytes,
+            self.parts, self.split, *dims, *_NO_DIMS[len(dims) :],
         )  # fmt: skip
 
     @classmethod
@@ -113,6 +115,20 @@ class Frame(NamedTuple):
             return f"{self.dtype}{list(self.shape)}{part}"
         word = _WORDS.get(self.kind, f"a message of the unknown kind {self.kind}")
         return f"{word} of {self.nbytes} bytes" if self.nbytes else word
+
+
+class Header:
+    """What is equal in the headers of frames that differ in their number alone: made once for many messages."""
+
+    __slots__ = ("_before", "_behind")
+
+    def __init__(self, frame: Frame) -> None:
+        packed = frame.packed()
+        self._before, self._behind = packed[:_SEQUENCE_AT], packed[_SEQUENCE_AT + 8 :]
+
+    def numbered(self, sequence: int) -> bytes:
+        """As `Frame.packed` of that one."""
+        return self._before + sequence.to_bytes(8, "little") + self._behind
 
 
 def folded(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, MismatchError, WireError
 from parallel_topology.testing import run_ranks
-from parallel_topology.wire.frames import CHUNK, INLINE, UNIT, Frame, Kind, chunks, first_tag, inline
+from parallel_topology.wire.frames import CHUNK, INLINE, UNIT, Frame, Header, Kind, chunks, first_tag, inline
 
 LARGE = 3 * 2**20 + 5
 """Bytes: three chunks, and some behind the header."""
@@ -62,9 +62,8 @@ def test_equal_tags_mean_equal_sizes(one: int, other: int, tags: tuple[int, int]
     )
 )  # fmt: skip
 def test_a_header_is_read_as_it_was_written(frame: Frame):
-    message = bytearray(8192)
-    frame.pack_into(message)
-    assert Frame.unpack(message) == frame
+    assert Frame.unpack(bytearray(frame.packed())) == frame
+    assert Header(frame._replace(sequence=0)).numbered(frame.sequence) == frame.packed()
 
 
 class Request(BaseModel):
@@ -80,7 +79,7 @@ Way = tuple[Callable[[Any], object], Callable[[Any], object], type[Exception], s
 floats, ints = torch.float32, torch.int32
 WAYS: dict[str, Way] = {
     "longer": (lambda tp: tp.send(torch.ones(4)), lambda tp: tp.recv(torch.zeros(2)), MismatchError,
-               "recv on engine/world: rank 0 sends float32[4], but rank 1 receives into float32[2]"),
+               "recv on engine/tp[0]: rank 0 sends float32[4], but rank 1 receives into float32[2]"),
     "shorter": (lambda tp: tp.send(torch.ones(2)), lambda tp: tp.recv(torch.zeros(4)), MismatchError,
                 "rank 0 sends float32[2], but rank 1 receives into float32[4]"),
     "dtype": (lambda tp: tp.send(torch.ones(4)), lambda tp: tp.recv(torch.zeros(4, dtype=ints)), MismatchError,
@@ -133,6 +132,25 @@ def _refused(groups: GroupManager, *names: str) -> None:
 @pytest.mark.parametrize("name", WAYS)
 def test_what_does_not_match_is_named_and_the_next_receive_is_right(name: str):
     run_ranks("tp2", _refused, name, check=False, timeout=20)
+
+
+def test_an_error_names_the_group_that_was_called_of_those_that_share_connections():
+    def body(groups: GroupManager) -> None:
+        for group in (groups.tp, groups.world):
+            if groups.rank == 0:
+                group.send(torch.ones(2))
+                group.send(torch.ones(2))
+                group.send_object("x" * 99)
+            else:
+                with pytest.raises(MismatchError, match=re.escape(f"recv on {group.label}: rank 0 sends")) as seen:
+                    group.recv(torch.ones(3))
+                assert seen.value.__cause__ is None
+                with pytest.raises(MismatchError, match=re.escape(f"recv on {group.label}: rank 0 sends")):
+                    group.irecv(torch.ones(3)).wait()
+                with pytest.raises(WireError, match=re.escape(f"recv_object on {group.label} from rank 0: it announ")):
+                    group.recv_object(max_bytes=10)
+
+    run_ranks("tp2", body, check=False)
 
 
 def test_in_processes():
@@ -268,9 +286,7 @@ def _raw(groups: GroupManager, message: bytearray) -> None:
 
 
 def _framed(frame: Frame) -> bytearray:
-    message = bytearray(8192)
-    frame.pack_into(message)
-    return message
+    return bytearray(frame.packed().ljust(8192))
 
 
 @pytest.mark.parametrize(
