@@ -18,7 +18,7 @@ from torch import Tensor
 
 from parallel_topology.communicators.at_once import recv_now, send_now
 from parallel_topology.communicators.channel import Channel, gloo_of
-from parallel_topology.communicators.communicator import Work
+from parallel_topology.communicators.communicator import Work, remaining, within
 from parallel_topology.communicators.flight import MAX_DESCRIPTION, Flight, Incoming, received, sent
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.piece import Pieces
@@ -152,10 +152,12 @@ class _FromAny:
         self._rest: Work | None = None
 
     def wait(self, timeout: timedelta | None = None) -> object:
+        total = timeout or self._links.timeout
+        end = within(total)
         if self._rest is None:
-            self._links.wait_for_message(self._first, timeout or self._links.timeout)
+            self._links.wait_for_message(self._first, total)
             self._rest = self._known(self._first._source_rank())
-        return self._rest.wait() if timeout is None else self._rest.wait(timeout)
+        return self._rest.wait(remaining(end) or total)
 
     def is_completed(self) -> bool:
         return self._rest is not None and self._rest.is_completed()

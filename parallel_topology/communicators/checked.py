@@ -57,7 +57,7 @@ class CheckedCommunicator(Around):
     def _compare(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> None:
         mine = _described(operation, tensor, arguments, self.name)
         gathered = torch.empty(self._of.size * _BYTES, dtype=torch.uint8)
-        wait_for(self._cpu.all_gather(_packed(mine), output=gathered, async_op=False))
+        self._now("all_gather", _packed(mine), output=gathered)
         said = [bytes_of(part).decode().rstrip() for part in gathered.view(self._of.size, _BYTES)]
         _require_equal(said, self._of)
         if operation == "all_to_all":
@@ -68,11 +68,11 @@ class CheckedCommunicator(Around):
         size = self._of.size
         gives, takes = torch.tensor(arguments["input_splits"]), torch.tensor(arguments["output_splits"])
         given, ones = torch.empty(size, dtype=torch.int64), [1] * size
-        wait_for(self._cpu.all_to_all(gives, output=given, output_splits=ones, input_splits=ones, async_op=False))
+        self._now("all_to_all", gives, output=given, output_splits=ones, input_splits=ones)
         wrong = [giver for giver in range(size) if given[giver] != takes[giver]]
         mine = torch.tensor([-1, 0, 0] if not wrong else [wrong[0], int(given[wrong[0]]), int(takes[wrong[0]])])
         found = torch.empty(3 * size, dtype=torch.int64)
-        wait_for(self._cpu.all_gather(mine, output=found, async_op=False))
+        self._now("all_gather", mine, output=found)
         for taker, (giver, sent, expected) in enumerate(found.view(size, 3).tolist()):  # pyright: ignore
             if giver >= 0:
                 ranks = self._of.ranks
@@ -80,6 +80,10 @@ class CheckedCommunicator(Around):
                     f"all_to_all on {self._of.label}: rank {ranks[giver]} sends {sent} rows to rank {ranks[taker]}, "
                     f"which expects {expected}"
                 )
+
+    def _now(self, operation: str, tensor: Tensor, **arguments: Any) -> None:
+        """Carry out an operation of the comparison's own, and wait so that Ctrl-C is obeyed."""
+        wait_for(self._cpu.issue(operation, tensor, async_op=False, **arguments))
 
     def _is_announced(self, tensor: Tensor) -> bool:
         """Whether a header goes before a message anyway."""

@@ -149,7 +149,7 @@ def _exchange_id(membership: Membership, nccl: Any) -> Any:
         except Exception as error:  # nccl4py's own errors have no common base
             failure = error
     over_cpu = TorchCommunicator(membership.links, torch.device("cpu"), membership.size, membership.rank)
-    wait_for(over_cpu.broadcast(told, src=0, async_op=False))
+    wait_for(over_cpu.issue("broadcast", told, src=0, async_op=False))  # so that Ctrl-C is obeyed
     if not told[0]:
         raise BackendError(
             f"communicator 'nccl' on {membership.label}: rank {membership.ranks[0]} has no NCCL"

@@ -191,6 +191,16 @@ class TestInterrupt:
         assert groups.diagnose(30) == []  # over the store: the other takes part in nothing
         groups.abort()
 
+    @pytest.mark.ranks("tp2", world="processes", timeout=60, check=False, check_calls=True)
+    @pytest.mark.parametrize("wait", ["all_reduce", "barrier", "handle", "recv"])
+    def test_is_obeyed_where_calls_are_compared(self, groups: GroupManager, wait: str):
+        if groups.rank == 0:
+            with interrupt() as seen:
+                WAITS[wait](groups.tp, torch.ones(1))
+            assert seen.seconds < 1
+        assert groups.diagnose(30) == []
+        groups.abort()
+
     @pytest.mark.ranks("tp2", world="processes", timeout=60)
     def test_a_second_wait_goes_on(self, groups: GroupManager):
         x = torch.tensor([1.0, 2.0])
