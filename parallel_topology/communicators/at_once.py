@@ -26,7 +26,7 @@ def send_now(channel: Channel, tensor: Tensor) -> None:
     except BaseException:  # it is still on its way
         _leave(Flight(channel, channel.frame(Kind.TENSOR, number, tensor), tensor, piece, work), channel)
         raise
-    channel.pieces.put_back(piece)
+    channel.pieces.put_back(piece, work)
 
 
 def recv_now(channel: Channel, tensor: Tensor) -> None:
@@ -49,7 +49,7 @@ def recv_now(channel: Channel, tensor: Tensor) -> None:
         raise
     if piece.memory.startswith(header):
         piece.copy_into(tensor, nbytes)
-        channel.pieces.put_back(piece)
+        channel.pieces.put_back(piece, work)
     else:
         Receipt(channel, channel.frame(Kind.TENSOR, number, tensor), piece, into=tensor).wait()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from parallel_topology.communicators.at_once import recv_now, send_now
 from parallel_topology.communicators.channel import Channel, gloo_of
-from parallel_topology.communicators.communicator import Work, remaining, within
+from parallel_topology.communicators.communicator import Work, remaining, wait_for, within
 from parallel_topology.communicators.flight import MAX_DESCRIPTION, Flight, Incoming, received, sent
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.piece import Pieces
@@ -116,6 +116,7 @@ class Channels:
         """Let go of everything."""
         for channel in list(self._channels.values()):
             channel.close()
+        self._pieces.close()
         self._just_dropped.clear()
         self._dropped.clear()
 
@@ -157,7 +158,8 @@ class _FromAny:
         if self._rest is None:
             self._links.wait_for_message(self._first, total)
             self._rest = self._known(self._first._source_rank())
-        return self._rest.wait(remaining(end) or total)
+        wait_for(self._rest, remaining(end))
+        return True
 
     def is_completed(self) -> bool:
         return self._rest is not None and self._rest.is_completed()

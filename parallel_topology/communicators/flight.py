@@ -68,7 +68,8 @@ class Flight:
     """
 
     __slots__ = (
-        "_channel", "_done", "_error", "_piece", "_tensor", "_ticket", "_waiting", "_works", "nbytes", "number",
+        "_channel", "_done", "_error", "_piece", "_tensor", "_through", "_ticket", "_waiting", "_works", "nbytes",
+        "number",
     )  # fmt: skip
 
     def __init__(self, channel: Channel, frame: Frame, tensor: Tensor | None, piece: Piece, first: Work | None) -> None:
@@ -77,7 +78,9 @@ class Flight:
         self._channel = channel
         self._tensor: Tensor | None = tensor
         self._piece: Piece | None = piece
-        self._works: deque[Work] = deque(() if first is None else (first,))
+        # Kept until all are through: whoever drops one while gloo's thread carries the next waits for that thread.
+        self._works: list[Work] = [] if first is None else [first]
+        self._through = 0
         self._waiting = threading.RLock()
         self._done = False
         self._error: Exception | None = None
@@ -121,7 +124,7 @@ class Flight:
                 self._end()
                 raise
             if self._piece is not None:
-                self._channel.pieces.put_back(self._piece)
+                self._channel.pieces.put_back(self._piece, self._works[0] if self._works else None)
             self._end()
 
     def end_quietly(self) -> None:
@@ -142,9 +145,9 @@ class Flight:
         self._channel.ended(self)
 
     def _finish(self, deadline: float) -> None:
-        while self._works:
-            self._until(self._works[0], deadline)
-            self._works.popleft()
+        while self._through < len(self._works):
+            self._until(self._works[self._through], deadline)
+            self._through += 1
 
     def _until(self, work: Work, deadline: float) -> None:
         self._channel.wait(work, timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
@@ -205,7 +208,7 @@ class Receipt(Flight):
             for posted in self._posted.values():
                 while posted:
                     self._until(posted[0][0], deadline)
-                    posted.popleft()
+                    self._works.append(posted.popleft()[0])
         except Exception:  # an interrupted wait can be taken up again
             self._channel.break_off(f"{self._theirs} did not come to its end")
             raise

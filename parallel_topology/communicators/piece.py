@@ -7,6 +7,7 @@ from ctypes import memmove
 import torch
 from torch import Tensor
 
+from parallel_topology.communicators.communicator import Work
 from parallel_topology.wire.frames import HEADER, INLINE, PIECE, inline
 
 _KEPT = 16
@@ -19,12 +20,13 @@ class Piece:
     Bytes are copied by address: a view, a slice and a copy of torch's take longer than gloo takes for a small message.
     """
 
-    __slots__ = ("_address", "_behind", "_part", "memory", "whole")
+    __slots__ = ("_address", "_behind", "_part", "memory", "whole", "work")
 
     def __init__(self) -> None:
         self.memory = bytearray(PIECE)
         self.whole = self._part = torch.frombuffer(self.memory, dtype=torch.uint8)
         self._behind = INLINE
+        self.work: Work | None = None
         self._address = self.whole.data_ptr()
 
     def filled(self, header: bytes, tensor: Tensor, nbytes: int) -> Tensor:
@@ -48,10 +50,11 @@ class Piece:
 class Pieces:
     """Those that nothing is under way in."""
 
-    __slots__ = ("_free",)
+    __slots__ = ("_closed", "_free")
 
     def __init__(self) -> None:
         self._free: list[Piece] = []
+        self._closed = False
 
     def take(self) -> Piece:
         """One for any message."""
@@ -60,7 +63,16 @@ class Pieces:
         except IndexError:
             return Piece()
 
-    def put_back(self, piece: Piece) -> None:
-        """Let it be used again. Nobody else may hold it: gloo has let go of it when its wait has returned."""
-        if len(self._free) < _KEPT:
+    def put_back(self, piece: Piece, work: Work | None) -> None:
+        """Let it be used again, after its `work`: gloo has let go of it when the wait for that has returned.
+
+        The work is kept with it. Whoever drops it at once waits for gloo's thread, which has only just ended it.
+        """
+        if not self._closed and len(self._free) < _KEPT:
+            piece.work = work
             self._free.append(piece)
+
+    def close(self) -> None:
+        """Keep nothing: work holds the group's connections."""
+        self._closed = True
+        self._free.clear()
