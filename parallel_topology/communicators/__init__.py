@@ -15,8 +15,15 @@ at_once             messages that are waited for at once
 channels            all messages between members, each announced by a header
 membership          what a communicator is told of the group that it is made for
 torch_communicator  torch's process groups, the end of every chain
+shared_memory       small collectives within a host
+rounds              a group's calls in one order, through memory that its members share
+host_memory         that memory, which has no name
+futex               sleeping on a word of it until another process has changed it
+presence            whether a process lives
 nccl                NCCL through nccl4py
 turns               calls made in one order, by a thread of their own
+descriptions        calls in words, and who differs
+announcement        a message to all, whose length only its source knows
 checked             a communicator that lets the members compare a call before another one makes it
 factories           which factory a communicator's name stands for
 handle              a collective under way

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from hashlib import sha256
 from typing import Any
 
@@ -11,16 +10,15 @@ from torch import Tensor
 
 from parallel_topology.communicators.channels import channels_of
 from parallel_topology.communicators.communicator import Around, Communicator, Together, Work, wait_for
+from parallel_topology.communicators.descriptions import described, require_equal
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.errors import MismatchError
-from parallel_topology.topology.layout import Ranks
 from parallel_topology.wire.frames import CHECK_TAG, Kind
 from parallel_topology.wire.structure import bytes_of
 
 _BYTES = 512
 """Of one call's description, padded: what all members send must be of one size."""
-_UNEVEN = ("all_gather_v", "reduce_scatter_v", "all_to_all")
 _P2P = ("send", "recv", "exchange")
 _ANNOUNCED = ("send_message", "recv_message", "recv_any")
 
@@ -55,11 +53,11 @@ class CheckedCommunicator(Around):
         return self._channels.turns.take(call, here=not arguments["async_op"])
 
     def _compare(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> None:
-        mine = _described(operation, tensor, arguments, self.name)
+        mine = described(operation, tensor, arguments, self.name)
         gathered = torch.empty(self._of.size * _BYTES, dtype=torch.uint8)
         self._now("all_gather", _packed(mine), output=gathered)
         said = [bytes_of(part).decode().rstrip() for part in gathered.view(self._of.size, _BYTES)]
-        _require_equal(said, self._of)
+        require_equal(self._of.label, self._of.ranks, dict(zip(self._of.ranks, said, strict=True)))
         if operation == "all_to_all":
             self._require_splits(arguments)
 
@@ -99,37 +97,8 @@ class CheckedCommunicator(Around):
         return Together(heard, self.inner.issue(operation, tensor, **arguments), told)
 
 
-def _described(operation: str, tensor: Tensor, arguments: dict[str, Any], communicator: str) -> str:
-    """`all_reduce float32[2] by torch on cpu op SUM`: what must be equal on all members."""
-    shape: list[int] = list(tensor.shape)
-    if operation in _UNEVEN:
-        shape[0] = -1
-    said = f"{operation} {str(tensor.dtype).removeprefix('torch.')}{shape} by {communicator} on {tensor.device.type}"
-    for name in ("src", "dst", "sizes"):
-        if name in arguments:
-            said += f" {name} {arguments[name]}"
-    return f"{said} op {str(arguments['op']).rpartition('.')[2]}" if "op" in arguments else said
-
-
 def _packed(said: str) -> Tensor:
     text = said.encode()
     if len(text) > _BYTES:  # it names the sizes of very many members
         text = text[: _BYTES - 70] + b"... " + sha256(text).hexdigest().encode()
     return torch.frombuffer(bytearray(text.ljust(_BYTES)), dtype=torch.uint8)
-
-
-def _require_equal(said: list[str], membership: Membership) -> None:
-    kinds = Counter(said)
-    if len(kinds) == 1:
-        return
-    usual = kinds.most_common(1)[0][0]
-    lines = [f"  {_named(said, kind, membership.ranks)}: {kind}" for kind in kinds]
-    odd = [rank for rank, kind in zip(membership.ranks, said, strict=True) if kind != usual]
-    raise MismatchError(
-        f"the calls on {membership.label} = {membership.ranks} do not match: rank {odd[0]} differs\n" + "\n".join(lines)
-    )
-
-
-def _named(said: list[str], kind: str, ranks: Ranks) -> str:
-    holders = [rank for rank, held in zip(ranks, said, strict=True) if held == kind]
-    return f"rank{'s' if len(holders) > 1 else ''} {', '.join(map(str, holders))}"

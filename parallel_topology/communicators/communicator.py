@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel_topology.communicators.announcement import Announcement
+
 
 class Work(Protocol):
     """An operation under way, such as torch's `Work`."""
@@ -87,6 +89,13 @@ class Communicator:
 
     def broadcast(self, tensor: Tensor, *, src: int, async_op: bool) -> Work | None:
         """Overwrite every tensor with that of `src`."""
+        raise NotImplementedError
+
+    def broadcast_message(self, tensor: Tensor, *, src: int, announcement: Announcement, async_op: bool) -> Work | None:
+        """Give all members the bytes that `src` has in `tensor`; the others' is empty, and they learn how many come.
+
+        Who does not take what is announced takes part all the same.
+        """
         raise NotImplementedError
 
     def all_gather(self, tensor: Tensor, *, output: Tensor, async_op: bool) -> Work | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 from parallel_topology.communicators.membership import Factory
+from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
 from parallel_topology.errors import BackendError
 
 ENTRY_POINTS = "parallel_topology.communicators"
@@ -24,10 +25,12 @@ def find_factory(name: str, given: Mapping[str, Factory]) -> Factory:
         from parallel_topology.communicators.nccl import NcclCommunicator  # needs the extra
 
         return NcclCommunicator
+    if name == "shared_memory":
+        return SharedMemoryCommunicator
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in found:
         return found[name].load()
-    known = ", ".join(["torch", "nccl", *given, *found])
+    known = ", ".join(["torch", "shared_memory", "nccl", *given, *found])
     raise BackendError(
         f"communicator {name!r} is not known: expected one of {known}, or a factory in communicators={{{name!r}: ...}}"
     )

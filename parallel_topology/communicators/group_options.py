@@ -33,6 +33,9 @@ class GroupOptions(BaseModel):
     Attributes:
         timeout: seconds, or a `timedelta`, that operations wait, if not the manager's.
         communicators: names of those that are asked, in this order, who carries out a call; torch's is always the last.
+            Without any, "shared_memory" in groups within a host.
+        shared_memory_bytes: what a member gives to a collective over shared memory at most; what is larger goes over
+            gloo. Each group has eight times as much for each member, of which only that takes memory which is used.
         high_priority_stream: NCCL: kernels go before those of other streams.
         min_ctas, max_ctas: NCCL: thread blocks that a collective takes
             (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/types.html#ncclconfig-t).
@@ -44,11 +47,17 @@ class GroupOptions(BaseModel):
 
     timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
     communicators: tuple[str, ...] = ()
+    shared_memory_bytes: Annotated[int, Field(ge=4096, le=2**30)] = 2**18
     high_priority_stream: bool = False
     min_ctas: _Ctas | None = None
     max_ctas: _Ctas | None = None
     cga_cluster_size: Annotated[int, Field(ge=0, le=8)] | None = None
     net_name: str | None = None
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether groups within a host use shared memory."""
+        return not self.communicators or "shared_memory" in self.communicators
 
     @property
     def nccl_config(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from parallel_topology.communicators.communicator import Communicator
 from parallel_topology.communicators.group_options import GroupOptions
+from parallel_topology.communicators.host_memory import HostMemory
 from parallel_topology.communicators.links import Links
 from parallel_topology.topology.layout import Ranks
 
@@ -24,6 +25,8 @@ class Membership:
         device: where the manager's tensors are.
         links: the group's process groups; `cpu_group` is there to exchange what a connection needs.
         options: the group's.
+        family: the group's name on all ranks, `tp`.
+        memory: what the ranks of this host share, if they do.
     """
 
     label: str
@@ -32,6 +35,8 @@ class Membership:
     device: torch.device
     links: Links
     options: GroupOptions
+    family: str = ""
+    memory: HostMemory | None = None
 
     @property
     def size(self) -> int:

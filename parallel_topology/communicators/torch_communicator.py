@@ -15,12 +15,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel_topology import torch_private
+from parallel_topology.communicators.announcement import Announcement
 from parallel_topology.communicators.channels import Incoming, Source, channels_of
 from parallel_topology.communicators.communicator import Communicator, Together, Work, exercise, wait_for
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.waiting import InSlices
 from parallel_topology.errors import GroupArgumentError
-from parallel_topology.wire.frames import Kind
+from parallel_topology.wire.frames import CHUNK, Kind
 
 _NATIVE = frozenset(
     {
@@ -84,6 +85,20 @@ class TorchCommunicator(Communicator):
         options.rootTensor = 0
         options.asyncOp = async_op
         return self._group(tensor).broadcast([_movable(tensor)], options)
+
+    def broadcast_message(self, tensor: Tensor, *, src: int, announcement: Announcement, async_op: bool) -> None:
+        """First the length, then chunks of it; returns when all is done."""
+        length = torch.tensor([announcement.length], dtype=torch.int64, device="cpu")
+        wait_for(self.issue("broadcast", length, src=src, async_op=False))
+        announcement.length = int(length)
+        follows, is_taken = announcement.follows, announcement.is_taken
+        if self._rank != src:
+            announcement.data = bytearray(follows if is_taken else min(follows, CHUNK))
+            tensor = torch.frombuffer(announcement.data or bytearray(1), dtype=torch.uint8)
+        for start in range(0, follows, CHUNK):
+            here = start if is_taken or self._rank == src else 0  # what is not taken is written over
+            chunk = tensor[here : here + min(CHUNK, follows - start)]
+            wait_for(self.issue("broadcast", chunk, src=src, async_op=False))
 
     def all_gather(self, tensor: Tensor, *, output: Tensor, async_op: bool) -> Work | None:
         return torch_private.all_gather_single(

@@ -28,7 +28,7 @@ class Turns:
                 turn = _Turn(call)
                 self._queue.append(turn)
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._work, name="check_calls", daemon=True)
+                    self._thread = threading.Thread(target=self._work, name="parallel_topology calls", daemon=True)
                     self._thread.start()
                 return turn
         try:

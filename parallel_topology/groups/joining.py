@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from parallel_topology.communicators.host_memory import HostMemory, Offer, regions
 from parallel_topology.communicators.links import Links
 from parallel_topology.errors import RendezvousError
 from parallel_topology.groups.group import ParallelGroup
@@ -46,12 +47,14 @@ class Joined:
         agreed: what the ranks found out about each other.
         meeting: at which they did; it knows under which keys.
         others: addresses of ranks on other hosts.
+        memory: what the ranks of this host share; None where this one is alone.
     """
 
     control: Control
     agreed: Agreed
     meeting: Meeting
     others: Sequence[str]
+    memory: HostMemory | None
 
 
 def join(
@@ -78,10 +81,17 @@ def join(
     topology = plan.topology
     card = json.dumps(_facts(plan, options, backend, device, made))
     meeting = new_meeting(options.name, topology, rank, card, options.token, deadline)
-    agreed = meet(control, meeting)
+    offer = Offer()
+    meeting.memory = offer.text
+    try:
+        agreed = meet(control, meeting)
+        memory = _memory(plan, rank, options, agreed, offer)
+    except BaseException:
+        offer.close()
+        raise
     here = agreed.hosts[topology.position(rank)]
     others = [address for address, host in zip(agreed.addresses, agreed.hosts, strict=True) if host != here]
-    return Joined(control, agreed, meeting, others)
+    return Joined(control, agreed, meeting, others, memory)
 
 
 def new_meeting(
@@ -115,6 +125,22 @@ def meet(control: Control, meeting: Meeting) -> Agreed:
         with suppress(Overtaken, *STORE_ERRORS):
             control.ask(meeting.withdraw, Deadline(LAST_WORDS))
         raise
+
+
+def _memory(plan: Plan, rank: int, options: Options, agreed: Agreed, offer: Offer) -> HostMemory | None:
+    """What is to be shared with the other ranks of this host, if there are any and their groups use it."""
+    topology = plan.topology
+    host = agreed.hosts[topology.position(rank)]
+    here = [one for one, on in zip(topology.world, agreed.hosts, strict=True) if on == host]
+    families = {
+        family.name: (family.size, options.of(family.name).shared_memory_bytes)
+        for family in plan.families.values()
+        if family.creates and family.size <= len(here) and options.of(family.name).shares_memory
+    }
+    if not families or not agreed.memories[host]:
+        offer.close()
+        return None
+    return HostMemory(here, rank, regions(families), offer, agreed.memories[host])
 
 
 def _facts(plan: Plan, options: Options, backend: str, device: str, made: str) -> dict[str, Any]:

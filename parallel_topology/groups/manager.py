@@ -222,7 +222,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 store = dist.PrefixStore(joined.meeting.keys, control.client())
                 self._creator = creator(
                     store, witness, self._options, backend=self.backend, device=self.device,
-                    deadline=deadline, others=joined.others,
+                    deadline=deadline, others=joined.others, memory=joined.memory,
                 )  # fmt: skip
                 made.append(self._creator)
                 self._bind(self.name if joined.agreed.number == 1 else f"{self.name}#{joined.agreed.number}")

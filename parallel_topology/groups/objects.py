@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel_topology.communicators.announcement import FAILED, Announcement
 from parallel_topology.communicators.channels import Incoming
 from parallel_topology.errors import CollectiveError, GroupArgumentError, ParallelTopologyError, WireError
 from parallel_topology.groups.bound import nothing
@@ -21,8 +22,6 @@ from parallel_topology.wire.wire import Class, decode, decode_pickled, encode, e
 MAX_BYTES = 256 * 2**20
 """The most bytes that an object may take, unless told otherwise: what a peer announces is not allocated unseen."""
 _NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
-_FAILED = -1
-"""Sent instead of a length by who could not encode its object, so that the others need not wait for it."""
 
 
 class Objects(Collectives, PointToPoint):
@@ -64,23 +63,15 @@ class Objects(Collectives, PointToPoint):
             try:
                 message = self._encoded("broadcast_object", value, max_bytes, unsafe_pickle)
             except ParallelTopologyError:
-                self.broadcast(_length(_FAILED), source)
+                self._broadcast_bytes(_NOTHING, source, Announcement(max_bytes, FAILED))
                 raise
-            self.broadcast(_length(len(message)), source)
-            for start in range(0, len(message), CHUNK):
-                self.broadcast(message[start : start + CHUNK], source)
+            self._broadcast_bytes(message, source, Announcement(max_bytes, len(message)))
             return value
-        length = int(self.broadcast(_length(0), source))
-        refusal = self._refusal("broadcast_object", length, max_bytes, source)
-        # Who refuses takes part all the same: the others do not know of it.
-        data = bytearray(length if refusal is None else min(length, CHUNK))
-        memory = torch.frombuffer(data, dtype=torch.uint8)
-        for start in range(0, length, CHUNK):
-            here = start if refusal is None else 0
-            self.broadcast(memory[here : here + min(CHUNK, length - start)], source)
-        if refusal is not None:
+        announced = Announcement(max_bytes)
+        self._broadcast_bytes(_NOTHING, source, announced)
+        if (refusal := self._refusal("broadcast_object", announced.length, max_bytes, source)) is not None:
             raise refusal
-        return _decoded(data, models, unsafe_pickle)
+        return _decoded(announced.data, models, unsafe_pickle)
 
     def all_gather_object(
         self,
@@ -96,7 +87,7 @@ class Objects(Collectives, PointToPoint):
         try:
             message = self._encoded("all_gather_object", value, max_bytes, unsafe_pickle)
         except ParallelTopologyError:
-            self.all_gather(_length(_FAILED))
+            self.all_gather(_length(FAILED))
             raise
         lengths = [int(length) for length in self.all_gather(_length(len(message)))]
         refusals = [
@@ -239,6 +230,9 @@ class Objects(Collectives, PointToPoint):
             raise
         self._send_frame(kind, peer, message)
 
+    def _broadcast_bytes(self, message: Tensor, source: int, announcement: Announcement) -> None:
+        self._issue("broadcast_message", message, nothing, False, src=source, announcement=announcement)
+
     def _send_frame(self, kind: Kind, peer: int, message: Tensor, *, async_op: bool = False, **said: Any) -> Any:
         tag = {} if kind == Kind.OBJECT else {"tag": COLLECTIVE_TAG}
         return self._issue("send_message", message, nothing, async_op, dst=peer, kind=kind, **tag, **said)
@@ -270,7 +264,7 @@ class Objects(Collectives, PointToPoint):
             CollectiveError: the sender had none; nothing follows.
             WireError: no message is as long; nothing follows.
         """
-        if length == _FAILED:
+        if length == FAILED:
             raise self._failed(operation, member)
         refusal = WireError(
             f"{operation} on {self.label} = {self.ranks}: rank {self.ranks[member]} announces {length} bytes, "

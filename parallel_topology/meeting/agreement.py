@@ -63,11 +63,13 @@ class Agreed:
         number: how many managers of this name are, or were, over this store, this one included.
         hosts: for each position of the topology, which host it is on, numbered in order of appearance.
         addresses: for each position, from where it reaches the store's host.
+        memories: for each host, what its first rank offers to those that are on it.
     """
 
     number: int
     hosts: Sequence[int]
     addresses: Sequence[str]
+    memories: Sequence[str]
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Meeting:
         name: of the manager; ranks of one name meet.
         world: the ranks that are to come.
         rank: this one.
-        host, process, address: as in `Entry`.
+        host, process, address, memory: as in `Entry`.
         card: what is to be equal on all ranks, as JSON.
         token: if given, a rank without it is refused.
         deadline: for all of it.
@@ -93,6 +95,7 @@ class Meeting:
     card: str
     token: str | None = field(repr=False)
     deadline: Deadline
+    memory: str = ""
     round: str = ""
     _nonce: str = field(default_factory=lambda: secrets.token_hex(16))
     _turn: int = 0
@@ -305,6 +308,7 @@ class Meeting:
         complaint = "" if refusal else differences(list(entries.values()))
         agreed = not refusal and not complaint
         hosts: dict[str, int] = {}
+        memories: dict[str, str] = {}
         members = [entries[rank] for rank in self.world] if agreed else []
         number = 0
         if agreed:
@@ -316,6 +320,8 @@ class Meeting:
             "refusal": refusal, "complaint": complaint, "number": number, "card": self.card if agreed else "",
             "hosts": [hosts.setdefault(member.host, len(hosts)) for member in members],
             "addresses": [member.address for member in members],
+            "memories": [memories.setdefault(member.host, member.memory)
+                         for member in members if member.host not in memories],
             "proofs": [proofs[rank] for rank in self.world] if agreed else [],
         })  # fmt: skip
 
@@ -395,7 +401,7 @@ class Meeting:
             found = read_object(
                 outer["verdict"].encode(),
                 {"refusal": str, "complaint": str, "number": int, "card": str, "hosts": list, "addresses": list,
-                 "proofs": list},
+                 "memories": list, "proofs": list},
             )  # fmt: skip
         except UnreadableError as error:
             raise RendezvousError(f"{self.name}: what should be the verdict of rank {self._first}: {error}") from None
@@ -410,7 +416,7 @@ class Meeting:
         for rank, seal in zip(self.world, found["proofs"], strict=True):
             if not self._proved(call, rank, seal):
                 raise self._stranger(rank)
-        return Agreed(number=found["number"], hosts=found["hosts"], addresses=found["addresses"])
+        return Agreed(found["number"], found["hosts"], found["addresses"], found["memories"])
 
     def _proved(self, call: str, rank: int, seal: object) -> bool:
         return self._fits(seal, "proof", call, str(rank))
@@ -465,7 +471,7 @@ class Meeting:
 
     @property
     def _entry(self) -> Entry:
-        return Entry(self.rank, self._nonce, self._turn, self.host, self.process, self.address, self.card)
+        return Entry(self.rank, self._nonce, self._turn, self.host, self.process, self.address, self.card, self.memory)
 
     @property
     def _called_to(self) -> str:

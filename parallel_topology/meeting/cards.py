@@ -33,6 +33,7 @@ class Entry:
         process: identifies its process.
         address: from which it reaches the store's host; empty where that is no matter of addresses.
         card: its facts, as JSON.
+        memory: what it offers to the ranks of its host, as in `communicators.host_memory`; empty for nothing.
     """
 
     rank: int
@@ -42,6 +43,7 @@ class Entry:
     process: str
     address: str
     card: str
+    memory: str = ""
 
     def text(self) -> str:
         """As it stands in the store."""
@@ -55,7 +57,7 @@ class Entry:
             UnreadableError: it is none.
         """
         fields = read_object(text, {"rank": int, "nonce": str, "turn": int, "host": str, "process": str,
-                                    "address": str, "card": str})  # fmt: skip
+                                    "address": str, "card": str, "memory": str})  # fmt: skip
         entry = cls(**fields)
         read_object(entry.card.encode(), {})
         if rank is not None and entry.rank != rank:

@@ -18,8 +18,10 @@ from parallel_topology.communicators.connections import Connections, connections
 from parallel_topology.communicators.factories import find_factory
 from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
+from parallel_topology.communicators.host_memory import HostMemory
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.membership import Membership
+from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.communicators.waiting import Interrupts
 from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError
@@ -31,7 +33,6 @@ from parallel_topology.topology.layout import Ranks
 from parallel_topology.torch_errors import first_line, is_timeout
 
 BACKENDS = ("gloo", "nccl")
-_PLAIN = GroupOptions()
 _GONE_WITHIN = 0.05
 """Seconds that the end waits for gloo's thread to close what was cut; it takes a tenth of a millisecond."""
 
@@ -88,9 +89,10 @@ class Creator:
 
     def __init__(
         self, store: dist.Store, witness: Witness, options: Options, *, backend: str, device: torch.device,
-        deadline: Deadline, others: Sequence[str] = (),
+        deadline: Deadline, others: Sequence[str] = (), memory: HostMemory | None = None,
     ) -> None:  # fmt: skip
-        """`store` holds this manager's keys alone; `others` are the addresses of ranks on other hosts."""
+        """`store` holds this manager's keys alone; `others` are the addresses of ranks on other hosts, and `memory` is
+        what those on this one share."""
         self._store = store
         self._witness = witness
         self._options = options
@@ -98,6 +100,7 @@ class Creator:
         self._device = device
         self._deadline = deadline
         self._others = others
+        self._memory = memory
         self._gloo_devices: list[Any] = []
         self._connections: tuple[Connections, ...] = ()
         self._order = torch.zeros(1, dtype=torch.int8, device=device)
@@ -116,7 +119,7 @@ class Creator:
             RuntimeError: what torch raises; `failure` says what happened.
             BackendError: a communicator cannot work here, or an option has no meaning for the backend.
         """
-        options = self._options.per_group.get(family, _PLAIN)
+        options = self._options.of(family)
         self._require_meaning(options, family)
         self._doing = (f"group {label} = {ranks} could not be created", label)
         links = Links(
@@ -131,7 +134,8 @@ class Creator:
             links.cut()
             links.end_groups(lambda group: self._end(group, abort=True))
             raise Overtaken
-        links.communicators = self._chain(Membership(label, ranks, rank, self._device, links, options))
+        member = Membership(label, ranks, rank, self._device, links, options, family, self._memory)
+        links.communicators = self._chain(member)
         return links
 
     def _require_meaning(self, options: GroupOptions, family: str) -> None:
@@ -143,6 +147,8 @@ class Creator:
     def _chain(self, membership: Membership) -> tuple[Communicator, ...]:
         """The communicators asked for, torch's last unless placed."""
         names = membership.options.communicators
+        if not names and self._memory is not None and self._memory.has(membership.family, membership.ranks):
+            names = ("shared_memory",)
         chain: list[Communicator] = []
         for name in names if "torch" in names else (*names, "torch"):
             if name == "torch":
@@ -151,7 +157,9 @@ class Creator:
                 )
             else:
                 made = find_factory(name, self._options.communicators)(membership)
-            chain.append(CheckedCommunicator(made, membership) if self._options.check_calls else made)
+            if self._options.check_calls:
+                made = _checked(made, membership)
+            chain.append(made)
         return tuple(chain)
 
     def settle(self, rank: int, *, verify: bool) -> None:
@@ -176,6 +184,8 @@ class Creator:
                 raise CreationError(f"group {links.label} has the members {members}, expected {ranks} in this order")
         for (links, _), family in zip(self._made, self._families, strict=True):
             links.set_timeout(timedelta(seconds=self._options.operations_wait(family)))
+        if self._memory is not None:
+            self._memory.settle()
 
     def failure(self, rank: int, error: BaseException) -> CreationError | GroupTimeoutError:
         """What to raise for an error of `make` or `settle`, or as they have not ended: where, and who is missing."""
@@ -239,6 +249,8 @@ class Creator:
         for one in connections:
             one.wait_until_gone(_GONE_WITHIN)
         if not self._made:
+            if self._memory is not None:
+                self._memory.close()
             self._gloo_devices = []
             self._interrupts.close()
         return released
@@ -302,6 +314,11 @@ class WorldCreator(Creator):
 def _cut(connections: Sequence[Connections]) -> None:
     for one in connections:
         one.cut()
+
+
+def _checked(made: Communicator, membership: Membership) -> Communicator:
+    """Members compare their calls before each is made; over shared memory they do anyway."""
+    return made.checked() if isinstance(made, SharedMemoryCommunicator) else CheckedCommunicator(made, membership)
 
 
 def _nccl_options(links: Links, options: GroupOptions) -> Any:

@@ -73,8 +73,12 @@ class Options:
 
     def operations_wait(self, family: str) -> float:
         """Seconds that operations of a family's groups wait: its own option first, then the manager's."""
-        own = self.per_group.get(family, GroupOptions()).timeout
+        own = self.of(family).timeout
         return own or seconds_of("timeout", self.timeout if self.operation_timeout is None else self.operation_timeout)
+
+    def of(self, family: str) -> GroupOptions:
+        """The options of a family's groups."""
+        return self.per_group.get(family, _PLAIN)
 
     def shown(self) -> dict[str, Any]:
         """What of this must be equal on all ranks: all fields but those that may differ, and those that the card has in
@@ -87,6 +91,7 @@ class Options:
         }
 
 
+_PLAIN = GroupOptions()
 _NOT_COMPARED = {"local_rank", "token", "groups", "isolated", "backend", "device", "timeout", "operation_timeout"}
 """Each rank has its own local rank, and each proves the token; how long a rank is ready to wait for the others is its
 own affair; groups, backend and kind of device stand on the card as what they come to."""

@@ -124,7 +124,10 @@ def describe(
     position: int | None = next((arguments[name] for name in ("src", "dst") if name in arguments), None)
     reduce = str(arguments["op"]) if "op" in arguments else None
     kind: Kind | None = arguments.get("kind")
-    is_tensor = kind in (None, Kind.PART)  # else its size is known to the sender only, and is not compared
+    is_object = operation == "broadcast_message"
+    is_tensor = (
+        kind in (None, Kind.PART) and not is_object
+    )  # else its size is known to the sender only, and is not compared
     return [
         Call(
             rank=group.ranks[group.rank],
@@ -133,7 +136,7 @@ def describe(
             label=group.label,
             ranks=tuple(group.ranks),
             shape=tuple(tensor.shape) if is_tensor else (),
-            dtype=str(tensor.dtype).removeprefix("torch.") if kind is None or is_tensor else kind.name.lower(),
+            dtype=_dtype_of(tensor, kind, is_object),
             bytes=tensor.numel() * tensor.element_size(),
             peer=None if position is None else group.ranks[position],
             reduce=None if reduce is None else reduce.rpartition(".")[2],
@@ -142,6 +145,12 @@ def describe(
             tag=arguments.get("tag", 0),
         )
     ]
+
+
+def _dtype_of(tensor: Tensor, kind: Kind | None, is_object: bool) -> str:
+    if is_object:
+        return "object"
+    return str(tensor.dtype).removeprefix("torch.") if kind in (None, Kind.PART) else kind.name.lower()
 
 
 class _Recorded(Around):

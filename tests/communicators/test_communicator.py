@@ -79,9 +79,8 @@ def _first_that_handles(groups: GroupManager) -> list[str]:
     assert groups.tp.all_reduce(floats).tolist() == [3, 3]  # not one of its own: torch's turn
     assert groups.tp.broadcast(doubles).tolist() == [3, 3]
     log = of(groups.tp).log
-    assert [one.name for one in groups.world.communicators] == [
-        "torch"
-    ]  # tp has the world's ranks, and its own options
+    # tp has the world's ranks, and its own options
+    assert [one.name for one in groups.world.communicators] == ["shared_memory", "torch"]
     assert groups.tp.cpu_group is not groups.world.cpu_group
     groups.close()
     return log
@@ -146,7 +145,10 @@ def test_a_group_of_one_rank_has_nothing_to_capture():
 @pytest.mark.ranks(2)
 def test_what_is_preferred_must_be_there(groups: GroupManager):
     with (
-        pytest.raises(GroupArgumentError, match="prefer='nccl', but its communicators are torch; add it with options="),
+        pytest.raises(
+            GroupArgumentError,
+            match="prefer='nccl', but its communicators are shared_memory, torch; add it with options=",
+        ),
         groups.tp.capture(prefer="nccl"),
     ):
         pass
@@ -158,7 +160,7 @@ def test_what_is_preferred_must_be_there(groups: GroupManager):
         (
             {"tp": {"communicators": ["no"]}},
             BackendError,
-            "communicator 'no' is not known: expected one of torch, nccl",
+            "communicator 'no' is not known: expected one of torch, shared_memory, nccl",
         ),
         ({"tp": {"communicators": ["nccl"]}}, BackendError, "the manager's device is cpu, expected a CUDA device"),
         (
@@ -241,10 +243,10 @@ def mismatched(rank: int, tp: Any) -> dict[str, tuple[Any, str]]:
         "shape": (lambda: tp.all_reduce(torch.ones(3 + odd)), "rank 2 differs"),
         "dtype": (lambda: tp.all_gather(torch.ones(2).to(torch.float64 if odd else torch.float32)), "rank 2: all_g"),
         "operation": (lambda: tp.barrier() if odd else tp.all_reduce(torch.ones(1)), "rank 2: barrier int8[1]"),
-        "root": (lambda: tp.broadcast(torch.ones(1), src=int(odd)), "rank 2: broadcast float32[1] by torch on cpu s"),
+        "root": (lambda: tp.broadcast(torch.ones(1), src=int(odd)), "rank 2: broadcast float32[1] by shared_memory"),
         "reduction": (
             lambda: tp.all_reduce(torch.ones(1), dist.ReduceOp.MAX if odd else dist.ReduceOp.SUM),
-            "ranks 0, 1: all_reduce float32[1] by torch on cpu op SUM",
+            "ranks 0, 1: all_reduce float32[1] by shared_memory on cpu op SUM",
         ),
     }  # fmt: skip
 

@@ -198,19 +198,24 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return whole.view(torch.uint8) if whole.numel() else torch.empty(0, dtype=torch.uint8)
 
 
-def run(size: int, world: World, data: st.DataObject, most: int) -> None:
+CARRIERS: dict[str, Any] = {"shared memory": {}, "gloo": {"options": {"tp": {"communicators": ["torch"]}}}}
+
+
+def run(size: int, world: World, data: st.DataObject, most: int, carrier: str) -> None:
     batch = data.draw(st.lists(cases(size), min_size=1, max_size=most))
-    run_ranks(f"tp{size}@5", check, batch, world=world)
+    run_ranks(f"tp{size}@5", check, batch, world=world, **CARRIERS[carrier])
 
 
+@pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 @given(data=st.data())
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_every_collective_equals_plain_torch(size: int, data: st.DataObject):
-    run(size, "threads", data, 12)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_collective_equals_plain_torch(size: int, carrier: str, data: st.DataObject):
+    run(size, "threads", data, 12, carrier)
 
 
+@pytest.mark.parametrize("carrier", CARRIERS)
 @given(data=st.data())
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_every_collective_equals_plain_torch_in_processes(data: st.DataObject):
-    run(3, "processes", data, 40)
+def test_every_collective_equals_plain_torch_in_processes(carrier: str, data: st.DataObject):
+    run(3, "processes", data, 40, carrier)

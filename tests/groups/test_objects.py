@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel
 
 from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, WireError
+from parallel_topology.communicators.announcement import Announcement
 from parallel_topology.groups.group import ParallelGroup
 
 
@@ -106,11 +107,15 @@ def test_what_is_too_large_is_refused_before_it_is_sent(groups: GroupManager, wa
 
 @pytest.mark.ranks(2)
 def test_what_a_peer_announces_is_not_allocated_unseen(groups: GroupManager):
-    if groups.tp.is_first:
-        groups.tp.broadcast(torch.tensor([2**60]))
-    else:
-        with pytest.raises(WireError, match="rank 0 announces 1152921504606846976 bytes"):
-            groups.tp.broadcast_object()
+    tp = groups.tp
+    for communicator in tp.communicators:
+        if tp.is_first:
+            lie = {"src": 0, "announcement": Announcement(0, 2**60)}
+            communicator.issue("broadcast_message", torch.empty(0, dtype=torch.uint8), async_op=False, **lie)
+        else:
+            tp.communicators = (communicator,)
+            with pytest.raises(WireError, match="rank 0 announces 1152921504606846976 bytes"):
+                tp.broadcast_object()
 
 
 @pytest.mark.ranks(2)

@@ -369,7 +369,7 @@ class TestToken:
             proofs[1] = "0" * 64
             verdict = json.dumps({
                 "refusal": "", "complaint": "", "number": 1, "card": json.loads(entry)["card"], "hosts": [0, 0, 0],
-                "addresses": ["", "", ""], "proofs": proofs,
+                "addresses": ["", "", ""], "memories": [""], "proofs": proofs,
             })  # fmt: skip
             sealed = {"verdict": verdict, "seal": seals.of("engine", "verdict", call, verdict)}
             store.set("engine@0/r/end", json.dumps(sealed))

@@ -1,0 +1,237 @@
+"""HostMemory: memory that a manager's ranks on one host share, and that has no name.
+
+Every rank offers an anonymous file (`memfd_create`) in agreement; the first one's is taken, and the others open it
+through that process's descriptors, `/proc/<pid>/fd/<n>`. Nothing is ever in /dev/shm, whose size does not matter, and
+the memory ends with the last process that has it, however it ends. Where one rank cannot find it (another namespace of
+processes, another user), all ranks of the host do without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import secrets
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from parallel_topology.communicators.presence import started
+
+PAGE = 4096
+_NAME = "parallel_topology"
+_NONCE = 16
+_MAPPED = 1
+_NOT_MAPPED = 2 ** (8 * ctypes.sizeof(ctypes.c_void_p)) - 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_map, _unmap = _libc.mmap, _libc.munmap
+_map.restype = ctypes.c_void_p
+_map.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_unmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+SLOTS = 8
+"""Calls whose memory each member has: who need not wait for the others can be so many, less one, ahead of them."""
+
+
+class Offer:
+    """An empty file in memory, which others can find while it is open.
+
+    Attributes:
+        text: where: process, descriptor, and what stands in it; empty where the system has no such files.
+    """
+
+    def __init__(self) -> None:
+        self._file = -1
+        self.text = ""
+        if sys.platform != "linux" or sys.maxsize < 2**32:  # a word of 8 bytes must be written at once
+            return
+        import fcntl
+
+        with suppress(OSError):
+            self._file = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # nobody can take it away under us
+            nonce = secrets.token_bytes(_NONCE)
+            os.pwrite(self._file, nonce, 0)
+            self.text = f"{os.getpid()}/{self._file}/{nonce.hex()}"
+
+    def close(self) -> None:
+        """It can no longer be found; who has it keeps it."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+
+@dataclass(frozen=True)
+class Region:
+    """What one member has for one group.
+
+    Attributes:
+        start: where it begins in the member's area.
+        members: of the group.
+        slots: how many calls' memory there is.
+        slot_bytes: of each.
+    """
+
+    start: int
+    members: int
+    slots: int
+    slot_bytes: int
+
+    WORDS = 128
+    """Bytes of the member's own words."""
+    HEADER = 256
+    """Bytes of a slot's header."""
+
+    @property
+    def sleepers(self) -> int:
+        """Where a byte for each member is, which says that it sleeps until this one's word changes."""
+        return self.start + self.WORDS
+
+    @property
+    def headers(self) -> int:
+        """Where the slots' headers begin."""
+        return self.sleepers + -(-self.members // 64) * 64
+
+    @property
+    def data(self) -> int:
+        """Where the slots begin."""
+        return _up(self.headers + self.slots * self.HEADER)
+
+    @property
+    def end(self) -> int:
+        """Where the next region begins."""
+        return _up(self.data + self.slots * self.slot_bytes)
+
+
+class HostMemory:
+    """The memory, as one rank has it: an area for each rank of the manager on this host.
+
+    Attributes:
+        ranks: the global ranks on this host, in the topology's order.
+        regions: a group's family -> where each member's part is in its area; the same in all areas.
+        is_shared: whether all ranks of this host have it; known after `settle`.
+        has_cores: whether each of these has a core of its own, to spin on: they are processes, and few enough.
+        bytes: all of it; nothing where it could not be had.
+        words: the same in words of 8 bytes.
+        tensor: the same as a tensor of bytes.
+        address: where it begins.
+    """
+
+    def __init__(
+        self, ranks: Sequence[int], rank: int, regions: Mapping[str, Region], offer: Offer, taken: str
+    ) -> None:
+        """Map what the first rank of this host offered, and tell the others whether that went well.
+
+        Args:
+            offer: this rank's, which stays open until all have found what they need.
+            taken: the text of the first one's.
+        """
+        self.ranks = tuple(ranks)
+        self.regions = regions
+        self.is_shared = self.has_cores = False
+        self.bytes = memoryview(b"")
+        self._places = {one: place for place, one in enumerate(self.ranks)}
+        self._area_bytes = max((region.end for region in regions.values()), default=PAGE)
+        self._offer = offer
+        try:
+            mapped = _mapped(taken, PAGE + len(self.ranks) * self._area_bytes)
+        except (OSError, ValueError):
+            return
+        self.bytes = memoryview(mapped).cast("B")
+        self.words = self.bytes.cast("Q")
+        self.tensor = torch.frombuffer(mapped, dtype=torch.uint8)
+        self.address = ctypes.addressof(mapped)
+        mine = self.area(rank) // 8
+        self.words[mine + 1] = os.getpid()
+        self.words[mine + 2] = started(os.getpid())
+        self.words[mine] = _MAPPED
+
+    def settle(self) -> None:
+        """Find out whether all ranks of this host have mapped it; called when all have made this.
+
+        Who has not cannot see the others' words, but knows its own; all others see that its word is missing.
+        """
+        self._offer.close()
+        if self.bytes:
+            self.is_shared = all(self.words[self.area(rank) // 8] == _MAPPED for rank in self.ranks)
+            processes = {self.process(rank) for rank in self.ranks}
+            self.has_cores = len(processes) == len(self.ranks) <= len(os.sched_getaffinity(0))
+
+    def area(self, rank: int) -> int:
+        """Where a rank's area begins, in bytes."""
+        return PAGE + self._places[rank] * self._area_bytes
+
+    def has(self, family: str, ranks: Sequence[int]) -> bool:
+        """Whether these ranks, a group of that family, are all on this host, and can be found here."""
+        return len(self.bytes) > 0 and family in self.regions and all(rank in self._places for rank in ranks)
+
+    def process(self, rank: int) -> tuple[int, int]:
+        """A rank's process, and when that began."""
+        at = self.area(rank) // 8
+        return self.words[at + 1], self.words[at + 2]
+
+    def close(self) -> None:
+        """Nobody can find it any more; it stays mapped until nothing refers to it, as a thread may still be in it."""
+        self._offer.close()
+
+
+def regions(families: Mapping[str, tuple[int, int]]) -> dict[str, Region]:
+    """Where groups' parts are in an area.
+
+    Args:
+        families: name -> members of each group, bytes of a slot.
+    """
+    found: dict[str, Region] = {}
+    start = PAGE
+    for name, (members, slot_bytes) in families.items():
+        found[name] = Region(start, members, SLOTS, _up(slot_bytes))
+        start = found[name].end
+    return found
+
+
+def _mapped(text: str, size: int) -> ctypes.Array[ctypes.c_char]:
+    """What was offered, in this size, without a descriptor of its own (which Python's `mmap` keeps).
+
+    Raises:
+        OSError: it cannot be found from here, or not mapped.
+        ValueError: this is no offer.
+    """
+    file = _opened(text)
+    try:
+        if os.fstat(file).st_size < size:
+            os.ftruncate(file, size)  # all give it the same size
+        address = _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+    finally:
+        os.close(file)
+    if address in (None, _NOT_MAPPED):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    mapped = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(mapped, _unmap, address, size).atexit = False
+    return mapped
+
+
+def _opened(text: str) -> int:
+    """A descriptor of what was offered.
+
+    Raises:
+        OSError: it cannot be found from here.
+        ValueError: this is no offer.
+    """
+    process, descriptor, nonce = text.split("/")
+    path = f"/proc/{int(process)}/fd/{int(descriptor)}"
+    if not os.readlink(path).startswith(f"/memfd:{_NAME}"):  # in another namespace the numbers are another's
+        raise OSError(f"{path} is something else")
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    if os.pread(file, _NONCE, 0).hex() != nonce:
+        os.close(file)
+        raise OSError(f"{path} is another one")
+    return file
+
+
+def _up(size: int) -> int:
+    return -(-size // PAGE) * PAGE
