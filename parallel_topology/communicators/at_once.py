@@ -21,9 +21,9 @@ def send_now(channel: Channel, tensor: Tensor) -> None:
         work = channel.send_first(piece.filled(channel.header(number, tensor), tensor, nbytes))
     try:
         channel.wait(work, channel.links.timeout)
-    except Exception:
+    except RuntimeError:
         raise
-    except BaseException:  # it is still on its way
+    except BaseException:  # a signal's handler has raised; it may still be on its way
         _leave(Flight(channel, channel.frame(Kind.TENSOR, number, tensor), tensor, piece, work), channel)
         raise
     channel.pieces.put_back(piece, work)
@@ -42,9 +42,9 @@ def recv_now(channel: Channel, tensor: Tensor) -> None:
         work = channel.recv_first(piece.whole)
     try:
         channel.wait(work, channel.links.timeout)
-    except Exception:
+    except RuntimeError:
         raise
-    except BaseException:  # it may still come
+    except BaseException:  # a signal's handler has raised; it may still come
         _leave(Receipt(channel, channel.frame(Kind.TENSOR, number, tensor), piece, work, into=tensor), channel)
         raise
     if piece.memory.startswith(header):
@@ -58,4 +58,4 @@ def _leave(flight: Flight, channel: Channel) -> None:
     """Hold a message whose wait was interrupted, as one whose handle was dropped."""
     flight.ticket()
     with channel.lock:
-        channel.under_way.append(flight)
+        channel.under_way.appendleft(flight)  # what else is there was begun later

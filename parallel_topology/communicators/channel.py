@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from parallel_topology.communicators.communicator import Work
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.piece import Pieces
 from parallel_topology.communicators.refusal import Refusal
+from parallel_topology.communicators.waiting import Once
 from parallel_topology.errors import (
     ClosedError,
     CollectiveError,
@@ -44,7 +44,7 @@ class Channel:
         links: whose gloo group it is.
         strict: whether a tensor is only received into one of equal shape; else of equal dtype and size.
         lock: held where a message gets its number and is handed to gloo, so that both have one order.
-        under_way: messages that somebody has begun and not ended.
+        under_way: messages that somebody has begun and not ended, by their numbers.
         described: what `send_tensors` last described here, which the next one may refer to.
     """
 
@@ -102,30 +102,30 @@ class Channel:
             self._header = Header(self.frame(Kind.TENSOR, number, tensor))
         return self._header.numbered(number)
 
-    def send_first(self, memory: Tensor) -> Work:
+    def send_first(self, memory: Tensor) -> Once:
         """Begin to send a first piece."""
-        return self.group.send([memory], self.peer, self.first_tag)
+        return Once(self.group.send([memory], self.peer, self.first_tag))
 
-    def send_chunk(self, memory: Tensor, wire_tag: int) -> Work:
+    def send_chunk(self, memory: Tensor, wire_tag: int) -> Once:
         """Begin to send one chunk."""
-        return self.group.send([memory], self.peer, wire_tag)
+        return Once(self.group.send([memory], self.peer, wire_tag))
 
-    def recv_first(self, memory: Tensor) -> Work:
+    def recv_first(self, memory: Tensor) -> Once:
         """Begin to receive a first piece."""
-        return self.group.recv([memory], self.peer, self.first_tag)
+        return Once(self.group.recv([memory], self.peer, self.first_tag))
 
-    def recv_chunk(self, memory: Tensor, wire_tag: int) -> Work:
+    def recv_chunk(self, memory: Tensor, wire_tag: int) -> Once:
         """Begin to receive one chunk."""
         if wire_tag in self._stale:
             self.break_off("a receive that did not match still waits for a message under this number")
             self.require_whole()
-        return self.group.recv([memory], self.peer, wire_tag)
+        return Once(self.group.recv([memory], self.peer, wire_tag))
 
     def leave(self, wire_tag: int, held: object) -> None:
         """Keep memory that was given for a chunk that will not come."""
         self._stale[wire_tag] = held
 
-    def wait(self, work: Work, timeout: timedelta) -> None:
+    def wait(self, work: Once, timeout: timedelta) -> None:
         """Wait for one piece.
 
         Raises:
@@ -134,19 +134,26 @@ class Channel:
         if not self.links.wait_for_message(work, timeout):
             raise RuntimeError("the operation was aborted")
 
-    def ended(self, flight: Passage) -> None:
-        """A message is through, and so are the first pieces of those before it: end those that nobody waits for."""
+    def settle(self, number: int) -> None:
+        """First pieces came up to this number: end what was begun before, where nobody waits for it."""
         with self.lock:
-            before = self.under_way
-            if before and before[0] is flight:
-                before.popleft()
+            if not self.under_way or self.under_way[0].number >= number:
                 return
-            if flight not in before:
-                return
-            earlier = [one for one in before if one.number < flight.number and one.is_dropped()]
-            self.under_way = deque(one for one in before if one is not flight and one not in earlier)
+            earlier = [one for one in self.under_way if one.number < number and one.is_dropped()]
+            for one in earlier:
+                self.under_way.remove(one)
         for one in earlier:
             one.end_quietly()
+
+    def ended(self, flight: Passage) -> None:
+        """A message is through."""
+        with self.lock:
+            if self.under_way and self.under_way[0] is flight:
+                self.under_way.popleft()
+                return
+            if flight in self.under_way:
+                self.under_way.remove(flight)
+        self.settle(flight.number)
 
     def close(self) -> None:
         """Let go of what nobody waits for."""

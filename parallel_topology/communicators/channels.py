@@ -23,6 +23,7 @@ from parallel_topology.communicators.flight import MAX_DESCRIPTION, Flight, Inco
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.piece import Pieces
 from parallel_topology.communicators.turns import Turns
+from parallel_topology.communicators.waiting import Once
 from parallel_topology.wire.frames import Kind, first_tag
 
 __all__ = ["MAX_DESCRIPTION", "Channels", "Incoming", "Source", "channels_of"]
@@ -104,7 +105,7 @@ class Channels:
     def recv_any(self, tensor: Tensor, source: Source, *, tag: int = 0) -> Work:
         """Begin to receive a tensor from whoever sends first; chunks are asked for when its header has come."""
         piece = self._pieces.take()
-        first = gloo_of(self._links, "recv_any").recv_anysource([piece.whole], first_tag(tag))
+        first = Once(gloo_of(self._links, "recv_any").recv_anysource([piece.whole], first_tag(tag)))
 
         def known(src: int) -> Work:
             source.position = src
@@ -146,7 +147,7 @@ def channels_of(links: Links) -> Channels:
 class _FromAny:
     """A message from whoever sends first."""
 
-    def __init__(self, first: Any, known: Callable[[int], Work], links: Links) -> None:
+    def __init__(self, first: Once, known: Callable[[int], Work], links: Links) -> None:
         self._first = first
         self._known = known
         self._links = links
@@ -156,8 +157,11 @@ class _FromAny:
         total = timeout or self._links.timeout
         end = within(total)
         if self._rest is None:
-            self._links.wait_for_message(self._first, total)
-            self._rest = self._known(self._first._source_rank())
+            try:
+                self._links.wait_for_message(self._first, total)
+            finally:
+                if self._first.is_completed():  # also where a signal's handler has raised: it is counted
+                    self._rest = self._known(self._first.work._source_rank())
         wait_for(self._rest, remaining(end))
         return True
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from parallel_topology.communicators.channel import Channel
-from parallel_topology.communicators.communicator import Work
 from parallel_topology.communicators.piece import Piece
 from parallel_topology.communicators.refusal import Refusal
+from parallel_topology.communicators.waiting import Once
 from parallel_topology.errors import MismatchError, ParallelTopologyError, WireError
 from parallel_topology.wire.frames import HEADER, INLINE, MAX_MESSAGE, Frame, Kind, chunks, inline
 from parallel_topology.wire.structure import bytes_of, flat_bytes
@@ -72,14 +72,14 @@ class Flight:
         "number",
     )  # fmt: skip
 
-    def __init__(self, channel: Channel, frame: Frame, tensor: Tensor | None, piece: Piece, first: Work | None) -> None:
+    def __init__(self, channel: Channel, frame: Frame, tensor: Tensor | None, piece: Piece, first: Once | None) -> None:
         self.number = frame.sequence
         self.nbytes = frame.nbytes
         self._channel = channel
         self._tensor: Tensor | None = tensor
         self._piece: Piece | None = piece
         # Kept until all are through: whoever drops one while gloo's thread carries the next waits for that thread.
-        self._works: list[Work] = [] if first is None else [first]
+        self._works: list[Once] = [] if first is None else [first]
         self._through = 0
         self._waiting = threading.RLock()
         self._done = False
@@ -118,7 +118,7 @@ class Flight:
                 return
             try:
                 self._finish(deadline)
-            except Exception as error:
+            except (RuntimeError, ParallelTopologyError) as error:  # after any other it can be taken up again
                 is_ours = isinstance(error, (Refusal, ParallelTopologyError))
                 self._error = error if is_ours else RuntimeError(*error.args)
                 self._end()
@@ -149,7 +149,7 @@ class Flight:
             self._until(self._works[self._through], deadline)
             self._through += 1
 
-    def _until(self, work: Work, deadline: float) -> None:
+    def _until(self, work: Once, deadline: float) -> None:
         self._channel.wait(work, timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
 
 
@@ -159,7 +159,7 @@ class Receipt(Flight):
     __slots__ = ("_arrived", "_incoming", "_ours", "_posted", "_theirs")
 
     def __init__(
-        self, channel: Channel, ours: Frame, piece: Piece, first: Work | None = None, *, into: Tensor | None = None,
+        self, channel: Channel, ours: Frame, piece: Piece, first: Once | None = None, *, into: Tensor | None = None,
         incoming: Incoming | None = None,
     ) -> None:  # fmt: skip
         """`first`: the work of the first piece; None, where it is there."""
@@ -168,7 +168,7 @@ class Receipt(Flight):
         self._incoming = incoming
         self._arrived = first is None
         self._theirs: Frame | None = None
-        self._posted: dict[int, deque[tuple[Work, Tensor]]] = {}
+        self._posted: dict[int, deque[tuple[Once, Tensor]]] = {}
 
     def let_go(self) -> None:
         super().let_go()
@@ -190,6 +190,7 @@ class Receipt(Flight):
         if not self._arrived:
             self._until(self._works[0], deadline)
             self._arrived = True
+            self._channel.settle(self.number)  # which may be into the same memory
         if self._theirs is None:
             theirs = self._read(piece)
             refusal = self._refusal(theirs)
@@ -209,7 +210,7 @@ class Receipt(Flight):
                 while posted:
                     self._until(posted[0][0], deadline)
                     self._works.append(posted.popleft()[0])
-        except Exception:  # an interrupted wait can be taken up again
+        except RuntimeError:
             self._channel.break_off(f"{self._theirs} did not come to its end")
             raise
 

@@ -7,7 +7,7 @@ from ctypes import memmove
 import torch
 from torch import Tensor
 
-from parallel_topology.communicators.communicator import Work
+from parallel_topology.communicators.waiting import Once
 from parallel_topology.wire.frames import HEADER, INLINE, PIECE, inline
 
 _KEPT = 16
@@ -26,7 +26,7 @@ class Piece:
         self.memory = bytearray(PIECE)
         self.whole = self._part = torch.frombuffer(self.memory, dtype=torch.uint8)
         self._behind = INLINE
-        self.work: Work | None = None
+        self.work: Once | None = None
         self._address = self.whole.data_ptr()
 
     def filled(self, header: bytes, tensor: Tensor, nbytes: int) -> Tensor:
@@ -63,7 +63,7 @@ class Pieces:
         except IndexError:
             return Piece()
 
-    def put_back(self, piece: Piece, work: Work | None) -> None:
+    def put_back(self, piece: Piece, work: Once | None) -> None:
         """Let it be used again, after its `work`: gloo has let go of it when the wait for that has returned.
 
         The work is kept with it. Whoever drops it at once waits for gloo's thread, which has only just ended it.

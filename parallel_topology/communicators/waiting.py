@@ -51,6 +51,30 @@ class InSlices:
                 return self._work.wait()  # its own error, or it came just now
 
 
+class Once:
+    """A message of gloo's under way, for which can be waited again: gloo itself would wait for another one.
+
+    A signal's handler may raise when gloo's wait has returned, before its result is anywhere in Python; so that is put
+    where it belongs in one call of C.
+    """
+
+    __slots__ = ("_came", "work")
+
+    def __init__(self, work: Any) -> None:
+        self.work = work
+        self._came: list[bool] = []
+
+    def wait(self, timeout: timedelta) -> bool:
+        """Whether it arrived, which else is an error."""
+        if not self._came:
+            self._came.extend(map(self.work.wait, (timeout,)))
+        return self._came[0]
+
+    def is_completed(self) -> bool:
+        """Whether it was waited for, with whatever result."""
+        return bool(self._came)
+
+
 class Interrupts:
     """Lets SIGINT end the main thread's wait for a message; one for a manager.
 

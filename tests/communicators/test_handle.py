@@ -216,6 +216,34 @@ class TestInterrupt:
             groups.tp.all_reduce(x.clone())
             groups.tp.all_reduce(x)
 
+    @pytest.mark.ranks("tp2", world="processes", timeout=10)
+    @pytest.mark.parametrize("raised", [TimeoutError, KeyboardInterrupt])
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_a_handler_that_raises_costs_no_other_message(
+        self, groups: GroupManager, raised: type[BaseException], begun: bool
+    ):
+        """Python runs it when the message has come."""
+
+        def stop(number: int, _: object) -> None:
+            raise raised("stop")
+
+        tp, got = groups.tp, torch.zeros(1)
+        if groups.rank == 0:
+            before = signal.signal(signal.SIGINT, stop)
+            try:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+                threading.Timer(0.6, groups.diagnose, (10,)).start()
+                with pytest.raises(raised, match="stop"):
+                    tp.irecv(got, src=1).wait() if begun else tp.recv(got, src=1)
+            finally:
+                signal.signal(signal.SIGINT, before)
+            assert tp.recv(got, src=1).item() == 6
+            assert tp.recv(got, src=1).item() == 7
+        else:
+            groups.diagnose(10)
+            for number in (5.0, 6.0, 7.0):
+                tp.send(torch.tensor([number]), dst=0)
+
     @pytest.mark.ranks("tp2", world="processes", timeout=60)
     def test_another_handler_is_called_and_the_message_arrives(self, groups: GroupManager):
         """A program that counts interrupts, to stop after this step, must not lose its connections."""
