@@ -103,20 +103,82 @@ def _gather_options(async_op: bool) -> Any:
 
 
 def gloo_device(*, hostname: str = "", interface: str = "") -> Any:
-    """A gloo transport on the address or interface given; on torch's default where neither is."""
+    """A gloo transport on the address or interface given, else torch's default; it connects when it is first used.
+
+    For one group: groups that share one that connects late wait for each other's connections (torch 2.13).
+    """
     if interface:
-        return _gloo.create_device(interface=interface)
+        return _gloo.create_device(interface=interface, lazy_init=True)
     if hostname:
-        return _gloo.create_device(hostname=hostname)
-    return _gloo.create_default_device()
+        return _gloo.create_device(hostname=hostname, lazy_init=True)
+    return _gloo.create_default_device(lazy_init=True)
 
 
 def gloo_backend(store: dist.Store, rank: int, size: int, timeout: timedelta, *devices: Any) -> Any:
-    """Connects to every other member; returns when all are connected."""
+    """Says in the store where it listens, and connects to nobody yet."""
     options = _gloo._Options()
     options._devices = list(devices)
     options._timeout = timeout
     return _gloo(store, rank, size, options)
+
+
+def gloo_address(told: bytes) -> tuple[str, int]:
+    """Where a gloo device listens, IP address and port, out of what its backend says in the store.
+
+    That is a host's name and a `sockaddr_storage` with a number behind it, each with its length before it as 8 bytes
+    (gloo's `transport/tcp/context.cc`, `address.h`; torch 2.8, 2.13).
+    """
+    start = _gloo_address_at(told)
+    family = int.from_bytes(told[start : start + 2], sys.byteorder)
+    port = int.from_bytes(told[start + 2 : start + 4], "big")
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, told[start + 4 : start + 8]), port
+    if family == socket.AF_INET6:
+        return socket.inet_ntop(family, told[start + 8 : start + 24]), port
+    raise RuntimeError(f"gloo listens at an address of family {family}, expected IPv4 or IPv6")
+
+
+def gloo_blob(told: bytes, host: str, port: int) -> bytes:
+    """What a backend would say that listens at another address of the same family as the one that said `told`."""
+    start = _gloo_address_at(told)
+    made = bytearray(told)
+    made[start + 2 : start + 4] = port.to_bytes(2, "big")
+    if ":" in host:
+        made[start + 8 : start + 24] = socket.inet_pton(socket.AF_INET6, host)
+    else:
+        made[start + 4 : start + 8] = socket.inet_pton(socket.AF_INET, host)
+    return bytes(made)
+
+
+def gloo_nowhere(told: bytes) -> bytes:
+    """What leads a backend nowhere: it raises when it is to connect there."""
+    start = _gloo_address_at(told)
+    return told[:start] + b"\0\0" + told[start + 2 :]
+
+
+def gloo_greeting(position: int) -> bytes:
+    """What a member at that position says first where another one listens."""
+    return position.to_bytes(8, sys.byteorder)
+
+
+def gloo_initiates(mine: tuple[str, int], theirs: tuple[str, int]) -> bool:
+    """Whether this side connects: the one of the larger address, or port (gloo's `transport/tcp/device.cc`)."""
+
+    def key(address: tuple[str, int]) -> tuple[bytes, int]:
+        host, port = address
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+        return packed, int.from_bytes(port.to_bytes(2, "big"), sys.byteorder)  # it compares ports as they travel
+
+    return key(mine) > key(theirs)
+
+
+def _gloo_address_at(told: bytes) -> int:
+    """Where the `sockaddr` begins."""
+    name = int.from_bytes(told[:8], sys.byteorder)
+    length = int.from_bytes(told[8 + name : 16 + name], sys.byteorder)
+    if len(told) < 16 + name + length or length < 32:
+        raise RuntimeError("gloo says in an unknown form where it listens: this version of torch was not seen yet")
+    return 16 + name
 
 
 def nccl_options(timeout: timedelta, *, high_priority: bool, config: Mapping[str, Any]) -> Any:

@@ -104,22 +104,29 @@ class Channel:
 
     def send_first(self, memory: Tensor) -> Once:
         """Begin to send a first piece."""
-        return Once(self.group.send([memory], self.peer, self.first_tag))
+        return self.send_chunk(memory, self.first_tag)
 
     def send_chunk(self, memory: Tensor, wire_tag: int) -> Once:
         """Begin to send one chunk."""
-        return Once(self.group.send([memory], self.peer, wire_tag))
+        if self.links.has_met(self.peer):
+            return Once(self.group.send([memory], self.peer, wire_tag))
+        return Once(self.links.post(self.peer, lambda: self.group.send([memory], self.peer, wire_tag)))
 
     def recv_first(self, memory: Tensor) -> Once:
         """Begin to receive a first piece."""
-        return Once(self.group.recv([memory], self.peer, self.first_tag))
+        return self._recv(memory, self.first_tag)
 
     def recv_chunk(self, memory: Tensor, wire_tag: int) -> Once:
         """Begin to receive one chunk."""
         if wire_tag in self._stale:
             self.break_off("a receive that did not match still waits for a message under this number")
             self.require_whole()
-        return Once(self.group.recv([memory], self.peer, wire_tag))
+        return self._recv(memory, wire_tag)
+
+    def _recv(self, memory: Tensor, wire_tag: int) -> Once:
+        if self.links.has_met(self.peer):
+            return Once(self.group.recv([memory], self.peer, wire_tag))
+        return Once(self.links.post(self.peer, lambda: self.group.recv([memory], self.peer, wire_tag)))
 
     def leave(self, wire_tag: int, held: object) -> None:
         """Keep memory that was given for a chunk that will not come."""

@@ -11,94 +11,113 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 T = TypeVar("T")
 
-_one_at_a_time = threading.Lock()
-"""Held while devices are made: what is new in this process is then theirs."""
-_TRIES = 3
+_OPENED = 8
+"""Descriptors that making a gloo device takes at most, for a moment."""
 
 
 @dataclass(frozen=True)
-class Connections:
-    """The connected sockets of a gloo device, or of one of its groups.
+class Device:
+    """The connected sockets of a gloo device.
 
     Attributes:
         poll: the descriptor of the device's epoll instance.
         listener: the inode of its listening socket, by which that instance is known again.
-        of_group: the inodes of one group's sockets; None for all.
     """
 
     poll: int
     listener: int
-    of_group: frozenset[int] | None = None
-
-    def inodes(self) -> frozenset[int]:
-        """Of all sockets and pipes that are there now; none when the device is gone."""
-        return frozenset(inode for _, inode in self._registered())
-
-    def since(self, before: frozenset[int]) -> Connections:
-        """Those that have come since `inodes()` was asked: of the group that was made meanwhile."""
-        return Connections(self.poll, self.listener, self.inodes() - before)
 
     def cut(self) -> None:
-        """End the connections: whoever waits on either side gets an error at once."""
+        """End the connections."""
         for descriptor, inode in self._registered():
-            if inode != self.listener and (self.of_group is None or inode in self.of_group):
+            if inode != self.listener:
                 _shut_down(descriptor, inode)
 
-    def wait_until_gone(self, seconds: float) -> None:
-        """gloo's own thread closes what was cut: a moment later."""
-        deadline = time.monotonic() + seconds
-        while self._connected() and time.monotonic() < deadline:
-            time.sleep(0.0002)
-
-    def _connected(self) -> bool:
-        ours = self.inodes() - {self.listener}
-        if self.of_group is not None:
-            return bool(ours & self.of_group)
-        return any(_is_socket(descriptor, inode) for descriptor, inode in self._registered() if inode in ours)
+    def is_connected(self) -> bool:
+        """Whether there are any."""
+        return any(_is_connected(descriptor, inode) for descriptor, inode in self._registered())
 
     def _registered(self) -> list[tuple[int, int]]:
         there = list(_registered(self.poll))
         return there if any(inode == self.listener for _, inode in there) else []
 
 
-def connections_of(make: Callable[[], list[T]]) -> tuple[list[T], tuple[Connections, ...]]:
-    """What `make` returns, which makes gloo devices and waits for nobody, and the connections of each.
+class Connections:
+    """Those of one group, on all its devices; looked for when they are to be ended."""
 
-    None where they cannot be found: on another system than Linux, or where somebody else makes devices all the time.
-    """
-    with _one_at_a_time:
-        made, connections = new_connections(make, devices=None)
-        for _ in range(_TRIES if os.path.isdir("/proc/self/fdinfo") else 0):
-            if connections:
-                break
-            made, connections = new_connections(make, devices=None)
-    return made, connections
+    def __init__(self, addresses: Sequence[tuple[str, int]] = (), likely: Sequence[int] = ()) -> None:
+        """`addresses`: where the devices listen; `likely`: descriptors to look at before all others."""
+        self._addresses = addresses
+        self._likely = likely
+        self._devices: tuple[Device, ...] | None = None
+
+    @classmethod
+    def of(cls, devices: Sequence[Device]) -> Connections:
+        """Of devices that were found."""
+        made = cls()
+        made._devices = tuple(devices)
+        return made
+
+    def cut(self) -> None:
+        """End them: whoever waits on either side gets an error at once. Nothing happens where they cannot be found."""
+        for device in self._found():
+            device.cut()
+
+    def wait_until_gone(self, seconds: float) -> None:
+        """gloo's own thread closes what was cut: a moment later."""
+        deadline = time.monotonic() + seconds
+        while any(device.is_connected() for device in self._found()) and time.monotonic() < deadline:
+            time.sleep(0.0002)
+
+    def _found(self) -> tuple[Device, ...]:
+        if self._devices is None:
+            self._devices = _devices_at(self._addresses, self._likely)
+        return self._devices
 
 
-def new_connections(make: Callable[[], T], *, devices: int | None) -> tuple[T, tuple[Connections, ...]]:
-    """What `make` returns, and the connections of the gloo devices that were made meanwhile in this process.
+def likely_descriptors() -> list[int]:
+    """Those that what is opened next gets, as far as nobody else opens anything: the system gives the lowest."""
+    read, write = os.pipe()
+    taken = [read, write, *(os.dup(read) for _ in range(_OPENED - 2))]
+    for descriptor in taken:
+        os.close(descriptor)
+    return taken
 
-    Args:
-        devices: how many it makes; None for as many as it returns. If there are more, others are among them.
+
+def new_connections(make: Callable[[], T]) -> tuple[T, Connections | None]:
+    """What `make` returns, and the connections of the one gloo device that was made meanwhile in this process.
+
+    None where they cannot be found: on another system than Linux, or where others made devices, too.
     """
     before = {inode for poll in _polls() for _, inode in _registered(poll)}
     made = make()
-    found = tuple(
-        Connections(poll, inode)
+    found = [
+        Device(poll, inode)
         for poll in _polls()
         for descriptor, inode in _registered(poll)
-        if inode not in before and _is_socket(descriptor, inode, listening=True)
-    )
-    expected = devices if devices is not None else len(cast("list[object]", made))
-    return made, found if len(found) == expected else ()
+        if inode not in before and _listens_at(descriptor, inode) is not None
+    ]
+    return made, Connections.of(found) if len(found) == 1 else None
+
+
+def _devices_at(addresses: Sequence[tuple[str, int]], likely: Sequence[int]) -> tuple[Device, ...]:
+    """The devices of this process that listen at these addresses."""
+    found: dict[tuple[str, int], Device] = {}
+    for poll in (*likely, *_polls()):
+        if len(found) == len(addresses):
+            break
+        for descriptor, inode in _registered(poll):
+            where = _listens_at(descriptor, inode)
+            if where is not None and where in addresses:
+                found[where] = Device(poll, inode)
+    return tuple(found.values())
 
 
 def _polls() -> Iterator[int]:
@@ -140,12 +159,23 @@ def _opened(descriptor: int, inode: int) -> socket.socket | None:
     return socket.socket(fileno=copy)
 
 
-def _is_socket(descriptor: int, inode: int, *, listening: bool = False) -> bool:
+def _listens_at(descriptor: int, inode: int) -> tuple[str, int] | None:
+    """IP address and port of a listening socket; None for anything else."""
+    opened = _opened(descriptor, inode)
+    if opened is None:
+        return None
+    with opened:
+        if not opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return None
+        return opened.getsockname()[:2]
+
+
+def _is_connected(descriptor: int, inode: int) -> bool:
     opened = _opened(descriptor, inode)
     if opened is None:
         return False
     with opened:
-        return bool(opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) == listening
+        return not opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
 
 def _shut_down(descriptor: int, inode: int) -> None:

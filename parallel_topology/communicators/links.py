@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import torch_private
-from parallel_topology.communicators.communicator import Communicator
+from parallel_topology.communicators.communicator import Communicator, Work
 from parallel_topology.communicators.connections import Connections
-from parallel_topology.communicators.waiting import InSlices, Interrupts
+from parallel_topology.communicators.contacts import Contacts
+from parallel_topology.communicators.waiting import Interrupts
 
 _c10d: Any = dist  # its functions are not typed
 
@@ -47,7 +48,8 @@ class Links:
         device_group: for tensors on the manager's device; None in a group of one rank, which needs none.
         cpu_group: gloo, for CPU tensors and control; the same object as `device_group` when that is gloo.
         communicators: asked in this order who carries a call out; the last one is torch's.
-        connections: the sockets of the gloo group, on each of its devices; none where they cannot be found.
+        connections: the sockets of the gloo group; None where they cannot be found.
+        contacts: how its members come to them; None where all are connected from the beginning.
         label: the name under which they were created.
         ranks: the members' global ranks, in group order.
         timeout: how long operations wait.
@@ -63,7 +65,8 @@ class Links:
     device_group: dist.ProcessGroup | None = None
     cpu_group: dist.ProcessGroup | None = None
     communicators: tuple[Communicator, ...] = ()
-    connections: tuple[Connections, ...] = ()
+    connections: Connections | None = None
+    contacts: Contacts | None = None
     label: str = ""
     ranks: Sequence[int] = ()
     timeout: timedelta = timedelta()
@@ -82,8 +85,10 @@ class Links:
 
     def cut(self) -> None:
         """End gloo's connections: all that is under way on them fails at once, here and at the peers."""
-        for one in self.connections:
-            one.cut()
+        if self.contacts is not None:
+            self.contacts.end()
+        if self.connections is not None:
+            self.connections.cut()
 
     def close_communicators(self, *, abort: bool) -> list[Exception]:
         """Close those that are not closed yet; what they raised. One that raised is asked again the next time."""
@@ -139,14 +144,23 @@ class Links:
         """This is a child: these are of no use here."""
         self.closed = True
 
+    def has_met(self, peer: int) -> bool:
+        """Whether gloo has a connection to the member at a position for sure."""
+        return self.contacts is None or peer in self.contacts.met
+
+    def post(self, peer: int, begin: Callable[[], Work]) -> Work:
+        """Begin a message of gloo's to or from the member at a position, without waiting, also if they never met."""
+        return begin() if self.contacts is None else self.contacts.post(peer, begin)
+
+    def end_if_broken(self) -> None:
+        """End gloo's connections if a member has ended with whom there may be none that would have told."""
+        if self.contacts is not None and self.contacts.gone():
+            self.cut()
+
     def start_gather(self, number: torch.Tensor) -> Callable[[], list[int]]:
-        """Begin to gather one number of each member, over the group for its device; call the result to wait for it."""
-        on_cpu = number.device.type == "cpu"
-        group = self.cpu_group if on_cpu else self.device_group
-        numbers = [torch.empty_like(number) for _ in range(_c10d.get_world_size(group))]
-        begun = _c10d.all_gather(numbers, number, group=group, async_op=True)
-        work = InSlices(begun) if on_cpu else begun
-        del group, begun
+        """Begin to gather one number of each member, over the device group; call the result to wait for it."""
+        numbers = [torch.empty_like(number) for _ in self.ranks]
+        work = _c10d.all_gather(numbers, number, group=self.device_group, async_op=True)
 
         def finish() -> list[int]:
             work.wait()
@@ -156,7 +170,7 @@ class Links:
 
     def wait_for_message(self, work: Any, timeout: timedelta) -> bool:
         """Wait for a message of gloo's, once; whether it arrived. Ctrl-C ends the wait, and the group's connections."""
-        if self.interrupts is None or not self.connections:
+        if self.interrupts is None or self.connections is None:
             return work.wait(timeout)
         return self.interrupts.wait(work, timeout, self.cut)
 

@@ -56,7 +56,8 @@ class TorchCommunicator(Communicator):
         work = getattr(self, operation)(tensor, **arguments)
         if work is None:
             return None
-        return InSlices(work) if tensor.is_cpu and isinstance(work, torch_private.Work) else work
+        is_gloos = tensor.is_cpu and isinstance(work, torch_private.Work)
+        return InSlices(work, self._links.end_if_broken) if is_gloos else work
 
     def _group(self, tensor: Tensor) -> Any:
         return self._links.device_group if tensor.device.type == self._kind else self._links.cpu_group

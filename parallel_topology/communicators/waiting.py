@@ -26,10 +26,12 @@ _GRACE = 0.1
 class InSlices:
     """A collective of gloo's under way."""
 
-    __slots__ = ("_work",)
+    __slots__ = ("_look", "_work")
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, look: Callable[[], object]) -> None:
+        """`look` is called while somebody waits, more and more rarely, to end what will never be over."""
         self._work = work
+        self._look = look
 
     def wait(self, timeout: timedelta | None = None) -> object:
         if timeout is None:
@@ -40,7 +42,9 @@ class InSlices:
         return self._work.is_completed()
 
     def _within(self, end: float | None) -> object:
+        slices = 0
         while True:
+            slices += 1
             left = _SLICE if end is None else min(_SLICE, timedelta(seconds=max(end - time.monotonic(), 0.001)))
             try:
                 return self._work.wait(left)
@@ -49,6 +53,8 @@ class InSlices:
                     raise
             if self._work.is_completed():
                 return self._work.wait()  # its own error, or it came just now
+            if slices & (slices - 1) == 0:
+                self._look()
 
 
 class Once:

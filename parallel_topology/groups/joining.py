@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,7 @@ from parallel_topology.meeting.agreement import Agreed, Meeting
 from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import Creator
 from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.meeting.opening import Opening
 from parallel_topology.meeting.options import Options, host_identity, process_identity
 from parallel_topology.topology.plan import Family, Plan
 from parallel_topology.topology.topology import ParallelTopology
@@ -46,14 +48,14 @@ class Joined:
         control: this manager's way to the store.
         agreed: what the ranks found out about each other.
         meeting: at which they did; it knows under which keys.
-        others: addresses of ranks on other hosts.
+        opening: the groups that were opened meanwhile; None where all are made afterwards.
         memory: what the ranks of this host share; None where this one is alone.
     """
 
     control: Control
     agreed: Agreed
     meeting: Meeting
-    others: Sequence[str]
+    opening: Opening | None
     memory: HostMemory | None
 
 
@@ -64,7 +66,7 @@ def join(
     options: Options,
     backend: str,
     device: str,
-    made: str,
+    made: type[Creator],
     deadline: Deadline,
 ) -> Joined:
     """Meet the other ranks and compare with them what is to be created.
@@ -79,19 +81,23 @@ def join(
         GroupTimeoutError: ranks did not come in time.
     """
     topology = plan.topology
-    card = json.dumps(_facts(plan, options, backend, device, made))
+    card = json.dumps(_facts(plan, options, backend, device, made.__name__))
     meeting = new_meeting(options.name, topology, rank, card, options.token, deadline)
     offer = Offer()
     meeting.memory = offer.text
+    opening = None
+    if made.opens:
+        timeout = max(options.operations_wait(family) for family in plan.families)
+        opening = Opening(plan, rank, control.given, timedelta(seconds=timeout))
+        meeting.build = opening.build
     try:
         agreed = meet(control, meeting)
-        memory = _memory(plan, rank, options, agreed, offer)
+        return Joined(control, agreed, meeting, opening, _memory(plan, rank, options, agreed, offer))
     except BaseException:
         offer.close()
+        if opening is not None:
+            opening.end()
         raise
-    here = agreed.hosts[topology.position(rank)]
-    others = [address for address, host in zip(agreed.addresses, agreed.hosts, strict=True) if host != here]
-    return Joined(control, agreed, meeting, others, memory)
 
 
 def new_meeting(

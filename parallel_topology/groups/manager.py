@@ -38,6 +38,7 @@ from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.joining import LAST_WORDS, Joined, bind, join, plain_torch
 from parallel_topology.groups.life import Life
 from parallel_topology.launch import LaunchInfo
+from parallel_topology.meeting import completion
 from parallel_topology.meeting.ballot import Ballots
 from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import (
@@ -199,7 +200,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             raise RendezvousError(f"store={store!r}: expected a torch.distributed.Store; for an address, use connect")
         self._store = store(deadline) if opened else store
         control = Control(self._store, own=opened)
-        return join(self.plan, self.rank, control, self._options, self.backend, device, creator.__name__, deadline)
+        return join(self.plan, self.rank, control, self._options, self.backend, device, creator, deadline)
 
     def _create(self, joined: Joined | None, creator: type[Creator], deadline: Deadline) -> None:
         if joined is None:
@@ -213,21 +214,23 @@ class GroupManager(DeclaredView[ParallelGroup]):
             if joined.meeting.leave(store):  # the last one takes away what all shared
                 witness.clear(store)
                 ballots.clear(store)
+                completion.clear(store, joined.meeting.keys)
 
         control.at_end(leave)
         made: list[Creator] = []
+        built = dict(zip(self.topology.world, joined.agreed.built, strict=True))
 
         def create() -> None:
             with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
                 store = dist.PrefixStore(joined.meeting.keys, control.client())
                 self._creator = creator(
                     store, witness, self._options, backend=self.backend, device=self.device,
-                    deadline=deadline, others=joined.others, memory=joined.memory,
+                    deadline=deadline, opening=joined.opening, built=built, memory=joined.memory,
                 )  # fmt: skip
                 made.append(self._creator)
                 self._bind(self.name if joined.agreed.number == 1 else f"{self.name}#{joined.agreed.number}")
                 # Either way nobody leaves before all have built all groups: the store may go away after this.
-                self._creator.settle(self.rank, verify=self._options.verify)
+                self._creator.settle(self.rank, verify=self._options.verify, stay=joined.meeting.leads)
 
         try:
             overtake(create, deadline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -62,8 +62,9 @@ def address_towards(store: dist.Store) -> str:
     return _source(base.host, base.port) if isinstance(base, dist.TCPStore) else ""
 
 
-def gloo_devices(store: dist.Store, others: Sequence[str]) -> list[Any]:
-    """The network devices for gloo: those of GLOO_SOCKET_IFNAME, else the address from which the others are reached.
+def gloo_devices(store: dist.Store, others: Sequence[str]) -> Callable[[], list[Any]]:
+    """What makes one group's devices for gloo: on the interfaces of GLOO_SOCKET_IFNAME, else on the address from which
+    the others are reached.
 
     Args:
         others: addresses of ranks on other hosts, as these see them.
@@ -72,15 +73,20 @@ def gloo_devices(store: dist.Store, others: Sequence[str]) -> list[Any]:
         BackendError: GLOO_SOCKET_IFNAME names interfaces that are not there.
     """
     if given := os.environ.get("GLOO_SOCKET_IFNAME"):
-        return [_device(name) for name in dict.fromkeys(_interfaces(given))]
-    base = torch_private.base_store(store)
-    if isinstance(base, dist.HashStore):  # lives in this process, and so do all ranks
-        return [torch_private.gloo_device(hostname=LOOPBACK)]
-    mine = address_towards(base)
+        names = list(dict.fromkeys(_interfaces(given)))
+        return lambda: [_device(name) for name in names]
+    mine = _reached_from(torch_private.base_store(store), others)
+    return lambda: [torch_private.gloo_device(hostname=mine)]
+
+
+def _reached_from(store: dist.Store, others: Sequence[str]) -> str:
+    if isinstance(store, dist.HashStore):  # lives in this process, and so do all ranks
+        return LOOPBACK
+    mine = address_towards(store)
     outside = [one for one in others if (address := _literal(one)) is not None and not address.is_loopback]
     if outside and ip_address(mine or LOOPBACK).is_loopback:  # the store is here, and its name means loopback here
         mine = _source(outside[0], 1)
-    return [torch_private.gloo_device(hostname=mine)]
+    return mine
 
 
 def _device(name: str) -> Any:

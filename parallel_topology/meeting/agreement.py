@@ -2,10 +2,10 @@
 
 Each rank puts a card where its rank's place is; the newest there counts, so whatever dead ranks, earlier tries or
 earlier jobs left in the store is replaced by who comes. The topology's first rank calls those it finds to a round,
-under a name that was never used. Who is called answers, and where there is a token proves that it has it, over the
-fresh nonces of all. When all have answered, the first rank gives a verdict, which holds every rank's proof, and each
-rank checks them. If somebody does not answer, and another comes in its place, all are called again; who gives up takes
-its card away.
+under a name that was never used. Who is called builds what needs no others, and answers where that listens, with a
+proof of the token, where there is one, over the fresh nonces of all and over what it says. When all have answered, the
+first rank gives a verdict, which holds every rank's answer, and each rank checks them. If somebody does not answer, and
+another comes in its place, all are called again; who gives up takes its card away.
 
 A rank spends a handful of store operations, however large the world; the first one some for each card besides. All that
 is read is JSON of bounded size, never pickle.
@@ -17,14 +17,22 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
 from parallel_topology.errors import DisagreementError, GroupTimeoutError, ParallelTopologyError, RendezvousError
-from parallel_topology.meeting.cards import Entry, UnreadableError, differences, read_object
+from parallel_topology.meeting.cards import (
+    BYTES_A_RANK,
+    MAX_BYTES,
+    Answer,
+    Entry,
+    UnreadableError,
+    differences,
+    read_object,
+)
 from parallel_topology.meeting.control import (
     Patience,
     absent,
@@ -62,13 +70,13 @@ class Agreed:
     Attributes:
         number: how many managers of this name are, or were, over this store, this one included.
         hosts: for each position of the topology, which host it is on, numbered in order of appearance.
-        addresses: for each position, from where it reaches the store's host.
+        built: for each position, what it says of what it has built.
         memories: for each host, what its first rank offers to those that are on it.
     """
 
     number: int
     hosts: Sequence[int]
-    addresses: Sequence[str]
+    built: Sequence[str]
     memories: Sequence[str]
 
 
@@ -84,6 +92,8 @@ class Meeting:
         card: what is to be equal on all ranks, as JSON.
         token: if given, a rank without it is refused.
         deadline: for all of it.
+        build: builds what needs no others, and says of it what they need to know, as JSON. It is given addresses of
+            ranks on other hosts, if there are any, as these see them.
     """
 
     name: str
@@ -96,7 +106,9 @@ class Meeting:
     token: str | None = field(repr=False)
     deadline: Deadline
     memory: str = ""
+    build: Callable[[Sequence[str]], str] = lambda _: ""
     round: str = ""
+    _built: str | None = None
     _nonce: str = field(default_factory=lambda: secrets.token_hex(16))
     _turn: int = 0
     _before: str = ""
@@ -112,13 +124,19 @@ class Meeting:
         return f"{self.name}@{self._first}"
 
     @property
+    def leads(self) -> bool:
+        """Whether this is the first rank."""
+        return self.rank == self._first
+
+    @property
     def keys(self) -> str:
         """Under which the keys are that are this manager's alone."""
         return f"{self.place}/{self.round}/keys"
 
     @property
     def _first(self) -> int:
-        return self.world.start if self.world.placement is None else min(self.world)
+        plain = self.world.plain()
+        return min(self.world) if plain is None else plain[0]  # without counting them where they count up by steps
 
     def agree(self, store: dist.Store) -> Agreed:
         """Wait for all ranks of `world` and compare their cards.
@@ -214,10 +232,10 @@ class Meeting:
             entries, refusal = self._gather(store)
             self._require_time(store)
             call = self._call(store, entries)
-            proofs = {} if refusal else self._answers(store, call, entries)
-            if proofs is not None:
+            answers = {} if refusal else self._answers(store, call, entries)
+            if answers is not None:
                 self._require_time(store)
-                verdict = self._verdict(store, call, entries, proofs, refusal)
+                verdict = self._verdict(store, call, entries, answers, refusal)
                 sealed = json.dumps({"verdict": verdict, "seal": self._seal("verdict", call, verdict)})
                 if store.compare_set(f"{self._in_round}/end", "", sealed).decode(errors="replace") == sealed:
                     store.compare_set(self._came(self.rank), self._entry.text(), self._called_to)
@@ -260,16 +278,19 @@ class Meeting:
     def _call(self, store: dist.Store, entries: dict[int, Entry]) -> str:
         """Call those that are there to a new round; what they are told."""
         self.round = secrets.token_hex(8)
-        call = json.dumps([[rank, entry.nonce, digest(entry.text())] for rank, entry in sorted(entries.items())])
+        members = [[rank, entry.nonce, digest(entry.text())] for rank, entry in sorted(entries.items())]
+        hosts = {entry.host: entry.address for entry in entries.values() if entry.address}
+        call = json.dumps({"members": members, "hosts": list(hosts.items())[:2]})  # one of two is another
         told = {f"{self._in_round}/call": call, f"{self.place}/open": self.round}
         self._told = [self._call_key(entry) for entry in entries.values() if entry.rank != self.rank]
         told |= dict.fromkeys(self._told, self.round)
         write_all(store, told)
         return call
 
-    def _answers(self, store: dist.Store, call: str, entries: dict[int, Entry]) -> dict[int, str] | None:
-        """Each rank's proof; None if the round cannot come off, because somebody came in another's place or gave up."""
+    def _answers(self, store: dist.Store, call: str, entries: dict[int, Entry]) -> dict[int, Answer] | None:
+        """Each rank's; None if the round cannot come off, because somebody came in another's place or gave up."""
         keys = {rank: f"{self._in_round}/ack/{rank}" for rank in self.world if rank != self.rank}
+        mine = self._answer(call)  # meanwhile the others build, too
         looks = Patience(len(self.world))
         complete = wait_for(store, list(keys.values()), self._soon(FIRST_LOOK))
         while not complete:
@@ -280,16 +301,15 @@ class Meeting:
                 raise GroupTimeoutError(self._missing(store, silent))
             looks.pause(self.deadline)
             complete = store.check(list(keys.values()))
-        proofs = {rank: proof[:64].decode(errors="replace")
-                  for rank, proof in zip(keys, read_all(store, list(keys.values())), strict=True)}  # fmt: skip
-        proofs[self.rank] = self._seal("proof", call, str(self.rank))
-        strangers = [rank for rank in self.world if not self._proved(call, rank, proofs[rank])]
+        came = dict(zip(keys, read_all(store, list(keys.values())), strict=True))
+        answers = {rank: Answer.read(text) for rank, text in came.items()} | {self.rank: mine}
+        strangers = [rank for rank in self.world if not self._proved(call, rank, answers[rank])]
         patience = self._soon(PATIENCE)
         while strangers and not patience.passed():
             if self._replaced(store, entries, strangers):
                 return None
             looks.pause(patience)
-        return proofs
+        return answers
 
     def _replaced(self, store: dist.Store, entries: dict[int, Entry], ranks: Sequence[int]) -> bool:
         """Whether another card than the one that was called stands where one of `ranks` is."""
@@ -300,10 +320,10 @@ class Meeting:
         return False
 
     def _verdict(
-        self, store: dist.Store, call: str, entries: dict[int, Entry], proofs: dict[int, str], refusal: str
+        self, store: dist.Store, call: str, entries: dict[int, Entry], answers: dict[int, Answer], refusal: str
     ) -> str:
         """What all agreed on, or why they did not."""
-        strangers = [rank for rank, proof in sorted(proofs.items()) if not self._proved(call, rank, proof)]
+        strangers = [rank for rank, answer in sorted(answers.items()) if not self._proved(call, rank, answer)]
         refusal = refusal or (str(self._stranger(strangers[0])) if strangers else "")
         complaint = "" if refusal else differences(list(entries.values()))
         agreed = not refusal and not complaint
@@ -319,10 +339,9 @@ class Meeting:
         return json.dumps({
             "refusal": refusal, "complaint": complaint, "number": number, "card": self.card if agreed else "",
             "hosts": [hosts.setdefault(member.host, len(hosts)) for member in members],
-            "addresses": [member.address for member in members],
             "memories": [memories.setdefault(member.host, member.memory)
                          for member in members if member.host not in memories],
-            "proofs": [proofs[rank] for rank in self.world] if agreed else [],
+            "answers": [[answers[rank].proof, answers[rank].built] for rank in self.world] if agreed else [],
         })  # fmt: skip
 
     # The others come when they are called.
@@ -342,7 +361,9 @@ class Meeting:
             self._require_called(call, entry)
             self._require_time(store)
             store.compare_set(self._came(self.rank), entry.text(), self._called_to)
-            store.set(f"{self._in_round}/ack/{self.rank}", self._seal("proof", call, str(self.rank)))
+            answer = self._answer(call)
+            self._require_time(store)
+            store.set(f"{self._in_round}/ack/{self.rank}", answer.text())
             if not wait_for(store, [f"{self._in_round}/end"], self.deadline):
                 raise GroupTimeoutError(self._missing(store))
             sealed = read(store, f"{self._in_round}/end") or AGAIN.encode()
@@ -362,10 +383,10 @@ class Meeting:
 
     def _require_called(self, call: str, entry: Entry) -> None:
         try:
-            members = json.loads(call)
+            members = json.loads(call)["members"]
             if [self.rank, entry.nonce, digest(entry.text())] in members:
                 return
-        except (ValueError, RecursionError, TypeError):
+        except (ValueError, RecursionError, TypeError, KeyError):
             pass
         raise RendezvousError(f"{self.name}: rank {self.rank} was called to a meeting that is not its own")
 
@@ -397,11 +418,12 @@ class Meeting:
     def _conclude(self, call: str, sealed: bytes) -> Agreed:
         """What follows from a verdict."""
         try:
-            outer = read_object(sealed, {"verdict": str, "seal": str})
+            outer = read_object(sealed, {"verdict": str, "seal": str}, most=self._longest)
             found = read_object(
                 outer["verdict"].encode(),
-                {"refusal": str, "complaint": str, "number": int, "card": str, "hosts": list, "addresses": list,
-                 "memories": list, "proofs": list},
+                {"refusal": str, "complaint": str, "number": int, "card": str, "hosts": list, "memories": list,
+                 "answers": list},
+                most=self._longest,
             )  # fmt: skip
         except UnreadableError as error:
             raise RendezvousError(f"{self.name}: what should be the verdict of rank {self._first}: {error}") from None
@@ -411,15 +433,29 @@ class Meeting:
             raise RendezvousError(found["refusal"])
         if found["complaint"]:
             raise DisagreementError(found["complaint"])
-        if found["card"] != self.card or len(found["proofs"]) != len(self.world):
+        answers = [Answer.of(one) for one in found["answers"]]
+        if found["card"] != self.card or len(answers) != len(self.world):
             raise RendezvousError(f"{self.name}: the verdict is not of this meeting")
-        for rank, seal in zip(self.world, found["proofs"], strict=True):
-            if not self._proved(call, rank, seal):
+        for rank, answer in zip(self.world, answers, strict=True):
+            if not self._proved(call, rank, answer):
                 raise self._stranger(rank)
-        return Agreed(found["number"], found["hosts"], found["addresses"], found["memories"])
+        built = [answer.built for answer in answers]
+        return Agreed(number=found["number"], hosts=found["hosts"], built=built, memories=found["memories"])
 
-    def _proved(self, call: str, rank: int, seal: object) -> bool:
-        return self._fits(seal, "proof", call, str(rank))
+    def _answer(self, call: str) -> Answer:
+        """Build, and prove to hold the token; that also says that nobody changed what is said of what was built."""
+        if self._built is None:
+            others = [address for host, address in json.loads(call)["hosts"] if host != self.host]
+            self._built = self.build(others)
+        return Answer(self._seal("proof", call, str(self.rank), self._built), self._built)
+
+    def _proved(self, call: str, rank: int, answer: Answer) -> bool:
+        return self._fits(answer.proof, "proof", call, str(rank), answer.built)
+
+    @property
+    def _longest(self) -> int:
+        """Most bytes of a verdict."""
+        return MAX_BYTES + BYTES_A_RANK * len(self.world)
 
     def _seal(self, *parts: str) -> str:
         return Seals(self.token).of(self.name, *parts)

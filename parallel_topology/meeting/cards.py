@@ -13,6 +13,9 @@ from parallel_topology.topology.wording import shown_ranks
 MAX_BYTES = 1 << 20
 """Longest card that is read; one of a manager with hundreds of groups has some ten thousand bytes."""
 
+BYTES_A_RANK = 16384
+"""Most bytes that a rank adds to a verdict: some dozens for each group that it has built."""
+
 Facts = Mapping[str, "str | int | float | bool | list[str]"]
 """What must be equal on all ranks: name -> value."""
 
@@ -65,14 +68,46 @@ class Entry:
         return entry
 
 
-def read_object(text: bytes, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Answer:
+    """What a rank says when it is called.
+
+    Attributes:
+        proof: that it holds the token, and says this of what it built.
+        built: what the others need to know of that, as JSON.
+    """
+
+    proof: str
+    built: str
+
+    def text(self) -> str:
+        """As it stands in the store."""
+        return f"{self.proof} {self.built}"
+
+    @classmethod
+    def of(cls, pair: object) -> Answer:
+        """As a verdict holds it, whatever that is."""
+        match pair:
+            case [str(proof), str(built)]:
+                return cls(proof, built)
+            case _:
+                return cls("", "")
+
+    @classmethod
+    def read(cls, text: bytes) -> Answer:
+        """What a rank put into the store, whatever it is."""
+        proof, _, built = text[:BYTES_A_RANK].decode(errors="replace").partition(" ")
+        return cls(proof, built)
+
+
+def read_object(text: bytes, fields: Mapping[str, type | tuple[type, ...]], *, most: int = MAX_BYTES) -> dict[str, Any]:
     """A JSON object with these fields, of these types, and no others if any are named.
 
     Raises:
         UnreadableError: it is none.
     """
-    if len(text) > MAX_BYTES:
-        raise UnreadableError(f"it has {len(text)} bytes, more than {MAX_BYTES}")
+    if len(text) > most:
+        raise UnreadableError(f"it has {len(text)} bytes, more than {most}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

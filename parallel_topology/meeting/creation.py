@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from parallel_topology import torch_private
 from parallel_topology.communicators.checked import CheckedCommunicator
 from parallel_topology.communicators.communicator import Communicator
-from parallel_topology.communicators.connections import Connections, connections_of, new_connections
+from parallel_topology.communicators.connections import new_connections
 from parallel_topology.communicators.factories import find_factory
 from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
@@ -25,8 +25,10 @@ from parallel_topology.communicators.shared_memory import SharedMemoryCommunicat
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.communicators.waiting import Interrupts
 from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError
-from parallel_topology.meeting.addresses import gloo_devices
+from parallel_topology.meeting.completion import BUILT, DONE, complete
 from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.meeting.greeting import greet
+from parallel_topology.meeting.opening import Opening
 from parallel_topology.meeting.options import Options
 from parallel_topology.meeting.witness import Witness
 from parallel_topology.topology.layout import Ranks
@@ -85,24 +87,30 @@ def choose_device(device: torch.device | str | None, backend: str, local_rank: i
 
 
 class Creator:
-    """Makes the process groups of one manager over a store, with no default group, and takes them down."""
+    """Makes the process groups of one manager over a store, with no default group, and takes them down.
+
+    Attributes:
+        opens: whether each rank opens its groups by itself, before it knows the others.
+    """
+
+    opens = True
 
     def __init__(
         self, store: dist.Store, witness: Witness, options: Options, *, backend: str, device: torch.device,
-        deadline: Deadline, others: Sequence[str] = (), memory: HostMemory | None = None,
+        deadline: Deadline, opening: Opening | None = None, built: Mapping[int, str] | None = None,
+        memory: HostMemory | None = None,
     ) -> None:  # fmt: skip
-        """`store` holds this manager's keys alone; `others` are the addresses of ranks on other hosts, and `memory` is
-        what those on this one share."""
+        """`store` holds this manager's keys alone; `built` is what each rank said of its `opening`, and `memory` is what
+        those on this host share."""
         self._store = store
         self._witness = witness
         self._options = options
         self._backend = backend
         self._device = device
         self._deadline = deadline
-        self._others = others
+        self._opening = opening
+        self._built = built or {}
         self._memory = memory
-        self._gloo_devices: list[Any] = []
-        self._connections: tuple[Connections, ...] = ()
         self._order = torch.zeros(1, dtype=torch.int8, device=device)
         self._interrupts = Interrupts()
         self._made: list[tuple[Links, Ranks]] = []
@@ -129,7 +137,7 @@ class Creator:
         self._made.append((links, ranks))
         leave_to_parent(links)
         self._families.append(family)
-        self._connect(links, ranks, rank, label, options)
+        self._connect(links, ranks, rank, family, options)
         if self._deadline.passed():  # whoever waited has given up, and has taken down what was there then
             links.cut()
             links.end_groups(lambda group: self._end(group, abort=True))
@@ -162,30 +170,44 @@ class Creator:
             chain.append(made)
         return tuple(chain)
 
-    def settle(self, rank: int, *, verify: bool) -> None:
+    def settle(self, rank: int, *, verify: bool, stay: bool) -> None:
         """Wait until all have built all groups, and from then on as long as operations are to wait.
 
         Args:
-            verify: gather the members' ranks on all groups, at once: as many messages as one by one, one round of
-                waiting. Otherwise only on the world.
+            verify: look who the neighbours in the world are: one round of messages. Otherwise gloo connects nobody yet.
+            stay: this rank may host the store, and stays until nobody needs it.
 
         Raises:
             RuntimeError: what torch raises; `failure` says what happened.
             CreationError: a group has other members, or these in another order.
         """
         self._doing = ("the new groups failed", "verification")
-        mine = [torch.tensor([rank])]
-        if verify and self._backend == "nccl":
-            mine.append(mine[0].to(self._device))
-        verified = self._made if verify else self._made[:1]
-        begun = [(links, ranks, links.start_gather(one)) for one in mine for links, ranks in verified]
-        for links, ranks, finish in begun:
-            if (members := finish()) != list(ranks):
-                raise CreationError(f"group {links.label} has the members {members}, expected {ranks} in this order")
+        if verify:
+            self._verify(rank)
         for (links, _), family in zip(self._made, self._families, strict=True):
             links.set_timeout(timedelta(seconds=self._options.operations_wait(family)))
         if self._memory is not None:
             self._memory.settle()
+        ranks = len(self._made[0][1])
+        if self._makes_more():
+            complete(self._store, BUILT, ranks, self._deadline, wait=True)
+        complete(self._store, DONE, ranks, self._deadline, wait=stay)
+
+    def _makes_more(self) -> bool:
+        """Whether there is more than what each rank opened by itself, which was there when all had agreed."""
+        alone = self._opening is not None and self._backend == "gloo"
+        named = {name for family in self._families for name in self._options.of(family).communicators}
+        return not alone or not named <= {"torch", "shared_memory"}
+
+    def _verify(self, rank: int) -> None:
+        """Neighbours in the world greet each other over gloo; NCCL's groups, connected anyhow, gather all ranks."""
+        mine = torch.tensor([rank], device=self._device)
+        on_device = self._made if self._backend == "nccl" else []
+        gathered = [(links, ranks, links.start_gather(mine)) for links, ranks in on_device]
+        greet(self._made[0][0], rank, self._deadline)
+        for links, ranks, finish in gathered:
+            if (members := finish()) != list(ranks):
+                raise CreationError(f"group {links.label} has the members {members}, expected {ranks} in this order")
 
     def failure(self, rank: int, error: BaseException) -> CreationError | GroupTimeoutError:
         """What to raise for an error of `make` or `settle`, or as they have not ended: where, and who is missing."""
@@ -197,17 +219,17 @@ class Creator:
         kind = GroupTimeoutError if late or is_timeout(error) else CreationError
         return kind(f"{what} at rank {rank}: {reason}; {said}")
 
-    def _connect(self, links: Links, ranks: Ranks, rank: int, label: str, options: GroupOptions) -> None:
-        size = len(ranks)
+    def _connect(self, links: Links, ranks: Ranks, rank: int, family: str, options: GroupOptions) -> None:
+        size, label = len(ranks), links.label
+        if self._opening is None:
+            raise CreationError(f"group {label}: nothing was opened for it")
+        opened = self._opening.take(family, ranks, self._built)
+        links.contacts, links.connections = opened.contacts, opened.connections
         store = dist.PrefixStore(f"{label}/gloo", self._store)
-        if not self._gloo_devices:
-            self._gloo_devices, self._connections = connections_of(lambda: gloo_devices(self._store, self._others))
-        before = [one.inodes() for one in self._connections]
-        gloo = torch_private.gloo_backend(store, rank, size, links.timeout, *self._gloo_devices)
-        links.connections = tuple(one.since(then) for one, then in zip(self._connections, before, strict=True))
         links.device_group = links.cpu_group = torch_private.new_process_group(
-            store, rank, size, description=label, key=f"{label}/gloo", kind="gloo", backends={"cpu": gloo}
+            store, rank, size, description=label, key=f"{label}/gloo", kind="gloo", backends={"cpu": opened.backend}
         )
+        torch_private.set_timeout(links.cpu_group, links.timeout)
         if self._backend == "nccl":
             store = dist.PrefixStore(f"{label}/nccl", self._store)
             nccl = torch_private.nccl_backend(store, rank, size, _nccl_options(links, options), self._device)
@@ -229,14 +251,14 @@ class Creator:
         remaining = [links for links, _ in reversed(self._made)]
         captured = [links for links in remaining if links.live_graphs()]  # only when aborting
         remaining = [links for links in remaining if links not in captured]
-        connections = self._all_connections()
+        cut = [links for links, _ in self._made]
         if abort:
-            _cut(connections)
+            _cut(cut)
         for links in captured:
             links.keep_while_captured()
         for links in remaining:
             released.errors += links.close_communicators(abort=abort)
-        _cut(connections)
+        _cut(cut)
         device_groups = [links.device_group for links in remaining if links.device_group is not None]
         with torch_private.ended_together(device_groups) if abort else nullcontext():
             for links in remaining:
@@ -246,12 +268,11 @@ class Creator:
                     released.labels += [links.label] * ended
         del device_groups
         self._made = [(links, ranks) for links, ranks in self._made if not links.has_ended]
-        for one in connections:
+        for one in (links.connections for links in cut if links.connections is not None):
             one.wait_until_gone(_GONE_WITHIN)
         if not self._made:
             if self._memory is not None:
                 self._memory.close()
-            self._gloo_devices = []
             self._interrupts.close()
         return released
 
@@ -261,17 +282,12 @@ class Creator:
         return not self._made
 
     def held(self) -> Iterator[object]:
-        """What a forked child must leave alone."""
-        yield from self._gloo_devices
+        """What a forked child must leave alone: nothing besides what the links hold."""
+        yield from ()
 
     def forked(self) -> None:
         """The links know by themselves."""
         self._interrupts.forked()
-
-    def _all_connections(self) -> list[Connections]:
-        """Those of the manager's devices, also of an unfinished group, and of groups with a device of their own."""
-        of_groups = [one for links, _ in self._made for one in links.connections if one.of_group is None]
-        return [*self._connections, *of_groups]
 
     def _end(self, group: dist.ProcessGroup, abort: bool) -> None:
         if abort:
@@ -283,13 +299,16 @@ class Creator:
 class WorldCreator(Creator):
     """Makes the groups out of a default group, known to torch's registry; the default group stays the caller's."""
 
-    def _connect(self, links: Links, ranks: Ranks, rank: int, label: str, options: GroupOptions) -> None:
+    opens = False
+
+    def _connect(self, links: Links, ranks: Ranks, rank: int, family: str, options: GroupOptions) -> None:
+        label = links.label
         if self._backend == "nccl":
             nccl_options = _nccl_options(links, options)
             links.device_group = self._registered("nccl", links, ranks, rank, label, nccl_options)
         # torch makes a gloo device for each of these; they are made while other threads may make others
         links.cpu_group, links.connections = new_connections(
-            lambda: self._registered("gloo", links, ranks, rank, label), devices=1
+            lambda: self._registered("gloo", links, ranks, rank, label)
         )
         if self._backend == "gloo":
             links.device_group = links.cpu_group
@@ -311,9 +330,9 @@ class WorldCreator(Creator):
             group.shutdown()
 
 
-def _cut(connections: Sequence[Connections]) -> None:
-    for one in connections:
-        one.cut()
+def _cut(cut: Sequence[Links]) -> None:
+    for links in cut:
+        links.cut()
 
 
 def _checked(made: Communicator, membership: Membership) -> Communicator:

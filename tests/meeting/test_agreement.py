@@ -284,7 +284,8 @@ class TestStrangers:
         def stranger() -> None:
             store.wait(["engine@0/came/1"])
             entry = json.loads(store.get("engine@0/came/1"))
-            store.set("engine@0/r/call", json.dumps([[1, entry["nonce"], digest(json.dumps(entry))]]))
+            members = [[1, entry["nonce"], digest(json.dumps(entry))]]
+            store.set("engine@0/r/call", json.dumps({"members": members, "hosts": []}))
             store.set(f"engine@0/called/{entry['nonce']}/0", "r")
             store.set("engine@0/r/end", verdict)
 
@@ -334,8 +335,9 @@ class TestToken:
                 store.wait(["engine@0/came/1"])
                 entry = store.get("engine@0/came/1").decode()
                 nonce = json.loads(entry)["nonce"]
-                old = json.loads(earlier["call"])[0]
-                store.set("engine@0/r/call", call or json.dumps([old, [1, nonce, digest(entry)]]))
+                old = json.loads(earlier["call"])["members"][0]
+                mine = {"members": [old, [1, nonce, digest(entry)]], "hosts": []}
+                store.set("engine@0/r/call", call or json.dumps(mine))
                 store.set("engine@0/r/end", earlier["end"])
                 store.set(f"engine@0/called/{nonce}/0", "r")
 
@@ -355,21 +357,23 @@ class TestToken:
         left = {key: store.get(f"{here}/{key}").decode() for key in ("call", "end")}
         return {"card": card, "ack": store.get(f"{here}/ack/1").decode(), **left}
 
-    def test_each_rank_checks_the_proof_of_each_other(self):
-        """A first rank that holds the token cannot vouch for who has not proved it."""
+    @pytest.mark.parametrize("tampered", ["the proof", "where it listens"])
+    def test_each_rank_checks_the_proof_of_each_other(self, tampered: str):
+        """A first rank that holds the token cannot vouch for who has not proved it, nor say what that one did not."""
         store = dist.HashStore()
-        seals = Seals("secret")
+        seals, built = Seals("secret"), '{"tp": [["127.0.0.1", 1]]}'
 
         def first() -> None:
             store.wait(["engine@0/came/2"])
             entry = store.get("engine@0/came/2").decode()
-            call = json.dumps([[2, json.loads(entry)["nonce"], digest(entry)]])
+            call = json.dumps({"members": [[2, json.loads(entry)["nonce"], digest(entry)]], "hosts": []})
             store.set("engine@0/r/call", call)
-            proofs = [seals.of("engine", "proof", call, str(rank)) for rank in range(3)]
-            proofs[1] = "0" * 64
+            answers = [[seals.of("engine", "proof", call, str(rank), built), built] for rank in range(3)]
+            proof, said = answers[1]
+            answers[1] = ["0" * 64, said] if tampered == "the proof" else [proof, said.replace("1]", "2]")]
             verdict = json.dumps({
                 "refusal": "", "complaint": "", "number": 1, "card": json.loads(entry)["card"], "hosts": [0, 0, 0],
-                "addresses": ["", "", ""], "memories": [""], "proofs": proofs,
+                "memories": [""], "answers": answers,
             })  # fmt: skip
             sealed = {"verdict": verdict, "seal": seals.of("engine", "verdict", call, verdict)}
             store.set("engine@0/r/end", json.dumps(sealed))

@@ -151,7 +151,7 @@ def test_a_default_group_at_the_same_port(when: str):
 class TestInterfaces:
     def devices(self, monkeypatch: pytest.MonkeyPatch, given: str) -> list[Any]:
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
-        return gloo_devices(dist.HashStore(), [])
+        return gloo_devices(dist.HashStore(), [])()
 
     def test_a_list_is_taken(self, monkeypatch: pytest.MonkeyPatch):
         assert len(self.devices(monkeypatch, "lo,lo")) == 1
