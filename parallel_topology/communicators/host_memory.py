@@ -25,7 +25,6 @@ from parallel_topology.communicators.presence import started
 PAGE = 4096
 _NAME = "parallel_topology"
 _NONCE = 16
-_MAPPED = 1
 _NOT_MAPPED = 2 ** (8 * ctypes.sizeof(ctypes.c_void_p)) - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -125,7 +124,7 @@ class HostMemory:
     def __init__(
         self, ranks: Sequence[int], rank: int, regions: Mapping[str, Region], offer: Offer, taken: str
     ) -> None:
-        """Map what the first rank of this host offered, and tell the others whether that went well.
+        """Map what the first rank of this host offered.
 
         Args:
             offer: this rank's, which stays open until all have found what they need.
@@ -149,16 +148,17 @@ class HostMemory:
         mine = self.area(rank) // 8
         self.words[mine + 1] = os.getpid()
         self.words[mine + 2] = started(os.getpid())
-        self.words[mine] = _MAPPED
 
-    def settle(self) -> None:
-        """Find out whether all ranks of this host have mapped it; called when all have made this.
+    @property
+    def is_mapped(self) -> bool:
+        """Whether this rank has it."""
+        return len(self.bytes) > 0
 
-        Who has not cannot see the others' words, but knows its own; all others see that its word is missing.
-        """
+    def settle(self, *, shared: bool) -> None:
+        """All ranks have made this. `shared`: whether all on this host have mapped it, as they all know."""
         self._offer.close()
-        if self.bytes:
-            self.is_shared = all(self.words[self.area(rank) // 8] == _MAPPED for rank in self.ranks)
+        if self.is_mapped:
+            self.is_shared = shared
             processes = {self.process(rank) for rank in self.ranks}
             self.has_cores = len(processes) == len(self.ranks) <= len(os.sched_getaffinity(0))
 
@@ -168,7 +168,7 @@ class HostMemory:
 
     def has(self, family: str, ranks: Sequence[int]) -> bool:
         """Whether these ranks, a group of that family, are all on this host, and can be found here."""
-        return len(self.bytes) > 0 and family in self.regions and all(rank in self._places for rank in ranks)
+        return self.is_mapped and family in self.regions and all(rank in self._places for rank in ranks)
 
     def process(self, rank: int) -> tuple[int, int]:
         """A rank's process, and when that began."""

@@ -6,14 +6,12 @@ import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from parallel_topology.communicators.host_memory import HostMemory, Offer, regions
 from parallel_topology.communicators.links import Links
 from parallel_topology.errors import RendezvousError
 from parallel_topology.groups.group import ParallelGroup
@@ -48,15 +46,13 @@ class Joined:
         control: this manager's way to the store.
         agreed: what the ranks found out about each other.
         meeting: at which they did; it knows under which keys.
-        opening: the groups that were opened meanwhile; None where all are made afterwards.
-        memory: what the ranks of this host share; None where this one is alone.
+        opening: what this rank has built meanwhile.
     """
 
     control: Control
     agreed: Agreed
     meeting: Meeting
-    opening: Opening | None
-    memory: HostMemory | None
+    opening: Opening
 
 
 def join(
@@ -83,21 +79,16 @@ def join(
     topology = plan.topology
     card = json.dumps(_facts(plan, options, backend, device, made.__name__))
     meeting = new_meeting(options.name, topology, rank, card, options.token, deadline)
-    offer = Offer()
-    meeting.memory = offer.text
-    opening = None
-    if made.opens:
-        timeout = max(options.operations_wait(family) for family in plan.families)
-        opening = Opening(plan, rank, control.given, timedelta(seconds=timeout))
-        meeting.build = opening.build
+    opening = Opening(plan, rank, control.given, options, gloo=made.opens)
+    meeting.memory = opening.offer.text
+    meeting.build = opening.build
     try:
         agreed = meet(control, meeting)
-        return Joined(control, agreed, meeting, opening, _memory(plan, rank, options, agreed, offer))
+        opening.conclude(dict(zip(topology.world, agreed.built, strict=True)))
     except BaseException:
-        offer.close()
-        if opening is not None:
-            opening.end()
+        opening.end()
         raise
+    return Joined(control, agreed, meeting, opening)
 
 
 def new_meeting(
@@ -131,22 +122,6 @@ def meet(control: Control, meeting: Meeting) -> Agreed:
         with suppress(Overtaken, *STORE_ERRORS):
             control.ask(meeting.withdraw, Deadline(LAST_WORDS))
         raise
-
-
-def _memory(plan: Plan, rank: int, options: Options, agreed: Agreed, offer: Offer) -> HostMemory | None:
-    """What is to be shared with the other ranks of this host, if there are any and their groups use it."""
-    topology = plan.topology
-    host = agreed.hosts[topology.position(rank)]
-    here = [one for one, on in zip(topology.world, agreed.hosts, strict=True) if on == host]
-    families = {
-        family.name: (family.size, options.of(family.name).shared_memory_bytes)
-        for family in plan.families.values()
-        if family.creates and family.size <= len(here) and options.of(family.name).shares_memory
-    }
-    if not families or not agreed.memories[host]:
-        offer.close()
-        return None
-    return HostMemory(here, rank, regions(families), offer, agreed.memories[host])
 
 
 def _facts(plan: Plan, options: Options, backend: str, device: str, made: str) -> dict[str, Any]:

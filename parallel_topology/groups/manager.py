@@ -218,14 +218,13 @@ class GroupManager(DeclaredView[ParallelGroup]):
 
         control.at_end(leave)
         made: list[Creator] = []
-        built = dict(zip(self.topology.world, joined.agreed.built, strict=True))
 
         def create() -> None:
             with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
                 store = dist.PrefixStore(joined.meeting.keys, control.client())
                 self._creator = creator(
                     store, witness, self._options, backend=self.backend, device=self.device,
-                    deadline=deadline, opening=joined.opening, built=built, memory=joined.memory,
+                    deadline=deadline, opening=joined.opening,
                 )  # fmt: skip
                 made.append(self._creator)
                 self._bind(self.name if joined.agreed.number == 1 else f"{self.name}#{joined.agreed.number}")

@@ -9,7 +9,10 @@ rendezvous  opening the store that an address or a launcher names
 hosted      a store that this process runs for a manager
 cards       what a rank shows of itself before anything is created
 agreement   cards compared before anything is created
+opening     what a rank builds by itself when it is called
+greeting    neighbours tell each other who they are, which verifies new groups
+completion  ranks count themselves when they have built their groups
 ballot      all ranks say yes, or it is no for all of them
 witness     who was where, when an operation failed
-creation    process groups over a store or out of the default group, their verification and end
+creation    the process groups of a manager, and their end
 """

@@ -28,6 +28,7 @@ from parallel_topology.meeting.cards import (
     BYTES_A_RANK,
     MAX_BYTES,
     Answer,
+    Called,
     Entry,
     UnreadableError,
     differences,
@@ -71,13 +72,11 @@ class Agreed:
         number: how many managers of this name are, or were, over this store, this one included.
         hosts: for each position of the topology, which host it is on, numbered in order of appearance.
         built: for each position, what it says of what it has built.
-        memories: for each host, what its first rank offers to those that are on it.
     """
 
     number: int
     hosts: Sequence[int]
     built: Sequence[str]
-    memories: Sequence[str]
 
 
 @dataclass
@@ -92,8 +91,7 @@ class Meeting:
         card: what is to be equal on all ranks, as JSON.
         token: if given, a rank without it is refused.
         deadline: for all of it.
-        build: builds what needs no others, and says of it what they need to know, as JSON. It is given addresses of
-            ranks on other hosts, if there are any, as these see them.
+        build: builds what needs no others, and says of it what they need to know, as JSON; in each round anew.
     """
 
     name: str
@@ -106,9 +104,8 @@ class Meeting:
     token: str | None = field(repr=False)
     deadline: Deadline
     memory: str = ""
-    build: Callable[[Sequence[str]], str] = lambda _: ""
+    build: Callable[[Called], str] = lambda _: ""
     round: str = ""
-    _built: str | None = None
     _nonce: str = field(default_factory=lambda: secrets.token_hex(16))
     _turn: int = 0
     _before: str = ""
@@ -278,9 +275,12 @@ class Meeting:
     def _call(self, store: dist.Store, entries: dict[int, Entry]) -> str:
         """Call those that are there to a new round; what they are told."""
         self.round = secrets.token_hex(8)
-        members = [[rank, entry.nonce, digest(entry.text())] for rank, entry in sorted(entries.items())]
-        hosts = {entry.host: entry.address for entry in entries.values() if entry.address}
-        call = json.dumps({"members": members, "hosts": list(hosts.items())[:2]})  # one of two is another
+        there = [entries[rank] for rank in self.world if rank in entries]
+        members = [[entry.rank, entry.nonce, digest(entry.text())] for entry in there]
+        first = {entry.host: entry for entry in reversed(there)}  # of each host
+        numbers = {host: number for number, host in enumerate(first)}
+        call = json.dumps({"members": members, "on": [numbers[entry.host] for entry in there],
+                           "hosts": [[entry.address, entry.memory] for entry in first.values()]})  # fmt: skip
         told = {f"{self._in_round}/call": call, f"{self.place}/open": self.round}
         self._told = [self._call_key(entry) for entry in entries.values() if entry.rank != self.rank]
         told |= dict.fromkeys(self._told, self.round)
@@ -328,7 +328,6 @@ class Meeting:
         complaint = "" if refusal else differences(list(entries.values()))
         agreed = not refusal and not complaint
         hosts: dict[str, int] = {}
-        memories: dict[str, str] = {}
         members = [entries[rank] for rank in self.world] if agreed else []
         number = 0
         if agreed:
@@ -339,8 +338,6 @@ class Meeting:
         return json.dumps({
             "refusal": refusal, "complaint": complaint, "number": number, "card": self.card if agreed else "",
             "hosts": [hosts.setdefault(member.host, len(hosts)) for member in members],
-            "memories": [memories.setdefault(member.host, member.memory)
-                         for member in members if member.host not in memories],
             "answers": [[answers[rank].proof, answers[rank].built] for rank in self.world] if agreed else [],
         })  # fmt: skip
 
@@ -383,8 +380,7 @@ class Meeting:
 
     def _require_called(self, call: str, entry: Entry) -> None:
         try:
-            members = json.loads(call)["members"]
-            if [self.rank, entry.nonce, digest(entry.text())] in members:
+            if [self.rank, entry.nonce, digest(entry.text())] in json.loads(call)["members"] and Called.read(call):
                 return
         except (ValueError, RecursionError, TypeError, KeyError):
             pass
@@ -421,10 +417,9 @@ class Meeting:
             outer = read_object(sealed, {"verdict": str, "seal": str}, most=self._longest)
             found = read_object(
                 outer["verdict"].encode(),
-                {"refusal": str, "complaint": str, "number": int, "card": str, "hosts": list, "memories": list,
-                 "answers": list},
+                {"refusal": str, "complaint": str, "number": int, "card": str, "hosts": list, "answers": list},
                 most=self._longest,
-            )  # fmt: skip
+            )
         except UnreadableError as error:
             raise RendezvousError(f"{self.name}: what should be the verdict of rank {self._first}: {error}") from None
         if not self._fits(outer["seal"], "verdict", call, outer["verdict"]):
@@ -439,15 +434,12 @@ class Meeting:
         for rank, answer in zip(self.world, answers, strict=True):
             if not self._proved(call, rank, answer):
                 raise self._stranger(rank)
-        built = [answer.built for answer in answers]
-        return Agreed(number=found["number"], hosts=found["hosts"], built=built, memories=found["memories"])
+        return Agreed(number=found["number"], hosts=found["hosts"], built=[answer.built for answer in answers])
 
     def _answer(self, call: str) -> Answer:
         """Build, and prove to hold the token; that also says that nobody changed what is said of what was built."""
-        if self._built is None:
-            others = [address for host, address in json.loads(call)["hosts"] if host != self.host]
-            self._built = self.build(others)
-        return Answer(self._seal("proof", call, str(self.rank), self._built), self._built)
+        built = self.build(Called.read(call))
+        return Answer(self._seal("proof", call, str(self.rank), built), built)
 
     def _proved(self, call: str, rank: int, answer: Answer) -> bool:
         return self._fits(answer.proof, "proof", call, str(rank), answer.built)

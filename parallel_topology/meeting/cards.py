@@ -69,6 +69,32 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Called:
+    """What a rank learns of the others when it is called.
+
+    Attributes:
+        hosts: rank -> its host, numbered.
+        addresses: of each host, as its first rank sees it; empty where that is no matter of addresses.
+        memories: what the first rank of each host offers to those on it.
+    """
+
+    hosts: Mapping[int, int]
+    addresses: Sequence[str]
+    memories: Sequence[str]
+
+    @classmethod
+    def read(cls, call: str) -> Called:
+        """Out of a call.
+
+        Raises:
+            ValueError, TypeError, KeyError: this is none.
+        """
+        told = json.loads(call)
+        hosts = {int(member[0]): int(on) for member, on in zip(told["members"], told["on"], strict=True)}
+        return cls(hosts, [str(address) for address, _ in told["hosts"]], [str(memory) for _, memory in told["hosts"]])
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a rank says when it is called.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,7 +18,6 @@ from parallel_topology.communicators.connections import new_connections
 from parallel_topology.communicators.factories import find_factory
 from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
-from parallel_topology.communicators.host_memory import HostMemory
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
@@ -97,11 +96,9 @@ class Creator:
 
     def __init__(
         self, store: dist.Store, witness: Witness, options: Options, *, backend: str, device: torch.device,
-        deadline: Deadline, opening: Opening | None = None, built: Mapping[int, str] | None = None,
-        memory: HostMemory | None = None,
+        deadline: Deadline, opening: Opening,
     ) -> None:  # fmt: skip
-        """`store` holds this manager's keys alone; `built` is what each rank said of its `opening`, and `memory` is what
-        those on this host share."""
+        """`store` holds this manager's keys alone; `opening` is what this rank has built already."""
         self._store = store
         self._witness = witness
         self._options = options
@@ -109,8 +106,7 @@ class Creator:
         self._device = device
         self._deadline = deadline
         self._opening = opening
-        self._built = built or {}
-        self._memory = memory
+        self._memory = opening.memory
         self._order = torch.zeros(1, dtype=torch.int8, device=device)
         self._interrupts = Interrupts()
         self._made: list[tuple[Links, Ranks]] = []
@@ -186,8 +182,6 @@ class Creator:
             self._verify(rank)
         for (links, _), family in zip(self._made, self._families, strict=True):
             links.set_timeout(timedelta(seconds=self._options.operations_wait(family)))
-        if self._memory is not None:
-            self._memory.settle()
         ranks = len(self._made[0][1])
         if self._makes_more():
             complete(self._store, BUILT, ranks, self._deadline, wait=True)
@@ -195,7 +189,7 @@ class Creator:
 
     def _makes_more(self) -> bool:
         """Whether there is more than what each rank opened by itself, which was there when all had agreed."""
-        alone = self._opening is not None and self._backend == "gloo"
+        alone = self.opens and self._backend == "gloo"
         named = {name for family in self._families for name in self._options.of(family).communicators}
         return not alone or not named <= {"torch", "shared_memory"}
 
@@ -221,9 +215,7 @@ class Creator:
 
     def _connect(self, links: Links, ranks: Ranks, rank: int, family: str, options: GroupOptions) -> None:
         size, label = len(ranks), links.label
-        if self._opening is None:
-            raise CreationError(f"group {label}: nothing was opened for it")
-        opened = self._opening.take(family, ranks, self._built)
+        opened = self._opening.take(family, ranks)
         links.contacts, links.connections = opened.contacts, opened.connections
         store = dist.PrefixStore(f"{label}/gloo", self._store)
         links.device_group = links.cpu_group = torch_private.new_process_group(
@@ -271,8 +263,7 @@ class Creator:
         for one in (links.connections for links in cut if links.connections is not None):
             one.wait_until_gone(_GONE_WITHIN)
         if not self._made:
-            if self._memory is not None:
-                self._memory.close()
+            self._opening.end()
             self._interrupts.close()
         return released
 

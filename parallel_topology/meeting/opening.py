@@ -1,4 +1,4 @@
-"""Opening: a rank's gloo groups before it knows the others; each listens, and says where, but connects to nobody."""
+"""Opening: what a rank builds when it is called; its gloo groups listen, and say where, but connect to nobody."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import torch.distributed as dist
 
 from parallel_topology.communicators.connections import Connections, likely_descriptors
 from parallel_topology.communicators.contacts import Address, Contacts, open_gloo
+from parallel_topology.communicators.host_memory import HostMemory, Offer, regions
 from parallel_topology.errors import RendezvousError
 from parallel_topology.meeting.addresses import gloo_devices
-from parallel_topology.meeting.cards import UnreadableError, read_object
+from parallel_topology.meeting.cards import Called, UnreadableError, read_object
+from parallel_topology.meeting.options import Options
 from parallel_topology.topology.plan import Plan
 
 
 @dataclass
 class Opened:
-    """One group.
+    """One gloo group.
 
     Attributes:
         backend: torch's.
@@ -36,79 +38,114 @@ class Opened:
 
 
 class Opening:
-    """All groups of one rank, of one manager."""
+    """Of one rank, for one manager.
 
-    def __init__(self, plan: Plan, rank: int, store: dist.Store, timeout: timedelta) -> None:
-        """`store`: from whose host the others are reached. `timeout`: of operations; gloo waits five times that for a
-        connection, also if it is set to another one later."""
+    Attributes:
+        offer: memory that this rank offers to those on its host.
+        memory: what they share; None where this rank is alone, or they use none.
+    """
+
+    def __init__(self, plan: Plan, rank: int, store: dist.Store, options: Options, *, gloo: bool) -> None:
+        """`store`: from whose host the others are reached. `gloo`: whether its groups are opened, too."""
+        self.offer = Offer()
+        self.memory: HostMemory | None = None
         self._plan = plan
         self._rank = rank
         self._store = store
-        self._timeout = timeout
+        self._options = options
+        self._gloo = gloo
+        self._others: list[str] = []
         self._opened: dict[str, Opened] = {}
-        self._listening: dict[int, dict[str, list[Address]]] = {}
+        self._told: dict[int, dict[str, list[Address]]] = {}
         self._lock = threading.Lock()
         self._over = False
 
-    def build(self, others: Sequence[str]) -> str:
-        """Open all groups; where each listens, as JSON.
-
-        Args:
-            others: addresses of ranks on other hosts, as these see them.
+    def build(self, called: Called) -> str:
+        """Build all; what the others are to know of it, as JSON. Called again, it keeps what still holds.
 
         Raises:
             BackendError: GLOO_SOCKET_IFNAME names interfaces that are not there.
         """
-        devices = gloo_devices(self._store, others)
+        host = called.hosts[self._rank]
+        others = [address for other, address in enumerate(called.addresses) if other != host and address]
+        if self._gloo and (not self._opened or others != self._others):
+            self._others = others
+            self._drop()
+            self._open()
+        self.memory = self._share(called, host)
+        at = {family: opened.contacts.mine for family, opened in self._opened.items()}
+        return json.dumps({"at": at, "memory": int(self.memory is not None and self.memory.is_mapped)})
+
+    def _open(self) -> None:
+        devices = gloo_devices(self._store, self._others)
+        # gloo waits for a connection five times as long as it is told now, also if that is set to something else later.
+        timeout = timedelta(seconds=max(map(self._options.operations_wait, self._plan.families)))
         for family, ranks in self._plan.of_rank(self._rank):
             likely = likely_descriptors()
-            backend, contacts = open_gloo(devices(), ranks.index(self._rank), len(ranks), self._timeout)
+            backend, contacts = open_gloo(devices(), ranks.index(self._rank), len(ranks), timeout)
             opened = Opened(backend, contacts, Connections(tuple(contacts.mine), tuple(likely)))
             with self._lock:
                 if self._over:  # nobody waits for this any more
-                    opened.contacts.end()
-                    break
+                    return opened.contacts.end()
                 self._opened[family] = opened
-        return json.dumps({family: opened.contacts.mine for family, opened in self._opened.items()})
+        return None
 
-    def take(self, family: str, ranks: Sequence[int], built: Mapping[int, str]) -> Opened:
-        """One of the groups, which is the caller's from now on; gloo knows where its members `ranks` are.
+    def _share(self, called: Called, host: int) -> HostMemory | None:
+        here = [rank for rank in self._plan.topology.world if called.hosts[rank] == host]
+        families = {
+            family.name: (family.size, self._options.of(family.name).shared_memory_bytes)
+            for family in self._plan.families.values()
+            if family.creates and family.size <= len(here) and self._options.of(family.name).shares_memory
+        }
+        if not families or not called.memories[host]:
+            return None
+        return HostMemory(here, self._rank, regions(families), self.offer, called.memories[host])
 
-        Args:
-            built: what each rank said of its groups.
+    def conclude(self, built: Mapping[int, str]) -> None:
+        """All have built; `built` is what each said of it.
 
         Raises:
-            RendezvousError: what a rank says cannot be read.
-            CreationError: it listens at addresses of another kind.
+            RendezvousError: what a rank said cannot be read.
         """
-        families = [name for name, _ in self._plan.of_rank(self._rank)]
-        for rank in ranks:
-            if rank not in self._listening:
-                self._listening[rank] = listening(rank, built[rank], families)
+        families = list(self._opened)
+        told = {rank: _read(rank, text, families) for rank, text in built.items()}
+        self._told = {rank: at for rank, (at, _) in told.items()}
+        if self.memory is None:
+            self.offer.close()
+        else:
+            self.memory.settle(shared=all(told[rank][1] for rank in self.memory.ranks))
+
+    def take(self, family: str, ranks: Sequence[int]) -> Opened:
+        """One of the groups, which is the caller's from now on; gloo knows where its members `ranks` are.
+
+        Raises:
+            CreationError: a rank listens at addresses of another kind.
+        """
         with self._lock:
             opened = self._opened.pop(family)
-        opened.contacts.introduce([self._listening[rank][family] for rank in ranks])
+        opened.contacts.introduce([self._told[rank][family] for rank in ranks])
         return opened
 
     def end(self) -> None:
-        """End those that nobody took."""
+        """End what nobody took."""
+        self.offer.close()
         with self._lock:
             self._over = True
+        self._drop()
+
+    def _drop(self) -> None:
+        with self._lock:
             left, self._opened = list(self._opened.values()), {}
         for opened in left:
             opened.contacts.end()
 
 
-def listening(rank: int, built: str, families: Sequence[str]) -> dict[str, list[Address]]:
-    """Where another rank's groups of these families listen, on each device.
-
-    Raises:
-        RendezvousError: what it says cannot be read.
-    """
+def _read(rank: int, built: str, families: Sequence[str]) -> tuple[dict[str, list[Address]], bool]:
+    """Where a rank's groups of these families listen, on each device, and whether it shares the memory of its host."""
     try:
-        told = read_object(built.encode(), dict.fromkeys(families, list))
-        return {family: [_address(one) for one in addresses] for family, addresses in told.items()}
-    except (UnreadableError, ValueError, TypeError) as error:
+        told = read_object(built.encode(), {"at": dict, "memory": int})
+        return {family: [_address(one) for one in told["at"][family]] for family in families}, told["memory"] == 1
+    except (UnreadableError, ValueError, TypeError, KeyError) as error:
         raise RendezvousError(f"where rank {rank} listens cannot be read: {error}") from None
 
 

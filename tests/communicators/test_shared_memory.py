@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -319,24 +320,24 @@ def _over_gloo(groups: GroupManager) -> list[str]:
 
 
 def test_where_one_rank_cannot_find_the_memory_all_do_without(monkeypatch: pytest.MonkeyPatch):
-    opened, here = host_memory._opened, threading.local()
+    opened, here = host_memory._opened, ContextVar[int]("here")
 
     def found(text: str) -> int:
-        if here.rank == 1:
+        if here.get() == 1:
             raise PermissionError("another namespace")
         return opened(text)
 
     monkeypatch.setattr(host_memory, "_opened", found)
-    assert _each(3, lambda rank: setattr(here, "rank", rank), _over_gloo) == [["torch"]] * 3
+    assert _each(3, here.set, _over_gloo) == [["torch"]] * 3
 
 
 def test_ranks_of_several_hosts_do_not_share(monkeypatch: pytest.MonkeyPatch):
-    here = threading.local()
-    monkeypatch.setattr(joining, "host_identity", lambda: f"host {here.rank % 2}")
-    assert _each(3, lambda rank: setattr(here, "rank", rank), _over_gloo) == [["torch"]] * 3
+    here = ContextVar[int]("here")
+    monkeypatch.setattr(joining, "host_identity", lambda: f"host {here.get() % 2}")
+    assert _each(3, here.set, _over_gloo) == [["torch"]] * 3
     named = {"options": {"tp": {"communicators": ["shared_memory"]}}}
     with pytest.raises(ExceptionGroup) as caught:
-        _each(3, lambda rank: setattr(here, "rank", rank), _over_gloo, **named)
+        _each(3, here.set, _over_gloo, **named)
     assert caught.group_contains(BackendError, match="share no memory: they are on several hosts")
 
 
@@ -358,7 +359,7 @@ def test_an_offer_that_is_none_is_not_opened(tmp_path: Path):
         with pytest.raises((OSError, ValueError)):
             host_memory._opened(text)
     memory = HostMemory([0], 0, regions({"tp": (2, 4096)}), offer, "1/2/3")
-    memory.settle()
+    memory.settle(shared=True)
     assert not memory.is_shared
     os.close(plain)
     other.close()
@@ -369,7 +370,7 @@ def test_memory_has_neither_name_nor_descriptor_once_it_is_shared():
     offer = Offer()
     before = set(os.listdir("/proc/self/fd"))
     memory = HostMemory([0], 0, regions({"tp": (2, 4096)}), offer, offer.text)
-    memory.settle()
+    memory.settle(shared=True)
     assert memory.is_shared
     assert set(os.listdir("/proc/self/fd")) < before
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:parallel_topology" in line]

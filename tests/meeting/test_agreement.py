@@ -285,7 +285,7 @@ class TestStrangers:
             store.wait(["engine@0/came/1"])
             entry = json.loads(store.get("engine@0/came/1"))
             members = [[1, entry["nonce"], digest(json.dumps(entry))]]
-            store.set("engine@0/r/call", json.dumps({"members": members, "hosts": []}))
+            store.set("engine@0/r/call", json.dumps({"members": members, "on": [0], "hosts": [["", ""]]}))
             store.set(f"engine@0/called/{entry['nonce']}/0", "r")
             store.set("engine@0/r/end", verdict)
 
@@ -336,7 +336,7 @@ class TestToken:
                 entry = store.get("engine@0/came/1").decode()
                 nonce = json.loads(entry)["nonce"]
                 old = json.loads(earlier["call"])["members"][0]
-                mine = {"members": [old, [1, nonce, digest(entry)]], "hosts": []}
+                mine = {"members": [old, [1, nonce, digest(entry)]], "on": [0, 0], "hosts": [["", ""]]}
                 store.set("engine@0/r/call", call or json.dumps(mine))
                 store.set("engine@0/r/end", earlier["end"])
                 store.set(f"engine@0/called/{nonce}/0", "r")
@@ -366,14 +366,16 @@ class TestToken:
         def first() -> None:
             store.wait(["engine@0/came/2"])
             entry = store.get("engine@0/came/2").decode()
-            call = json.dumps({"members": [[2, json.loads(entry)["nonce"], digest(entry)]], "hosts": []})
+            call = json.dumps(
+                {"members": [[2, json.loads(entry)["nonce"], digest(entry)]], "on": [0], "hosts": [["", ""]]}
+            )
             store.set("engine@0/r/call", call)
             answers = [[seals.of("engine", "proof", call, str(rank), built), built] for rank in range(3)]
             proof, said = answers[1]
             answers[1] = ["0" * 64, said] if tampered == "the proof" else [proof, said.replace("1]", "2]")]
             verdict = json.dumps({
                 "refusal": "", "complaint": "", "number": 1, "card": json.loads(entry)["card"], "hosts": [0, 0, 0],
-                "memories": [""], "answers": answers,
+                "answers": answers,
             })  # fmt: skip
             sealed = {"verdict": verdict, "seal": seals.of("engine", "verdict", call, verdict)}
             store.set("engine@0/r/end", json.dumps(sealed))
