@@ -438,7 +438,8 @@ class Meeting:
 
     def _answer(self, call: str) -> Answer:
         """Build, and prove to hold the token; that also says that nobody changed what is said of what was built."""
-        built = self.build(Called.read(call))
+        called = Called.read(call)
+        built = self.build(called) if called.hosts.keys() == set(self.world) else ""  # else they disagree
         return Answer(self._seal("proof", call, str(self.rank), built), built)
 
     def _proved(self, call: str, rank: int, answer: Answer) -> bool:

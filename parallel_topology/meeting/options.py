@@ -103,9 +103,11 @@ def process_identity() -> str:
 
 
 def host_identity() -> str:
-    """Equal for processes that share a machine's devices: host names can repeat across containers and clones."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}"
+    """Equal for processes of one machine and one network: host names can repeat across containers and clones, and what
+    has addresses of its own can be cut off."""
+    boot, network = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/net")
+    started = boot.read_text().strip() if boot.exists() else ""
+    return f"{socket.gethostname()}/{started}/{network.readlink() if network.is_symlink() else ''}"
 
 
 def find_local_rank(options: Options, agreed: Agreed | None, position: int) -> int:
