@@ -358,7 +358,7 @@ def multi_get(store: dist.Store, keys: Sequence[str], timeout: timedelta) -> lis
         client.set_timeout(before)
 
 
-def multi_set(store: dist.Store, values: Mapping[str, str]) -> None:
+def multi_set(store: dist.Store, values: Mapping[str, str | bytes]) -> None:
     """Several keys in one operation; missing in torch's stubs."""
     cast("Any", store).multi_set(list(values), list(values.values()))
 

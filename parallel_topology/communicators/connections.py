@@ -8,18 +8,25 @@ socket must be left alone: gloo's thread would end the process (torch 2.13: an u
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import stat
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
 
-_OPENED = 8
-"""Descriptors that making a gloo device takes at most, for a moment."""
+_one_at_a_time = threading.Lock()
+"""Held while a device is made, so that managers in other threads do not take its descriptors."""
+_OPENED = 16
+"""How many descriptors are looked at: a device takes four, and other threads may take some meanwhile."""
+_dup, _close = ctypes.PyDLL(None).dup, ctypes.PyDLL(None).close
+"""Without letting other threads run, which may open something in between."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +57,19 @@ class Device:
 
 
 class Connections:
-    """Those of one group, on all its devices; looked for when they are to be ended."""
+    """Those of one group, on all its devices."""
 
     def __init__(self, addresses: Sequence[tuple[str, int]] = (), likely: Sequence[int] = ()) -> None:
-        """`addresses`: where the devices listen; `likely`: descriptors to look at before all others."""
+        """`addresses`: where the devices listen. They are looked for among the descriptors `likely` now, and among all
+        when connections are to be ended: that takes long where a process has many."""
         self._addresses = addresses
-        self._likely = likely
-        self._devices: tuple[Device, ...] | None = None
+        self._devices = _devices_at(addresses, filter(_is_poll, likely))
 
     @classmethod
     def of(cls, devices: Sequence[Device]) -> Connections:
         """Of devices that were found."""
         made = cls()
-        made._devices = tuple(devices)
+        made._devices = list(devices)
         return made
 
     def cut(self) -> None:
@@ -76,19 +83,23 @@ class Connections:
         while any(device.is_connected() for device in self._found()) and time.monotonic() < deadline:
             time.sleep(0.0002)
 
-    def _found(self) -> tuple[Device, ...]:
-        if self._devices is None:
-            self._devices = _devices_at(self._addresses, self._likely)
+    def _found(self) -> list[Device]:
+        if len(self._devices) < len(self._addresses):
+            self._devices = _devices_at(self._addresses, _polls())
         return self._devices
 
 
-def likely_descriptors() -> list[int]:
-    """Those that what is opened next gets, as far as nobody else opens anything: the system gives the lowest."""
-    read, write = os.pipe()
-    taken = [read, write, *(os.dup(read) for _ in range(_OPENED - 2))]
-    for descriptor in taken:
-        os.close(descriptor)
-    return taken
+def made_at(make: Callable[[], T]) -> tuple[T, list[int]]:
+    """What `make` returns, which makes a gloo device and waits for nobody, and the descriptors that it likely took: the
+    system gives the lowest that are free, unless another thread opens something meanwhile."""
+    with _one_at_a_time:
+        free: list[int] = []
+        with suppress(OSError):
+            free.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            free += [_dup(free[0]) for _ in range(_OPENED - 1)]
+        for descriptor in filter(_is_open, free):
+            _close(descriptor)
+        return make(), free
 
 
 def new_connections(make: Callable[[], T]) -> tuple[T, Connections | None]:
@@ -107,17 +118,21 @@ def new_connections(make: Callable[[], T]) -> tuple[T, Connections | None]:
     return made, Connections.of(found) if len(found) == 1 else None
 
 
-def _devices_at(addresses: Sequence[tuple[str, int]], likely: Sequence[int]) -> tuple[Device, ...]:
-    """The devices of this process that listen at these addresses."""
+def _is_open(descriptor: int) -> bool:
+    return descriptor >= 0
+
+
+def _devices_at(addresses: Sequence[tuple[str, int]], polls: Iterable[int]) -> list[Device]:
+    """The devices, whose epoll instances are among `polls`, that listen at these addresses."""
     found: dict[tuple[str, int], Device] = {}
-    for poll in (*likely, *_polls()):
+    for poll in polls:
         if len(found) == len(addresses):
             break
         for descriptor, inode in _registered(poll):
             where = _listens_at(descriptor, inode)
             if where is not None and where in addresses:
                 found[where] = Device(poll, inode)
-    return tuple(found.values())
+    return list(found.values())
 
 
 def _polls() -> Iterator[int]:
@@ -126,12 +141,14 @@ def _polls() -> Iterator[int]:
         descriptors = os.listdir("/proc/self/fd")
     except OSError:
         return
-    for descriptor in descriptors:
-        try:
-            if os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:[eventpoll]":
-                yield int(descriptor)
-        except OSError:  # closed meanwhile
-            continue
+    yield from filter(_is_poll, map(int, descriptors))
+
+
+def _is_poll(descriptor: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:[eventpoll]"
+    except OSError:  # closed meanwhile
+        return False
 
 
 def _registered(poll: int) -> Iterator[tuple[int, int]]:

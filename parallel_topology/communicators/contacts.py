@@ -69,11 +69,13 @@ class Contacts:
         Raises:
             CreationError: what one said is no address, or of another kind than this member's.
         """
+        told: dict[str, bytes] = {}
         for position, theirs in enumerate(addresses):
             if position != self._rank:
                 self._require_alike(position, theirs)
                 for index, (host, port) in enumerate(theirs):
-                    self._tell(index, position, torch_private.gloo_blob(self._told[index], host, port))
+                    told[self._key(index, position)] = torch_private.gloo_blob(self._told[index], host, port)
+        torch_private.multi_set(self._store, told)
         self._theirs = [theirs[0] for theirs in addresses]
 
     def _require_alike(self, position: int, theirs: Sequence[Address]) -> None:
@@ -132,18 +134,22 @@ class Contacts:
     def _is_stranger(self, peer: int) -> bool:
         return peer != self._rank and peer not in self.met
 
-    def end(self) -> None:
-        """From now on nobody waits for a connection in this group, and nobody makes one."""
+    def end(self, *, waited_for: bool = True) -> None:
+        """From now on nobody waits for a connection in this group, and nobody makes one.
+
+        Args:
+            waited_for: somebody besides messages may be waiting for a connection: any of them.
+        """
         with self._lock:
             if self._ended:
                 return
             self._ended = True
-        for index, told in enumerate(self._told):
-            nowhere = torch_private.gloo_nowhere(told)
-            for position in range(self._size):
-                if position != self._rank:
-                    self._tell(index, position, nowhere)
-        for peer in filter(self._is_stranger, range(self._size)):
+            pending = set(self._pending)
+        others = [position for position in range(self._size) if position != self._rank]
+        nowhere = [torch_private.gloo_nowhere(told) for told in self._told]
+        told = {self._key(index, position): told for index, told in enumerate(nowhere) for position in others}
+        torch_private.multi_set(self._store, told)
+        for peer in filter(self._is_stranger, range(self._size) if waited_for else pending):
             self._free(peer)
 
     def _free(self, peer: int) -> None:
@@ -151,9 +157,6 @@ class Contacts:
         for address in self.mine:
             with suppress(OSError), socket.create_connection(address, timeout=_WITHIN) as connection:
                 connection.sendall(torch_private.gloo_greeting(peer))
-
-    def _tell(self, index: int, position: int, told: bytes) -> None:
-        cast("Any", self._store).set(self._key(index, position), told)  # bytes: missing in torch's stubs
 
     @staticmethod
     def _key(index: int, position: int) -> str:

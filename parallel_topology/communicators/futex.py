@@ -26,11 +26,11 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
-def _system_call() -> tuple[int, ctypes._NamedFuncPointer | None]:  # pyright: ignore[reportPrivateUsage]
+def _system_call(library: type[ctypes.CDLL]) -> tuple[int, ctypes._NamedFuncPointer | None]:  # pyright: ignore[reportPrivateUsage]
     number = _NUMBERS.get(platform.machine(), 0)
     if not number or sys.platform != "linux":
         return 0, None
-    call = ctypes.CDLL(None, use_errno=True).syscall
+    call = library(None, use_errno=True).syscall
     call.restype = ctypes.c_long
     call.argtypes = [
         ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32
@@ -38,7 +38,9 @@ def _system_call() -> tuple[int, ctypes._NamedFuncPointer | None]:  # pyright: i
     return number, call
 
 
-_number, _call = _system_call()
+_number, _call = _system_call(ctypes.CDLL)
+_, _call_at_once = _system_call(ctypes.PyDLL)
+"""Keeps Python's lock, which costs more to get again than the call takes where there are many threads."""
 _yield: Callable[[], object] = ctypes.CDLL(None).sched_yield if sys.platform == "linux" else partial(time.sleep, 0)
 
 
@@ -53,8 +55,8 @@ def sleep(address: int, value: int, seconds: float) -> None:
 
 def wake(address: int) -> None:
     """Wake all that sleep on the word at `address`."""
-    if _call is not None:
-        _call(_number, address + _LOW, _WAKE, _ALL, None, None, 0)
+    if _call_at_once is not None:
+        _call_at_once(_number, address + _LOW, _WAKE, _ALL, None, None, 0)
 
 
 def give_way() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class Links:
         process: the process that made them; a forked child has no part in their connections.
         closed: by the manager; nothing may use these any more.
         channels: messages between members, `communicators.channels`.
+        lent: the process groups were given to other code, so what is under way in them is not known.
     """
 
     device_group: dist.ProcessGroup | None = None
@@ -77,6 +79,9 @@ class Links:
     process: int = field(default_factory=os.getpid)
     closed: bool = False
     channels: Any = None
+    lent: bool = False
+    _collectives: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
     _closed: list[Communicator] = field(default_factory=list[Communicator])
 
     def live_graphs(self) -> int:
@@ -86,7 +91,7 @@ class Links:
     def cut(self) -> None:
         """End gloo's connections: all that is under way on them fails at once, here and at the peers."""
         if self.contacts is not None:
-            self.contacts.end()
+            self.contacts.end(waited_for=self.lent or self._collectives > 0)
         if self.connections is not None:
             self.connections.cut()
 
@@ -152,7 +157,17 @@ class Links:
         """Begin a message of gloo's to or from the member at a position, without waiting, also if they never met."""
         return begin() if self.contacts is None else self.contacts.post(peer, begin)
 
-    def end_if_broken(self) -> None:
+    def begun(self) -> None:
+        """A collective of gloo's is under way."""
+        with self._counting:
+            self._collectives += 1
+
+    def ended(self) -> None:
+        """A collective of gloo's is over."""
+        with self._counting:
+            self._collectives -= 1
+
+    def look(self) -> None:
         """End gloo's connections if a member has ended with whom there may be none that would have told."""
         if self.contacts is not None and self.contacts.gone():
             self.cut()

@@ -57,7 +57,7 @@ class TorchCommunicator(Communicator):
         if work is None:
             return None
         is_gloos = tensor.is_cpu and isinstance(work, torch_private.Work)
-        return InSlices(work, self._links.end_if_broken) if is_gloos else work
+        return InSlices(work, self._links) if is_gloos else work
 
     def _group(self, tensor: Tensor) -> Any:
         return self._links.device_group if tensor.device.type == self._kind else self._links.cpu_group

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from parallel_topology.communicators.communicator import Work
 
@@ -23,15 +23,26 @@ _GRACE = 0.1
 """Seconds that a message has to arrive after SIGINT, before its connections are cut."""
 
 
+class Watch(Protocol):
+    """Told of a group's collectives."""
+
+    def begun(self) -> None: ...
+    def ended(self) -> None: ...
+    def look(self) -> None:
+        """One takes long: end it, if it will never be over. Called more and more rarely."""
+
+
 class InSlices:
     """A collective of gloo's under way."""
 
-    __slots__ = ("_look", "_work")
+    __slots__ = ("_over", "_watch", "_work")
 
-    def __init__(self, work: Work, look: Callable[[], object]) -> None:
-        """`look` is called while somebody waits, more and more rarely, to end what will never be over."""
+    def __init__(self, work: Work, watch: Watch) -> None:
+        """`watch` is told when it is over, if somebody waits for it."""
         self._work = work
-        self._look = look
+        self._watch = watch
+        self._over = False
+        watch.begun()
 
     def wait(self, timeout: timedelta | None = None) -> object:
         if timeout is None:
@@ -47,14 +58,23 @@ class InSlices:
             slices += 1
             left = _SLICE if end is None else min(_SLICE, timedelta(seconds=max(end - time.monotonic(), 0.001)))
             try:
-                return self._work.wait(left)
+                result = self._work.wait(left)
             except RuntimeError:
                 if end is not None and time.monotonic() >= end and not self._work.is_completed():
                     raise
+            else:
+                self._end()
+                return result
             if self._work.is_completed():
+                self._end()
                 return self._work.wait()  # its own error, or it came just now
             if slices & (slices - 1) == 0:
-                self._look()
+                self._watch.look()
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            self._watch.ended()
 
 
 class Once:

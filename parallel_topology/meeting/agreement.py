@@ -60,7 +60,7 @@ FIRST_LOOK = 1.0
 
 _present: set[str] = set()
 """Nonces of meetings that threads of this process are in: two threads of one rank meet one after the other."""
-_placing = threading.Lock()
+_placing = tuple(threading.Lock() for _ in range(64))
 """Held by a thread that puts a card at its rank's place, or clears that: a store cannot compare and delete at once."""
 
 
@@ -181,7 +181,7 @@ class Meeting:
     def leave(self, store: dist.Store) -> bool:
         """Take away what is left once the manager has ended; whether this rank was the last to leave, which takes what
         all shared."""
-        with _at_place():
+        with _at_place(self._came(self.rank)):
             if read(store, self._came(self.rank)) == self._called_to.encode():
                 delete(store, self._came(self.rank))
         delete(store, *self._told)
@@ -393,7 +393,7 @@ class Meeting:
         key, mine = self._came(self.rank), self._entry.text()
         looks = Patience(1)
         while True:
-            with _at_place():
+            with _at_place(key):
                 before = store.compare_set(key, "", mine)
                 if before.decode(errors="replace") == mine:
                     return
@@ -439,7 +439,7 @@ class Meeting:
     def _answer(self, call: str) -> Answer:
         """Build, and prove to hold the token; that also says that nobody changed what is said of what was built."""
         called = Called.read(call)
-        built = self.build(called) if called.hosts.keys() == set(self.world) else ""  # else they disagree
+        built = self.build(called) if set(called.hosts) == set(self.world) else ""  # else they disagree
         return Answer(self._seal("proof", call, str(self.rank), built), built)
 
     def _proved(self, call: str, rank: int, answer: Answer) -> bool:
@@ -523,14 +523,15 @@ class Meeting:
 
 
 @contextmanager
-def _at_place() -> Generator[None]:
+def _at_place(key: str) -> Generator[None]:
     """While no other thread of this process is at a place; but a store that froze under one does not hold up others."""
-    held = _placing.acquire(timeout=PATIENCE)
+    lock = _placing[hash(key) % len(_placing)]
+    held = lock.acquire(timeout=PATIENCE)
     try:
         yield
     finally:
         if held:
-            _placing.release()
+            lock.release()
 
 
 def _is_free(text: bytes) -> bool:

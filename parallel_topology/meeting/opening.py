@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from parallel_topology.communicators.connections import Connections, likely_descriptors
+from parallel_topology.communicators.connections import Connections, made_at
 from parallel_topology.communicators.contacts import Address, Contacts, open_gloo
 from parallel_topology.communicators.host_memory import HostMemory, Offer, regions
 from parallel_topology.errors import RendezvousError
@@ -81,8 +81,8 @@ class Opening:
         # gloo waits for a connection five times as long as it is told now, also if that is set to something else later.
         timeout = timedelta(seconds=max(map(self._options.operations_wait, self._plan.families)))
         for family, ranks in self._plan.of_rank(self._rank):
-            likely = likely_descriptors()
-            backend, contacts = open_gloo(devices(), ranks.index(self._rank), len(ranks), timeout)
+            made, likely = made_at(devices)
+            backend, contacts = open_gloo(made, ranks.index(self._rank), len(ranks), timeout)
             opened = Opened(backend, contacts, Connections(tuple(contacts.mine), tuple(likely)))
             with self._lock:
                 if self._over:  # nobody waits for this any more
