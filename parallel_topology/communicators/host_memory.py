@@ -114,7 +114,6 @@ class HostMemory:
         ranks: the global ranks on this host, in the topology's order.
         regions: a group's family -> where each member's part is in its area; the same in all areas.
         is_shared: whether all ranks of this host have it; known after `settle`.
-        has_cores: whether each of these has a core of its own, to spin on: they are processes, and few enough.
         bytes: all of it; nothing where it could not be had.
         words: the same in words of 8 bytes.
         tensor: the same as a tensor of bytes.
@@ -132,7 +131,7 @@ class HostMemory:
         """
         self.ranks = tuple(ranks)
         self.regions = regions
-        self.is_shared = self.has_cores = False
+        self.is_shared = False
         self.bytes = memoryview(b"")
         self._places = {one: place for place, one in enumerate(self.ranks)}
         self._area_bytes = max((region.end for region in regions.values()), default=PAGE)
@@ -159,8 +158,6 @@ class HostMemory:
         self._offer.close()
         if self.is_mapped:
             self.is_shared = shared
-            processes = {self.process(rank) for rank in self.ranks}
-            self.has_cores = len(processes) == len(self.ranks) <= len(os.sched_getaffinity(0))
 
     def area(self, rank: int) -> int:
         """Where a rank's area begins, in bytes."""

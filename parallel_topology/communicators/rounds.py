@@ -4,8 +4,9 @@ A member writes to its own slot, then the call's number to its own word, and rea
 say so. That a member has come to a call says, too, that it has read all it wanted of those before: so a slot is free
 again when all have come to the call after the one it was used for.
 
-Waits spin for a moment, let others run, and then sleep until the word changes. Each nap ends after `NAP` seconds at the
-latest, to see whether the one waited for has died, whether this one was closed, and whether time is up.
+Waits look again and again, letting others run in between, and then sleep until the word changes. Each nap ends after
+`NAP` seconds at the latest, to see whether the one waited for has died, whether this one was closed, and whether time
+is up.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ from parallel_topology.topology.wording import shown_ranks
 
 NAP = 0.025
 """Seconds of the longest nap."""
-SPINS = 50
-"""Looks before a core is given up, some two microseconds; none where members share a process or lack cores."""
-YIELDS = 50
+YIELDS = 300
 """Looks between which others may run, before the first nap; each takes a microsecond, if nobody else wants to."""
 
 TEXT = Region.HEADER - 8
@@ -156,10 +155,6 @@ class Rounds:
 
     def _wait(self, member: int, number: int) -> None:
         words, at = self._words, self._posted[member]
-        if self._memory.has_cores:
-            for _ in range(SPINS):
-                if words[at] >= number:
-                    return
         for _ in range(YIELDS):
             futex.give_way()
             if words[at] >= number:

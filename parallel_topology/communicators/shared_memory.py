@@ -133,11 +133,12 @@ class SharedMemoryCommunicator(Communicator):
         rounds, room = self._rounds, self._rounds.slot_bytes - 8
         call = self._call("broadcast_message", tensor, src=src)
         if self._rank == src:
-            for start in range(0, max(announcement.follows, 1), room):
+            follows, here = announcement.follows, tensor.data_ptr()
+            for start in range(0, max(follows, 1), room):
                 slot = rounds.begin(self._links.timeout.total_seconds())
-                part, offset = tensor[start : start + room], rounds.offsets[slot][src]
+                offset = rounds.offsets[slot][src]
                 self._memory.words[offset // 8] = announcement.length & _WORD
-                memmove(self._memory.address + offset + 8, part.data_ptr(), len(part))
+                memmove(self._memory.address + offset + 8, here + start, min(room, follows - start))
                 rounds.post(call)
                 self._wait_for(src, call)
             return

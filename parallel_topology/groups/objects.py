@@ -266,13 +266,15 @@ class Objects(Collectives, PointToPoint):
         """
         if length == FAILED:
             raise self._failed(operation, member)
+        if 0 < length <= min(max_bytes, MAX_MESSAGE):
+            return None
         refusal = WireError(
             f"{operation} on {self.label} = {self.ranks}: rank {self.ranks[member]} announces {length} bytes, "
             f"expected at most max_bytes={max_bytes}"
         )
         if not 0 < length <= MAX_MESSAGE:
             raise refusal
-        return refusal if length > max_bytes else None
+        return refusal
 
     def _failed(self, operation: str, member: int) -> CollectiveError:
         return CollectiveError(

@@ -1,13 +1,15 @@
-"""Small collectives within a host: ours over shared memory, beside torch's over gloo and vLLM's queue.
+"""Small collectives within a host: ours over shared memory, beside torch's over gloo and vLLM's queue, in one run.
 
-`python -m tests.benchmarks.bench_shared_memory`. Medians of rounds that alternate between the ways; ratios to the first
-of each block. Beside vLLM where it is installed, without its dependencies: `pip install --no-deps vllm==0.33.0`, and
-psutil and pyzmq; else beside the same way written down here.
+`python -m tests.benchmarks.bench_shared_memory [tp2 | tp4 | ...]`. Medians of rounds that alternate between the ways;
+ratios to the first of each block. Objects go to and fro between ranks 0 and 1, and a time is that of one way. vLLM's
+`MessageQueue` takes part where it is installed: `pip install --no-deps vllm==0.33.0 psutil pyzmq urllib3 regex`.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +24,7 @@ VALUE = {f"request {number}": list(range(number, number + 12)) for number in ran
 
 
 def tensors(groups: GroupManager) -> dict[str, float]:
-    tp, group, x, y = groups.tp, groups.tp.device_group, torch.zeros(8), torch.zeros(8)
+    tp, group, x = groups.tp, groups.tp.device_group, torch.zeros(8)
     ways: dict[str, Callable[[], object]] = {
         "dist.all_reduce": lambda: dist.all_reduce(x, group=group),
         "tp.all_reduce": lambda: tp.all_reduce(x),
@@ -31,29 +33,78 @@ def tensors(groups: GroupManager) -> dict[str, float]:
         "dist.broadcast": lambda: dist.broadcast(x, group_src=0, group=group),
         "tp.broadcast": lambda: tp.broadcast(x),
         "dist.all_gather": lambda: dist.all_gather_single(x.new_empty(8 * tp.size), x, group=group),
-        "tp.all_gather": lambda: tp.all_gather(y),
+        "tp.all_gather": lambda: tp.all_gather(x),
     }
     return alternated(ways, 20, tp.barrier, rounds=100)
 
 
 def sizes(groups: GroupManager) -> dict[str, float]:
-    """Where gloo is faster."""
+    """An all-reduce of so many bytes."""
     tp, group = groups.tp, groups.tp.device_group
     ways: dict[str, Callable[[], object]] = {}
-    for exponent in range(6, 22, 2):
+    for exponent in range(6, 24, 2):
         x = torch.zeros(2**exponent // 4)
-        ways[f"dist.all_reduce {2**exponent}"] = lambda x=x: dist.all_reduce(x, group=group)
-        ways[f"tp.all_reduce {2**exponent}"] = lambda x=x: tp.all_reduce(x)
-    return alternated(ways, 20, tp.barrier, rounds=15)
+        ways[f"dist.all_reduce of {2**exponent}"] = lambda x=x: dist.all_reduce(x, group=group)
+        ways[f"tp.all_reduce of {2**exponent}"] = lambda x=x: tp.all_reduce(x)
+    return alternated(ways, 10, tp.barrier, rounds=15)
 
 
-def main(arguments: list[str]) -> None:
+def objects(groups: GroupManager) -> dict[str, float]:
+    tp, group = groups.tp, groups.tp.device_group
+
+    def by_torch() -> None:
+        for src in range(2):
+            held = [VALUE if tp.rank == src else None]
+            dist.broadcast_object_list(held, group_src=src, group=group)
+
+    def ours() -> None:
+        for src in range(2):
+            tp.broadcast_object(VALUE if tp.rank == src else None, src=src)
+
+    ways: dict[str, Callable[[], object]] = {"dist.broadcast_object_list": by_torch, "tp.broadcast_object": ours}
+    if (theirs := _message_queues(groups)) is not None:
+        ways["vLLM's MessageQueue"] = theirs
+    return {name: taken / 2 for name, taken in alternated(ways, 20, tp.barrier, rounds=100).items()}
+
+
+def _message_queues(groups: GroupManager) -> Callable[[], object] | None:
+    try:
+        from vllm.distributed.device_communicators.shm_broadcast import MessageQueue  # pyright: ignore
+    except ImportError:
+        return None
+    queues: list[Any] = [
+        MessageQueue.create_from_process_group(groups.tp.device_group, 2**22, 10, writer_rank=src) for src in range(2)
+    ]
+
+    def to_and_fro() -> None:
+        for src, queue in enumerate(queues):
+            if groups.tp.rank == src:
+                queue.enqueue(VALUE)
+            else:
+                queue.dequeue()
+
+    return to_and_fro
+
+
+def over_the_world(groups: GroupManager, body: Callable[[GroupManager], dict[str, float]], folder: str) -> Any:
+    """torch's functions, and vLLM's, look groups up in a registry, so it is a manager made from a default group."""
+    size = groups.topology.world_size
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=groups.rank, world_size=size)
+    try:
+        with GroupManager.from_world(groups.topology, timeout=100) as registered:
+            time.sleep(0.1)
+            return body(registered)
+    finally:
+        dist.destroy_process_group()
+
+
+def main(topology: str) -> None:
     torch.set_num_threads(1)
-    ranks: Any = arguments[0] if arguments else "tp2"
-    for body in (tensors, sizes):
-        found = run_ranks(ranks, body, world="processes", check=False, timeout=200)[0]
-        show(f"{ranks}, {body.__name__}", found, pairs=True)
+    for body in (tensors, objects, sizes):
+        with tempfile.TemporaryDirectory() as folder:
+            found = run_ranks(topology, over_the_world, body, folder, world="processes", check=False, timeout=300)[0]
+        show(f"{topology}, {body.__name__}", found, pairs=body is not objects)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1] if len(sys.argv) > 1 else "tp2")
