@@ -16,7 +16,7 @@ class Announcement:
 
     Attributes:
         max_bytes: the most that is taken here.
-        length: as the source says it.
+        length: as the source says it; 0 at the end of several, for no message has none.
         data: what came, on members other than the source.
     """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -60,18 +61,67 @@ class Objects(Collectives, PointToPoint):
         if self._is_alone("broadcast_object"):
             return value
         if source == self.rank:
-            try:
-                message = self._encoded("broadcast_object", value, max_bytes, unsafe_pickle)
-            except ParallelTopologyError:
-                self._broadcast_bytes(_NOTHING, source, Announcement(max_bytes, FAILED))
-                raise
-            self._broadcast_bytes(message, source, Announcement(max_bytes, len(message)))
+            self._broadcast_mine("broadcast_object", value, max_bytes, unsafe_pickle)
             return value
-        announced = Announcement(max_bytes)
-        self._broadcast_bytes(_NOTHING, source, announced)
-        if (refusal := self._refusal("broadcast_object", announced.length, max_bytes, source)) is not None:
-            raise refusal
-        return _decoded(announced.data, models, unsafe_pickle)
+        announced = self._broadcast_bytes(_NOTHING, source, Announcement(max_bytes))
+        return self._told("broadcast_object", announced, source, models, unsafe_pickle)
+
+    def broadcast_objects(
+        self,
+        values: Iterable[Any] | None = None,
+        src: int | None = None,
+        *,
+        src_rank: int | None = None,
+        models: Iterable[Class] = (),
+        max_bytes: int = MAX_BYTES,
+        unsafe_pickle: bool = False,
+    ) -> Iterator[Any]:
+        """The source's objects, one after the other, on every member: for loops that one member feeds.
+
+        On the source each of `values` is taken, and sent, when the loop asks for it; within a host it is up to seven
+        ahead of the others. The loops end when the values do, on all members. Who leaves it before that is the source:
+        then the others' end, too, and if its values raise, theirs raise a CollectiveError.
+
+        Args:
+            values: what to send, on the source.
+            src: the source's position in the group; 0 unless either is given.
+            src_rank: or its global rank.
+        """
+        source = self._peer("src", src, src_rank, 0)
+        if source == self.rank:
+            if values is None:
+                raise GroupArgumentError(f"broadcast_objects on {self.label}: the source gave no values")
+            alone = self._is_alone("broadcast_objects")
+            return iter(values) if alone else self._feed(values, max_bytes, unsafe_pickle)
+        self._is_alone("broadcast_objects")
+        return self._fed(source, models, max_bytes, unsafe_pickle)
+
+    def _feed(self, values: Iterable[Any], max_bytes: int, unsafe_pickle: bool) -> Iterator[Any]:
+        taken = iter(values)
+        while True:
+            try:
+                value = next(taken)
+            except StopIteration:
+                break
+            except BaseException:
+                self._broadcast_bytes(_NOTHING, self.rank, Announcement(max_bytes, FAILED))
+                raise
+            self._broadcast_mine("broadcast_objects", value, max_bytes, unsafe_pickle)
+            try:
+                yield value
+            except GeneratorExit:  # at the latest when it is collected, perhaps with the manager
+                with suppress(ParallelTopologyError):
+                    self._broadcast_bytes(_NOTHING, self.rank, Announcement(max_bytes))
+                return
+        self._broadcast_bytes(_NOTHING, self.rank, Announcement(max_bytes))
+
+    def _fed(self, source: int, models: Iterable[Class], max_bytes: int, unsafe_pickle: bool) -> Iterator[Any]:
+        models = tuple(models)
+        while True:
+            announced = self._broadcast_bytes(_NOTHING, source, Announcement(max_bytes))
+            if announced.length == 0:
+                return
+            yield self._told("broadcast_objects", announced, source, models, unsafe_pickle)
 
     def all_gather_object(
         self,
@@ -230,8 +280,29 @@ class Objects(Collectives, PointToPoint):
             raise
         self._send_frame(kind, peer, message)
 
-    def _broadcast_bytes(self, message: Tensor, source: int, announcement: Announcement) -> None:
+    def _broadcast_mine(self, operation: str, value: Any, max_bytes: int, unsafe_pickle: bool) -> None:
+        try:
+            message = self._encoded(operation, value, max_bytes, unsafe_pickle)
+        except ParallelTopologyError:
+            self._broadcast_bytes(_NOTHING, self.rank, Announcement(max_bytes, FAILED))
+            raise
+        self._broadcast_bytes(message, self.rank, Announcement(max_bytes, len(message)))
+
+    def _broadcast_bytes(self, message: Tensor, source: int, announcement: Announcement) -> Announcement:
         self._issue("broadcast_message", message, nothing, False, src=source, announcement=announcement)
+        return announcement
+
+    def _told(
+        self, operation: str, announced: Announcement, source: int, models: Iterable[Class], unsafe_pickle: bool
+    ) -> Any:
+        """What came.
+
+        Raises:
+            WireError: it is refused, or is no object.
+        """
+        if (refusal := self._refusal(operation, announced.length, announced.max_bytes, source)) is not None:
+            raise refusal
+        return _decoded(announced.data, models, unsafe_pickle)
 
     def _send_frame(self, kind: Kind, peer: int, message: Tensor, *, async_op: bool = False, **said: Any) -> Any:
         tag = {} if kind == Kind.OBJECT else {"tag": COLLECTIVE_TAG}

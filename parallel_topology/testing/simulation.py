@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
@@ -44,6 +44,14 @@ class SimulatedGroup(ParallelGroup):
         source = self._peer("src", src, src_rank, 0)
         self.broadcast(torch.empty(0, dtype=torch.uint8, device="cpu"), source)
         return value
+
+    def broadcast_objects(
+        self, values: Iterable[Any] | None = None, src: int | None = None, *, src_rank: int | None = None, **how: Any
+    ) -> Iterator[Any]:
+        """`values`, on every member; each recorded as a broadcast of no bytes."""
+        source = self._peer("src", src, src_rank, 0)
+        for value in () if values is None else values:
+            yield self.broadcast_object(value, source)
 
     def recv_object(self, src: int | None = None, **how: Any) -> NoReturn:
         """Raises: GroupArgumentError: nobody sent anything."""

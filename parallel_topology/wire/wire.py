@@ -346,7 +346,7 @@ def _stand_for_themselves(items: Collection[Any], depth: int, *, exact: bool) ->
     All of it in C, which spares a look at each from here.
     """
     kinds = set(map(type, items))
-    if kinds == _LIST and depth < MAX_DEPTH:
+    if kinds <= _LIST and depth < MAX_DEPTH:
         items = list(chain.from_iterable(items))
         kinds = set(map(type, items))
     return kinds <= _FLAT or (kinds <= _INT and (not exact or (min(items) >= _LEAST and max(items) <= _MOST)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -13,9 +14,11 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, WireError
+from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, ParallelTopology, WireError
 from parallel_topology.communicators.announcement import Announcement
 from parallel_topology.groups.group import ParallelGroup
+from parallel_topology.testing import run_ranks
+from parallel_topology.testing.ranks import World
 
 
 class Pair(NamedTuple):
@@ -116,6 +119,54 @@ def test_what_a_peer_announces_is_not_allocated_unseen(groups: GroupManager):
             tp.communicators = (communicator,)
             with pytest.raises(WireError, match="rank 0 announces 1152921504606846976 bytes"):
                 tp.broadcast_object()
+
+
+def _steps(groups: GroupManager, count: int, size: int) -> list[Any]:
+    """A scheduler at rank 1 feeds all."""
+    tp = groups.tp
+    steps = ([number, "x" * size] for number in range(count)) if tp.rank == 1 else None
+    return list(tp.broadcast_objects(steps, src=1))
+
+
+@pytest.mark.parametrize("carrier", ["shared_memory", "torch"])
+def test_a_loop_that_one_member_feeds(world: World, carrier: str):
+    for count, size in ((0, 0), (30, 5), (3, 1_000_000)):
+        options = {"tp": {"communicators": [carrier]}}
+        found = run_ranks("tp3", _steps, count, size, world=world, check=False, options=options)
+        assert found == [[[number, "x" * size] for number in range(count)]] * 3
+
+
+@pytest.mark.ranks(2)
+def test_a_loop_ends_on_all_members_however_its_source_leaves_it(groups: GroupManager):
+    tp = groups.tp
+
+    def steps() -> Iterator[Any]:
+        yield 1
+        raise KeyError("no more")
+
+    if tp.is_first:
+        for step in tp.broadcast_objects([1, 2, 3]):
+            if step == 2:
+                break
+        with pytest.raises(KeyError, match="no more"):
+            list(tp.broadcast_objects(steps()))
+        with pytest.raises(GroupArgumentError, match="lock"):
+            list(tp.broadcast_objects([threading.Lock()]))
+        with pytest.raises(GroupArgumentError, match="the source gave no values"):
+            tp.broadcast_objects()
+    else:
+        assert list(tp.broadcast_objects()) == [1, 2]
+        for before in ([1], []):
+            fed = tp.broadcast_objects()
+            assert [next(fed) for _ in before] == before
+            with pytest.raises(CollectiveError, match="rank 0 could not send its object"):
+                next(fed)
+    assert tp.all_reduce(torch.ones(1)) == 2
+
+
+def test_alone_a_loop_is_over_its_own_values():
+    with GroupManager(ParallelTopology(tp=1), rank=0) as groups:
+        assert list(groups.tp.broadcast_objects(iter("abc"))) == ["a", "b", "c"]
 
 
 @pytest.mark.ranks(2)
