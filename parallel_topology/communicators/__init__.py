@@ -17,6 +17,8 @@ channels            all messages between members, each announced by a header
 membership          what a communicator is told of the group that it is made for
 torch_communicator  torch's process groups, the end of every chain
 shared_memory       small collectives within a host
+attendance          who of a group's members is there, and waiting for one
+mail                small messages between two members, through memory
 rounds              a group's calls in one order, through memory that its members share
 host_memory         that memory, which has no name
 futex               sleeping on a word of it until another process has changed it

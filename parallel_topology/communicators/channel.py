@@ -104,6 +104,8 @@ class Channel:
 
     def send_first(self, memory: Tensor) -> Once:
         """Begin to send a first piece."""
+        if self.links.mail is not None:
+            return self.links.mail.send(memory, self.peer, self.first_tag)
         return self.send_chunk(memory, self.first_tag)
 
     def send_chunk(self, memory: Tensor, wire_tag: int) -> Once:
@@ -114,6 +116,8 @@ class Channel:
 
     def recv_first(self, memory: Tensor) -> Once:
         """Begin to receive a first piece."""
+        if self.links.mail is not None:
+            return self.links.mail.recv(memory, self.peer, self.first_tag)
         return self._recv(memory, self.first_tag)
 
     def recv_chunk(self, memory: Tensor, wire_tag: int) -> Once:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from parallel_topology.communicators.presence import started
+from parallel_topology.wire.frames import PIECE as FIRST_PIECE
 
 PAGE = 4096
 _NAME = "parallel_topology"
@@ -33,6 +34,8 @@ _map.restype = ctypes.c_void_p
 _map.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _unmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
+LETTERS = 8
+"""Messages from one member to another that there is room for."""
 SLOTS = 8
 """Calls whose memory each member has: who need not wait for the others can be so many, less one, ahead of them."""
 
@@ -63,6 +66,26 @@ class Offer:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where messages from one member to another are: words, and where each letter's begin.
+
+    Attributes:
+        sent, sender_sleeps: written by the sender.
+        taken, receiver_sleeps: written by the receiver.
+        letters: a word for the tag, one for the length, and six words later what is sent.
+    """
+
+    sent: int
+    sender_sleeps: int
+    taken: int
+    receiver_sleeps: int
+    letters: list[int]
+
+    LETTER = 64 + FIRST_PIECE
+    BYTES = 128 + LETTERS * LETTER
 
 
 @dataclass(frozen=True)
@@ -102,9 +125,20 @@ class Region:
         return _up(self.headers + self.slots * self.HEADER)
 
     @property
+    def boxes(self) -> int:
+        """Where the boxes for messages to each member begin."""
+        return _up(self.data + self.slots * self.slot_bytes)
+
+    @property
     def end(self) -> int:
         """Where the next region begins."""
-        return _up(self.data + self.slots * self.slot_bytes)
+        return self.boxes + self.members * Box.BYTES
+
+    def box(self, area: int, receiver: int) -> Box:
+        """That of a member whose area begins there, for messages to another one."""
+        line = (area + self.boxes + receiver * Box.BYTES) // 8
+        letters = [line + 16 + number * Box.LETTER // 8 for number in range(LETTERS)]
+        return Box(line, line + 1, line + 8, line + 9, letters)
 
 
 class HostMemory:

@@ -17,6 +17,7 @@ from parallel_topology import torch_private
 from parallel_topology.communicators.communicator import Communicator, Work
 from parallel_topology.communicators.connections import Connections
 from parallel_topology.communicators.contacts import Contacts
+from parallel_topology.communicators.mail import Letter, Mail
 from parallel_topology.communicators.waiting import Interrupts
 
 _c10d: Any = dist  # its functions are not typed
@@ -60,6 +61,7 @@ class Links:
         graphs: CUDA graphs that were captured with these, as far as they are alive.
         process: the process that made them; a forked child has no part in their connections.
         closed: by the manager; nothing may use these any more.
+        mail: carries small messages through shared memory, where all members have it: `communicators.mail`.
         channels: messages between members, `communicators.channels`.
         lent: the process groups were given to other code, so what is under way in them is not known.
     """
@@ -78,6 +80,7 @@ class Links:
     graphs: list[weakref.ref[Any]] = field(default_factory=list[weakref.ref[Any]])
     process: int = field(default_factory=os.getpid)
     closed: bool = False
+    mail: Mail | None = None
     channels: Any = None
     lent: bool = False
     _collectives: int = 0
@@ -184,7 +187,9 @@ class Links:
         return finish
 
     def wait_for_message(self, work: Any, timeout: timedelta) -> bool:
-        """Wait for a message of gloo's, once; whether it arrived. Ctrl-C ends the wait, and the group's connections."""
+        """Wait for a message, once; whether it arrived. Ctrl-C ends the wait, and gloo's connections."""
+        if isinstance(work, Letter):
+            return work.wait(timeout)
         if self.interrupts is None or self.connections is None:
             return work.wait(timeout)
         return self.interrupts.wait(work, timeout, self.cut)

@@ -18,8 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel_topology.communicators.announcement import Announcement
+from parallel_topology.communicators.attendance import Attendance
 from parallel_topology.communicators.communicator import Communicator, Work
 from parallel_topology.communicators.descriptions import UNEVEN, described
+from parallel_topology.communicators.mail import Mail
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.rounds import Call, Rounds
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
@@ -82,7 +84,10 @@ class SharedMemoryCommunicator(Communicator):
         self._links = membership.links
         self._size = membership.size
         self._rank = membership.rank
-        self._rounds = Rounds(memory, membership.family, membership.label, membership.ranks, membership.rank)
+        self._attendance = Attendance(memory, membership.family, membership.label, membership.ranks, membership.rank)
+        self._rounds = Rounds(self._attendance, membership.family)
+        if memory.is_shared:  # as all know: messages go through it, too
+            membership.links.mail = Mail(self._attendance, membership.family)
         self._torch = TorchCommunicator(membership.links, membership.device, membership.size, membership.rank)
         self._turns = Turns()
         self._calls: dict[Any, Call] = {}
@@ -135,7 +140,7 @@ class SharedMemoryCommunicator(Communicator):
         if self._rank == src:
             follows, here = announcement.follows, tensor.data_ptr()
             for start in range(0, max(follows, 1), room):
-                slot = rounds.begin(self._links.timeout.total_seconds())
+                slot = rounds.begin(self._links.timeout.total_seconds(), goes_on=start > 0)
                 offset = rounds.offsets[slot][src]
                 self._memory.words[offset // 8] = announcement.length & _WORD
                 memmove(self._memory.address + offset + 8, here + start, min(room, follows - start))
@@ -144,7 +149,7 @@ class SharedMemoryCommunicator(Communicator):
             return
         start, follows, data = 0, 1, bytearray()
         while start < follows:
-            slot = rounds.begin(self._links.timeout.total_seconds())
+            slot = rounds.begin(self._links.timeout.total_seconds(), goes_on=start > 0)
             rounds.post(call)
             self._wait_for(src, call)
             offset = rounds.offsets[slot][src]
@@ -229,7 +234,7 @@ class SharedMemoryCommunicator(Communicator):
         self._rounds.wait_for(self._rounds.others, call)
 
     def close(self, *, abort: bool) -> None:
-        self._rounds.end("its manager was closed", failed=False)
+        self._attendance.end("its manager was closed")
         self._views.clear()
 
     def _bytes(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> int:

@@ -38,6 +38,28 @@ def tensors(groups: GroupManager) -> dict[str, float]:
     return alternated(ways, 20, tp.barrier, rounds=100)
 
 
+def messages(groups: GroupManager) -> dict[str, float]:
+    """Of 8 floats, to and fro between ranks 0 and 1; of one way."""
+    tp, group, x = groups.tp, groups.tp.device_group, torch.zeros(8)
+
+    def by_torch() -> None:
+        for src in range(2):
+            if tp.rank == src:
+                dist.send(x, group_dst=1 - src, group=group)
+            elif tp.rank == 1 - src:
+                dist.recv(x, group_src=src, group=group)
+
+    def ours() -> None:
+        for src in range(2):
+            if tp.rank == src:
+                tp.send(x, dst=1 - src)
+            elif tp.rank == 1 - src:
+                tp.recv(x, src=src)
+
+    found = alternated({"dist.send, recv": by_torch, "tp.send, recv": ours}, 20, tp.barrier, rounds=50)
+    return {name: taken / 2 for name, taken in found.items()}
+
+
 def sizes(groups: GroupManager) -> dict[str, float]:
     """An all-reduce of so many bytes."""
     tp, group = groups.tp, groups.tp.device_group
@@ -100,7 +122,7 @@ def over_the_world(groups: GroupManager, body: Callable[[GroupManager], dict[str
 
 def main(topology: str) -> None:
     torch.set_num_threads(1)
-    for body in (tensors, objects, sizes):
+    for body in (tensors, messages, objects, sizes):
         with tempfile.TemporaryDirectory() as folder:
             found = run_ranks(topology, over_the_world, body, folder, world="processes", check=False, timeout=300)[0]
         show(f"{topology}, {body.__name__}", found, pairs=body is not objects)

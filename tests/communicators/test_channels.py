@@ -17,8 +17,20 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, MismatchError, WireError
+from parallel_topology.communicators.channels import channels_of
+from parallel_topology.communicators.host_memory import HostMemory
 from parallel_topology.testing import run_ranks
 from parallel_topology.wire.frames import CHUNK, INLINE, UNIT, Frame, Header, Kind, chunks, first_tag, inline
+
+over_both = pytest.mark.usefixtures("carrier")
+
+
+@pytest.fixture(params=["shared memory", "gloo"])
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What carries first pieces between ranks that are threads."""
+    if request.param == "gloo":
+        monkeypatch.setattr(HostMemory, "settle", lambda self: self.close())
+
 
 LARGE = 3 * 2**20 + 5
 """Bytes: three chunks, and some behind the header."""
@@ -130,10 +142,12 @@ def _refused(groups: GroupManager, *names: str) -> None:
 
 
 @pytest.mark.parametrize("name", WAYS)
+@over_both
 def test_what_does_not_match_is_named_and_the_next_receive_is_right(name: str):
     run_ranks("tp2", _refused, name, check=False, timeout=20)
 
 
+@over_both
 def test_an_error_names_the_group_that_was_called_of_those_that_share_connections():
     def body(groups: GroupManager) -> None:
         for group in (groups.tp, groups.world):
@@ -157,6 +171,7 @@ def test_in_processes():
     run_ranks("tp2", _refused, *WAYS, check=False, world="processes", timeout=60)
 
 
+@over_both
 def test_a_small_tensor_is_not_touched_by_what_does_not_match():
     def body(groups: GroupManager) -> None:
         if groups.tp.is_first:
@@ -170,6 +185,7 @@ def test_a_small_tensor_is_not_touched_by_what_does_not_match():
     run_ranks("tp2", body, check=False)
 
 
+@over_both
 def test_reverse_waits_and_receives_begun_on_both_sides():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -185,6 +201,7 @@ def test_reverse_waits_and_receives_begun_on_both_sides():
     run_ranks("tp2", body, check_calls=True)
 
 
+@over_both
 def test_tags_are_received_in_any_order_and_from_anybody():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -207,6 +224,7 @@ def test_tags_are_received_in_any_order_and_from_anybody():
     run_ranks("tp3", body, check_calls=True)
 
 
+@over_both
 def test_from_anybody_everybody():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -222,6 +240,7 @@ def test_from_anybody_everybody():
     run_ranks("tp4", body)
 
 
+@over_both
 def test_a_dropped_handle_loses_nothing():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -245,6 +264,7 @@ def test_a_dropped_handle_loses_nothing():
     run_ranks("tp2", body)
 
 
+@over_both
 def test_what_is_held_for_dropped_handles_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("parallel_topology.communicators.channels.MAX_DROPPED", 8)
 
@@ -265,6 +285,7 @@ def test_what_is_held_for_dropped_handles_is_bounded(monkeypatch: pytest.MonkeyP
     run_ranks("tp2", body)
 
 
+@over_both
 def test_a_dropped_receive_takes_its_message():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -281,8 +302,8 @@ def test_a_dropped_receive_takes_its_message():
 
 
 def _raw(groups: GroupManager, message: bytearray) -> None:
-    group: Any = groups.tp.cpu_group
-    group.send([torch.frombuffer(message, dtype=torch.uint8)], 1, first_tag(0)).wait()
+    first = channels_of(groups.tp.links).to(1).send_first(torch.frombuffer(message, dtype=torch.uint8))
+    assert first.wait(groups.tp.links.timeout)
 
 
 def _framed(frame: Frame) -> bytearray:
@@ -301,6 +322,7 @@ def _framed(frame: Frame) -> bytearray:
         ),
     ],
 )
+@over_both
 def test_a_channel_that_cannot_go_on_says_why_at_every_call(message: bytearray, error: type[Exception], said: str):
     def body(groups: GroupManager) -> None:
         if groups.tp.is_first:
@@ -317,6 +339,7 @@ def test_a_channel_that_cannot_go_on_says_why_at_every_call(message: bytearray, 
     run_ranks("tp2", body, check=False)
 
 
+@over_both
 def test_two_threads_share_a_channel():
     def body(groups: GroupManager) -> None:
         tp, found = groups.tp, list[float]()
@@ -347,6 +370,7 @@ def test_two_threads_share_a_channel():
     ),
     st.randoms(use_true_random=False),
 )  # fmt: skip
+@over_both
 def test_any_messages_in_any_order_of_waits(messages: list[tuple[int, int, torch.dtype]], random: Any):
     order = list(range(len(messages)))
     random.shuffle(order)

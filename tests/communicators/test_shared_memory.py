@@ -208,8 +208,8 @@ def _killed(groups: GroupManager, folder: str) -> None:
         Path(folder, "killed").write_text(str(time.monotonic()))
         os.kill(os.getpid(), signal.SIGKILL)
     seen: list[float] = []
-    failed = shared(tp)._rounds._failed
-    shared(tp)._rounds._failed = lambda *why: (seen.append(time.monotonic()), failed(*why))[1]  # type: ignore[method-assign]
+    ended = shared(tp)._attendance.end
+    shared(tp)._attendance.end = lambda why, **how: (seen.append(time.monotonic()), ended(why, **how))[1]
     Path(folder, f"waits {tp.rank}").touch()
     found = _outcome(lambda: tp.all_reduce(torch.ones(1)))
     killed = float(Path(folder, "killed").read_text())

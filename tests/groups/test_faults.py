@@ -38,11 +38,12 @@ from parallel_topology import (
     RendezvousError,
     WireError,
 )
+from parallel_topology.communicators.channels import channels_of
 from parallel_topology.meeting.rendezvous import host_store, join_store
 from parallel_topology.testing import WorkerPool
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads
-from parallel_topology.wire.frames import Frame, Kind, first_tag
+from parallel_topology.wire.frames import Frame, Kind
 from tests.groups.graphs import Graph
 from tests.groups.seats import StoreSeat
 from tests.ports import free_port
@@ -194,8 +195,8 @@ def announced_and_never_sent(rank: int, port: int) -> Outcome:
     groups = manager(rank, port)
     if rank == 0:
         message = bytearray(Frame(Kind.OBJECT, 0, 10**6).packed().ljust(8192))
-        group: Any = groups.world.cpu_group
-        group.send([torch.frombuffer(message, dtype=torch.uint8)], 1, first_tag(0)).wait()
+        first = channels_of(groups.world.links).to(1).send_first(torch.frombuffer(message, dtype=torch.uint8))
+        assert first.wait(groups.world.links.timeout)
         time.sleep(TIMEOUT + 1)  # it is there, and says nothing
     if rank != 1:
         groups.abort()
