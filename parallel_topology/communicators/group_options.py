@@ -34,8 +34,9 @@ class GroupOptions(BaseModel):
         timeout: seconds, or a `timedelta`, that operations wait, if not the manager's.
         communicators: names of those that are asked, in this order, who carries out a call; torch's is always the last.
             Without any, "shared_memory" in groups within a host.
-        shared_memory_bytes: what a member gives to a collective over shared memory at most; what is larger goes over
-            gloo. Each group has eight times as much for each member, of which only that takes memory which is used.
+        shared_memory_bytes: what a member reads of the others in an all-reduce or broadcast through shared memory at
+            most; where more is to be read it goes over gloo, as other collectives do to which a member gives more than
+            256 KiB. A group takes up to 2 MiB of memory for each member, as far as it is used.
         high_priority_stream: NCCL: kernels go before those of other streams.
         min_ctas, max_ctas: NCCL: thread blocks that a collective takes
             (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/types.html#ncclconfig-t).
@@ -47,7 +48,7 @@ class GroupOptions(BaseModel):
 
     timeout: Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
     communicators: tuple[str, ...] = ()
-    shared_memory_bytes: Annotated[int, Field(ge=4096, le=2**30)] = 2**18
+    shared_memory_bytes: Annotated[int, Field(ge=4096, le=2**30)] = 2**23
     high_priority_stream: bool = False
     min_ctas: _Ctas | None = None
     max_ctas: _Ctas | None = None

@@ -7,7 +7,7 @@ same, in which nothing but what is called is compared, so that members who call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import memmove
 from math import prod
 from struct import Struct
@@ -58,6 +58,8 @@ _CARRIED = _REDUCTIONS | {
 }
 _OF_ANY_SIZE = ("all_to_all", "broadcast_message")
 """Where each member sees only in the round what the others give."""
+_IN_PIECES = ("all_reduce", "broadcast")
+"""What goes in as many rounds as it takes."""
 _WORD = 2**64 - 1
 _REMEMBERED = 1024
 """Descriptions, and views of slots, that are kept at most."""
@@ -82,6 +84,7 @@ class SharedMemoryCommunicator(Communicator):
             )
         self._memory = memory
         self._links = membership.links
+        self._limit = membership.options.shared_memory_bytes
         self._size = membership.size
         self._rank = membership.rank
         self._attendance = Attendance(memory, membership.family, membership.label, membership.ranks, membership.rank)
@@ -108,7 +111,7 @@ class SharedMemoryCommunicator(Communicator):
         )
 
     def issue(self, operation: str, tensor: Tensor, *, async_op: bool, **arguments: Any) -> Work | None:
-        if operation not in _OF_ANY_SIZE and self._bytes(operation, tensor, arguments) > self._rounds.slot_bytes:
+        if operation not in _OF_ANY_SIZE and self._is_large(operation, tensor, arguments):
             is_begun = async_op and not self.strict
             return self._turns.take(
                 lambda: self._by_torch(operation, tensor, arguments, async_op), here=is_begun or not async_op
@@ -117,9 +120,10 @@ class SharedMemoryCommunicator(Communicator):
         return self._turns.take(lambda: method(tensor, async_op=async_op, **arguments), here=not async_op)
 
     def all_reduce(self, tensor: Tensor, *, op: Any, async_op: bool) -> None:
-        slot, call = self._given("all_reduce", tensor, op=op)
-        self._rounds.wait_for(self._rounds.others, call)
-        self._reduce(slot, op, tensor)
+        for start, piece in self._pieces(tensor):
+            slot, call = self._given("all_reduce", tensor, moved=piece, start=start, op=op)
+            self._rounds.wait_for(self._rounds.others, call)
+            self._reduce(slot, op, piece)
 
     def reduce(self, tensor: Tensor, *, op: Any, dst: int, async_op: bool) -> None:
         slot, call = self._given("reduce", tensor, op=op, dst=dst)
@@ -128,39 +132,34 @@ class SharedMemoryCommunicator(Communicator):
             self._reduce(slot, op, tensor)
 
     def broadcast(self, tensor: Tensor, *, src: int, async_op: bool) -> None:
-        slot, call = self._given("broadcast", tensor, moved=tensor if self._rank == src else None, src=src)
-        self._wait_for(src, call)
-        if self._rank != src:
-            memmove(tensor.data_ptr(), self._rounds.addresses[slot][src], tensor.nbytes)
+        for start, piece in self._pieces(tensor):
+            moved = piece if self._rank == src else None
+            slot, call = self._given("broadcast", tensor, moved=moved, start=start, src=src)
+            self._wait_for(src, call)
+            if self._rank != src:
+                memmove(piece.data_ptr(), self._rounds.addresses[slot][src], piece.nbytes)
 
     def broadcast_message(self, tensor: Tensor, *, src: int, announcement: Announcement, async_op: bool) -> None:
         """The length and what has room behind it; the rest in as many rounds as it takes. The source does not wait."""
         rounds, room = self._rounds, self._rounds.slot_bytes - 8
-        call = self._call("broadcast_message", tensor, src=src)
-        if self._rank == src:
-            follows, here = announcement.follows, tensor.data_ptr()
-            for start in range(0, max(follows, 1), room):
-                slot = rounds.begin(self._links.timeout.total_seconds(), goes_on=start > 0)
-                offset = rounds.offsets[slot][src]
-                self._memory.words[offset // 8] = announcement.length & _WORD
-                memmove(self._memory.address + offset + 8, here + start, min(room, follows - start))
-                rounds.post(call)
-                self._wait_for(src, call)
-            return
-        start, follows, data = 0, 1, bytearray()
-        while start < follows:
+        is_source, here, start = self._rank == src, tensor.data_ptr(), 0
+        while start < max(announcement.follows, 1):
             slot = rounds.begin(self._links.timeout.total_seconds(), goes_on=start > 0)
+            offset = rounds.offsets[slot][src]
+            if is_source:
+                self._memory.words[offset // 8] = announcement.length & _WORD
+                count = min(room, announcement.follows - start)
+                memmove(self._memory.address + offset + 8, here + start, count)
+            call = self._call("broadcast_message", tensor, start=start, src=src)
             rounds.post(call)
             self._wait_for(src, call)
-            offset = rounds.offsets[slot][src]
-            if start == 0:
+            if not is_source:
                 length = self._memory.words[offset // 8]
                 announcement.length = length if length <= _WORD >> 1 else length - _WORD - 1
-                follows = announcement.follows
-            if announcement.is_taken:
-                data += self._memory.bytes[offset + 8 : offset + 8 + min(room, follows - start)]
+                if announcement.is_taken:
+                    count = min(room, announcement.follows - start)
+                    announcement.data += self._memory.bytes[offset + 8 : offset + 8 + count]
             start += room
-        announcement.data = data
 
     def all_gather(self, tensor: Tensor, *, output: Tensor, async_op: bool) -> None:
         slot, call = self._given("all_gather", tensor)
@@ -237,6 +236,14 @@ class SharedMemoryCommunicator(Communicator):
         self._attendance.end("its manager was closed")
         self._views.clear()
 
+    def _is_large(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> bool:
+        """Whether torch's groups carry it; the same on all members."""
+        given = self._bytes(operation, tensor, arguments)
+        if given <= self._rounds.slot_bytes:
+            return False
+        read = given if operation == "broadcast" else given * self._size
+        return operation not in _IN_PIECES or read > self._limit
+
     def _bytes(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> int:
         """The most bytes that a member gives; the same on all of them."""
         if operation == "scatter":
@@ -245,15 +252,29 @@ class SharedMemoryCommunicator(Communicator):
             return max(arguments["sizes"]) * _row_bytes(arguments["output"])
         return tensor.nbytes
 
-    def _given(self, operation: str, tensor: Tensor, *, moved: Any = ..., **arguments: Any) -> tuple[int, Call]:
-        """Give what this member has to a call, the tensor itself unless told otherwise; the slot, and the call."""
+    def _pieces(self, tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """A contiguous tensor in pieces that have room in a slot; a small one is one, and keeps its shape."""
+        if tensor.nbytes <= self._rounds.slot_bytes:
+            yield 0, tensor
+            return
+        flat = tensor.as_strided((tensor.numel(),), (1,))
+        yield from enumerate(torch.split(flat, self._rounds.slot_bytes // tensor.itemsize))
+
+    def _given(
+        self, operation: str, tensor: Tensor, *, moved: Any = ..., start: int = 0, **arguments: Any
+    ) -> tuple[int, Call]:
+        """Give what this member has to a call, the tensor itself unless told otherwise; the slot, and the call.
+
+        Args:
+            start: which piece of it that is.
+        """
         rounds = self._rounds
-        slot = rounds.begin(self._links.timeout.total_seconds())
+        slot = rounds.begin(self._links.timeout.total_seconds(), goes_on=start > 0)
         if moved is ...:
             moved = tensor
         if moved is not None:
             memmove(rounds.addresses[slot][self._rank], moved.data_ptr(), moved.nbytes)
-        call = self._call(operation, tensor, **arguments)
+        call = self._call(operation, tensor, start=start, **arguments)
         rounds.post(call)
         return slot, call
 
@@ -267,15 +288,16 @@ class SharedMemoryCommunicator(Communicator):
             self._rounds.wait_for(self._rounds.others, call)
         return self._torch.issue(operation, tensor, async_op=async_op, **arguments)
 
-    def _call(self, operation: str, tensor: Tensor, **arguments: Any) -> Call:
-        key = (operation, tensor.dtype, tensor.shape, *arguments.values())
+    def _call(self, operation: str, tensor: Tensor, *, start: int = 0, **arguments: Any) -> Call:
+        key = (operation, tensor.dtype, tensor.shape, start, *arguments.values())
         found = self._calls.get(key)
         if found is None:
             if len(self._calls) > _REMEMBERED:
                 self._calls.clear()
             text = described(operation, tensor, arguments, self.name)
             like = tensor if self.strict or operation in UNEVEN else tensor.flatten()
-            found = self._calls[key] = Call.of(described(operation, like, arguments, self.name), text)
+            compared = f"{described(operation, like, arguments, self.name)}, piece {start}"
+            found = self._calls[key] = Call.of(compared, text)
         return found
 
     def _wait_at(self, dst: int, call: Call) -> None:

@@ -32,7 +32,7 @@ from parallel_topology import (
 )
 from parallel_topology.communicators import futex, host_memory
 from parallel_topology.communicators.futex import Fence
-from parallel_topology.communicators.host_memory import SLOTS, HostMemory, Offer, Region, regions
+from parallel_topology.communicators.host_memory import SLOT_BYTES, SLOTS, HostMemory, Offer, Region, regions
 from parallel_topology.communicators.presence import is_gone, started
 from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
 from parallel_topology.groups import joining
@@ -150,6 +150,24 @@ def _ahead(groups: GroupManager, name: str) -> None:
 @pytest.mark.parametrize("name", ["broadcast", "gather"])
 def test_who_needs_nobody_goes_ahead(name: str):
     run_ranks("tp2", _ahead, name, check=False)
+
+
+def _in_pieces(groups: GroupManager, sizes: list[int]) -> None:
+    tp = groups.tp
+    for size in sizes:
+        for dtype in (torch.float32, torch.int64, torch.bfloat16):
+            values = (torch.arange(size) % 50).to(dtype)
+            before = rounds(tp)
+            assert torch.equal(tp.all_reduce(values * (tp.rank + 1)), values * 3)
+            pieces = max(-(-size * dtype.itemsize // SLOT_BYTES), 1)
+            assert rounds(tp) == before + pieces
+            assert torch.equal(tp.broadcast(values if tp.is_first else torch.zeros_like(values)), values)
+            assert rounds(tp) == before + 2 * pieces
+
+
+def test_what_has_no_room_goes_in_pieces(world: World):
+    sizes = [1, SLOT_BYTES // 4, SLOT_BYTES // 4 + 1, 200_001]
+    run_ranks("tp2", _in_pieces, sizes, world=world, check=False)
 
 
 # Calls that do not match.
