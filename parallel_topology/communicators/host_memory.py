@@ -36,6 +36,8 @@ _unmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 LETTERS = 8
 """Messages from one member to another that there is room for."""
+MOST = 256
+"""Members of the largest group that uses it: each looks at all others in each call."""
 SLOT_BYTES = 2**18
 """What a member gives to a call at most; more takes as many rounds as it has such pieces."""
 SLOTS = 8

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from parallel_topology.communicators.connections import Connections, made_at
 from parallel_topology.communicators.contacts import Address, Contacts, open_gloo
-from parallel_topology.communicators.host_memory import SLOT_BYTES, HostMemory, Offer, regions
+from parallel_topology.communicators.host_memory import MOST, SLOT_BYTES, HostMemory, Offer, regions
 from parallel_topology.errors import RendezvousError
 from parallel_topology.meeting.addresses import gloo_devices
 from parallel_topology.meeting.cards import Called, UnreadableError, read_object
@@ -95,7 +95,7 @@ class Opening:
         families = {
             family.name: (family.size, min(self._options.of(family.name).shared_memory_bytes, SLOT_BYTES))
             for family in self._plan.families.values()
-            if family.creates and family.size <= len(here) and self._options.of(family.name).shares_memory
+            if family.creates and family.size <= min(len(here), MOST) and self._options.of(family.name).shares_memory
         }
         if not families or not called.memories[host]:
             return None

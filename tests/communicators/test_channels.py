@@ -29,7 +29,7 @@ over_both = pytest.mark.usefixtures("carrier")
 def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What carries first pieces between ranks that are threads."""
     if request.param == "gloo":
-        monkeypatch.setattr(HostMemory, "settle", lambda self: self.close())
+        monkeypatch.setattr(HostMemory, "settle", lambda self, *, shared: self.close())
 
 
 LARGE = 3 * 2**20 + 5

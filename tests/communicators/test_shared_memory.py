@@ -319,7 +319,9 @@ def test_an_interrupt_ends_the_wait_and_the_group_goes_on():
 # Whether there is memory to share.
 
 
-def _each(ranks: int, patched: Callable[[int], object], body: Callable[[GroupManager], Any], **options: Any) -> list[Any]:
+def _each(
+    ranks: int, patched: Callable[[int], object], body: Callable[[GroupManager], Any], **options: Any
+) -> list[Any]:
     """Ranks as threads, each of which does something first."""
     store = dist.HashStore()
 
