@@ -236,7 +236,12 @@ class Meeting:
                 sealed = json.dumps({"verdict": verdict, "seal": self._seal("verdict", call, verdict)})
                 if store.compare_set(f"{self._in_round}/end", "", sealed).decode(errors="replace") == sealed:
                     store.compare_set(self._came(self.rank), self._entry.text(), self._called_to)
-                    return self._conclude(call, sealed.encode())
+                    agreed = self._conclude(call, sealed.encode())
+                    store.add(f"{self.place}/live", 1)
+                    met = f"{shown_ranks(list(self.world))} as {self._topology(self.card)}"
+                    # whoever takes the first one away counts it out
+                    write_all(store, {f"{self._in_round}/live": "1", f"{self.place}/met": met})
+                    return agreed
             store.compare_set(f"{self._in_round}/end", "", AGAIN)
             self._formers.append(self.round)
 
@@ -329,12 +334,7 @@ class Meeting:
         agreed = not refusal and not complaint
         hosts: dict[str, int] = {}
         members = [entries[rank] for rank in self.world] if agreed else []
-        number = 0
-        if agreed:
-            number = store.add(f"{self.place}/number", 1)
-            store.add(f"{self.place}/live", 1)
-            store.set(f"{self._in_round}/live", "1")  # whoever takes this away counts it out
-            store.set(f"{self.place}/met", f"{shown_ranks(list(self.world))} as {self._topology(self.card)}")
+        number = store.add(f"{self.place}/number", 1) if agreed else 0
         return json.dumps({
             "refusal": refusal, "complaint": complaint, "number": number, "card": self.card if agreed else "",
             "hosts": [hosts.setdefault(member.host, len(hosts)) for member in members],
@@ -357,10 +357,10 @@ class Meeting:
             call = (read(store, f"{self._in_round}/call") or b"").decode(errors="replace")
             self._require_called(call, entry)
             self._require_time(store)
-            store.compare_set(self._came(self.rank), entry.text(), self._called_to)
             answer = self._answer(call)
             self._require_time(store)
             store.set(f"{self._in_round}/ack/{self.rank}", answer.text())
+            store.compare_set(self._came(self.rank), entry.text(), self._called_to)
             if not wait_for(store, [f"{self._in_round}/end"], self.deadline):
                 raise GroupTimeoutError(self._missing(store))
             sealed = read(store, f"{self._in_round}/end") or AGAIN.encode()

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
@@ -39,7 +37,6 @@ class Control:
     def __init__(self, given: dist.Store, *, own: bool = False) -> None:
         """`own`: nobody else uses `given`."""
         self.given = given
-        self._own = own
         self._client: dist.Store | None = given if own else None
         self._process = os.getpid()
         self._at_end: list[Callable[[dist.Store], object]] = []
@@ -48,7 +45,7 @@ class Control:
         """A client that nobody else uses; it connects when first asked for, so only where a deadline overtakes that."""
         client = self._client
         if client is None:
-            client = self._client = _left_over(self.given) or torch_private.clone_store(self.given)
+            client = self._client = torch_private.clone_store(self.given)
         return client
 
     def renew(self) -> None:
@@ -85,21 +82,8 @@ class Control:
         if acts and self._process == os.getpid():  # a forked child shares the parent's connection
             with suppress(Overtaken, *STORE_ERRORS):
                 self.ask(leave, Deadline(FAREWELL))
-        client, self._client = self._client, None
-        if client is not None and not self._own and self._process == os.getpid() and torch_private.is_tcp(client):
-            _idle.setdefault(self.given, deque()).append(client)
+        self._client = None
 
-
-_idle: WeakKeyDictionary[dist.Store, deque[dist.Store]] = WeakKeyDictionary()
-"""Clients whose managers have ended, for the next ones over the same store: each asks the name service when it connects
-(torch 2.8, 2.13), which may take seconds where many do at once. They end with the store that they are clients of."""
-
-
-def _left_over(given: dist.Store) -> dist.Store | None:
-    try:
-        return _idle[given].pop()
-    except (KeyError, IndexError, TypeError):  # none, or a store of a class that cannot be referred to weakly
-        return None
 
 
 def wait_for(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> bool:
