@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ from parallel_topology import (
     GroupTimeoutError,
     MismatchError,
     ParallelTopology,
+    ParallelTopologyError,
 )
 from parallel_topology.communicators import futex, host_memory
 from parallel_topology.communicators.futex import Fence
@@ -456,3 +458,37 @@ def test_a_process_is_known_by_its_beginning():
     assert is_gone(child, since)  # not buried yet
     os.waitpid(child, 0)
     assert is_gone(child, since)
+
+
+def _busy(rank: int, folder: str) -> None:
+    """Makes managers over and over, and uses them, until it is killed."""
+    store = dist.FileStore(f"{folder}/store", 3)
+    number = 0
+    while True:
+        number += 1
+        with suppress(ParallelTopologyError):
+            topology = ParallelTopology(tp=3)
+            with GroupManager(topology, rank=rank, store=store, name=f"n{number}", timeout=5) as groups:
+                Path(folder, f"made {rank}").touch()
+                for _ in range(20):
+                    groups.tp.all_reduce(torch.ones(70_000))
+                    groups.tp.broadcast_object(["x" * 1000] if rank == 0 else None)
+                    groups.tp.send_recv(torch.ones(9))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.1, 0.3, 1.0])
+def test_killed_at_any_moment_they_leave_nothing_behind(tmp_path: Path, after: float):
+    before = set(os.listdir("/dev/shm"))
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_busy, args=(rank, str(tmp_path)), daemon=True) for rank in range(3)]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + 60
+    while not all(Path(tmp_path, f"made {rank}").exists() for rank in range(3)) and time.monotonic() < deadline:
+        os.sched_yield()
+    threading.Event().wait(after)
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    assert set(os.listdir("/dev/shm")) <= before
