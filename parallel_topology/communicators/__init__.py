@@ -19,6 +19,7 @@ torch_communicator  torch's process groups, the end of every chain
 shared_memory       small collectives within a host
 attendance          who of a group's members is there, and waiting for one
 mail                small messages between two members, through memory
+two_levels          small collectives across hosts: through memory inside each, over gloo between them
 rounds              a group's calls in one order, through memory that its members share
 host_memory         that memory, which has no name
 futex               sleeping on a word of it until another process has changed it

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 
 from parallel_topology.communicators.membership import Factory
 from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
+from parallel_topology.communicators.two_levels import TwoLevelCommunicator
 from parallel_topology.errors import BackendError
 
 ENTRY_POINTS = "parallel_topology.communicators"
@@ -27,10 +28,12 @@ def find_factory(name: str, given: Mapping[str, Factory]) -> Factory:
         return NcclCommunicator
     if name == "shared_memory":
         return SharedMemoryCommunicator
+    if name == "two_levels":
+        return TwoLevelCommunicator
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in found:
         return found[name].load()
-    known = ", ".join(["torch", "shared_memory", "nccl", *given, *found])
+    known = ", ".join(["torch", "shared_memory", "nccl", "two_levels", *given, *found])
     raise BackendError(
         f"communicator {name!r} is not known: expected one of {known}, or a factory in communicators={{{name!r}: ...}}"
     )

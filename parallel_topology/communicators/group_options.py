@@ -33,7 +33,7 @@ class GroupOptions(BaseModel):
     Attributes:
         timeout: seconds, or a `timedelta`, that operations wait, if not the manager's.
         communicators: names of those that are asked, in this order, who carries out a call; torch's is always the last.
-            Without any, "shared_memory" in groups within a host.
+            Without any, "shared_memory" in groups within a host, "two_levels" where several hosts have members.
         shared_memory_bytes: what a member reads of the others in an all-reduce or broadcast through shared memory at
             most; where more is to be read it goes over gloo, as other collectives do to which a member gives more than
             256 KiB. A group takes up to 2 MiB of memory for each member, as far as it is used.
@@ -58,7 +58,7 @@ class GroupOptions(BaseModel):
     @property
     def shares_memory(self) -> bool:
         """Whether groups within a host use shared memory."""
-        return not self.communicators or "shared_memory" in self.communicators
+        return not self.communicators or bool({"shared_memory", "two_levels"} & {*self.communicators})
 
     @property
     def nccl_config(self) -> dict[str, Any]:

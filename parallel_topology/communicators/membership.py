@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,7 +11,6 @@ from parallel_topology.communicators.communicator import Communicator
 from parallel_topology.communicators.group_options import GroupOptions
 from parallel_topology.communicators.host_memory import HostMemory
 from parallel_topology.communicators.links import Links
-from parallel_topology.topology.layout import Ranks
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,20 @@ class Membership:
         options: the group's.
         family: the group's name on all ranks, `tp`.
         memory: what the ranks of this host share, if they do.
+        hosts: each rank's host, numbered.
+        sharing: ranks that share memory with all others of this manager on their hosts.
     """
 
     label: str
-    ranks: Ranks
+    ranks: Sequence[int]
     rank: int
     device: torch.device
     links: Links
     options: GroupOptions
     family: str = ""
     memory: HostMemory | None = None
+    hosts: Mapping[int, int] = field(default_factory=dict[int, int])
+    sharing: Collection[int] = ()
 
     @property
     def size(self) -> int:

@@ -38,7 +38,7 @@ _APPLIED: dict[Any, Callable[..., Tensor]] = {
     dist.ReduceOp.BOR: torch.bitwise_or,
     dist.ReduceOp.BXOR: torch.bitwise_xor,
 }
-_REDUCED = frozenset(
+REDUCED = frozenset(
     {
         torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
         torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool,
@@ -89,7 +89,7 @@ class SharedMemoryCommunicator(Communicator):
         self._rank = membership.rank
         self._attendance = Attendance(memory, membership.family, membership.label, membership.ranks, membership.rank)
         self._rounds = Rounds(self._attendance, membership.family)
-        if memory.is_shared:  # as all know: messages go through it, too
+        if memory.is_shared and membership.size == len(membership.links.ranks):  # as all know: messages, too
             membership.links.mail = Mail(self._attendance, membership.family)
         self._torch = TorchCommunicator(membership.links, membership.device, membership.size, membership.rank)
         self._turns = Turns()
@@ -107,7 +107,7 @@ class SharedMemoryCommunicator(Communicator):
             tensor.is_cpu
             and operation in _CARRIED
             and self._memory.is_shared
-            and (operation not in _REDUCTIONS or tensor.dtype in _REDUCED)
+            and (operation not in _REDUCTIONS or tensor.dtype in REDUCED)
         )
 
     def issue(self, operation: str, tensor: Tensor, *, async_op: bool, **arguments: Any) -> Work | None:
@@ -232,6 +232,10 @@ class SharedMemoryCommunicator(Communicator):
         _, call = self._given("barrier", tensor, moved=None)
         self._rounds.wait_for(self._rounds.others, call)
 
+    def fail(self, why: str) -> None:
+        """Those who wait for this member are told that it has failed elsewhere."""
+        self._attendance.end(why, failed=True)
+
     def close(self, *, abort: bool) -> None:
         self._attendance.end("its manager was closed")
         self._views.clear()
@@ -319,15 +323,7 @@ class SharedMemoryCommunicator(Communicator):
             into += count
 
     def _reduce(self, slot: int, op: Any, into: Tensor, start: int = 0) -> None:
-        """Reduce in the order of the members, so that all come to the same."""
-        first, second, *others = self._slot_views(slot, into, start)
-        with torch.inference_mode(into.is_inference()):  # which may not be written outside, where it was made inside
-            apply = _APPLIED[op]
-            apply(first, second, out=into)
-            for other in others:
-                apply(into, other, out=into)
-            if op == dist.ReduceOp.AVG:
-                into.div_(self._size)
+        reduce_into(into, self._slot_views(slot, into, start), op, self._size)
 
     def _slot_views(self, slot: int, like: Tensor, start: int) -> list[Tensor]:
         """The members' slots as tensors like this one."""
@@ -355,6 +351,18 @@ class SharedMemoryCommunicator(Communicator):
             f"all_to_all on {self._links.label}: rank {ranks[giver]} sends {given[giver][taker]} rows to rank "
             f"{ranks[taker]}, which expects {taken[giver][taker]}"
         )
+
+
+def reduce_into(into: Tensor, parts: Sequence[Tensor], op: Any, count: int) -> None:
+    """Reduce in this order, so that all who do it come to the same; an average is of so many."""
+    first, second, *others = parts
+    with torch.inference_mode(into.is_inference()):  # which may not be written outside, where it was made inside
+        apply = _APPLIED[op]
+        apply(first, second, out=into)
+        for other in others:
+            apply(into, other, out=into)
+        if op == dist.ReduceOp.AVG:
+            into.div_(count)
 
 
 def _row_bytes(tensor: Tensor) -> int:

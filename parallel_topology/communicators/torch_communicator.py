@@ -6,7 +6,7 @@ registry, which does not know these groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -88,18 +88,12 @@ class TorchCommunicator(Communicator):
         return self._group(tensor).broadcast([_movable(tensor)], options)
 
     def broadcast_message(self, tensor: Tensor, *, src: int, announcement: Announcement, async_op: bool) -> None:
-        """First the length, then chunks of it; returns when all is done."""
-        length = torch.tensor([announcement.length], dtype=torch.int64, device="cpu")
-        wait_for(self.issue("broadcast", length, src=src, async_op=False))
-        announcement.length = int(length)
-        follows, is_taken = announcement.follows, announcement.is_taken
-        if self._rank != src:
-            announcement.data = bytearray(follows if is_taken else min(follows, CHUNK))
-            tensor = torch.frombuffer(announcement.data or bytearray(1), dtype=torch.uint8)
-        for start in range(0, follows, CHUNK):
-            here = start if is_taken or self._rank == src else 0  # what is not taken is written over
-            chunk = tensor[here : here + min(CHUNK, follows - start)]
+        """Returns when all is done."""
+
+        def broadcast(chunk: Tensor, src: int) -> None:
             wait_for(self.issue("broadcast", chunk, src=src, async_op=False))
+
+        broadcast_in_chunks(broadcast, self._rank, tensor, src, announcement)
 
     def all_gather(self, tensor: Tensor, *, output: Tensor, async_op: bool) -> Work | None:
         return torch_private.all_gather_single(
@@ -236,6 +230,22 @@ class TorchCommunicator(Communicator):
     def _parts(self, whole: Tensor) -> list[Tensor]:
         """One for each member, also when they are empty."""
         return _rows(whole, [whole.shape[0] // self._size] * self._size)
+
+
+def broadcast_in_chunks(
+    broadcast: Callable[[Tensor, int], None], rank: int, tensor: Tensor, src: int, announcement: Announcement
+) -> None:
+    """Give all members the bytes that one has by broadcasts of known size: first the length, then chunks of it."""
+    length = torch.tensor([announcement.length], dtype=torch.int64, device="cpu")
+    broadcast(length, src)
+    announcement.length = int(length)
+    follows, is_taken = announcement.follows, announcement.is_taken
+    if rank != src:
+        announcement.data = bytearray(follows if is_taken else min(follows, CHUNK))
+        tensor = torch.frombuffer(announcement.data or bytearray(1), dtype=torch.uint8)
+    for start in range(0, follows, CHUNK):
+        here = start if is_taken or rank == src else 0  # what is not taken is written over
+        broadcast(tensor[here : here + min(CHUNK, follows - start)], src)
 
 
 class _Copying:

@@ -22,6 +22,7 @@ from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
+from parallel_topology.communicators.two_levels import why_not
 from parallel_topology.communicators.waiting import Interrupts
 from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError
 from parallel_topology.meeting.completion import BUILT, DONE, complete
@@ -138,7 +139,10 @@ class Creator:
             links.cut()
             links.end_groups(lambda group: self._end(group, abort=True))
             raise Overtaken
-        member = Membership(label, ranks, rank, self._device, links, options, family, self._memory)
+        member = Membership(
+            label, ranks, rank, self._device, links, options, family, self._memory, self._opening.hosts,
+            self._opening.sharing,
+        )  # fmt: skip
         links.communicators = self._chain(member)
         return links
 
@@ -150,9 +154,7 @@ class Creator:
 
     def _chain(self, membership: Membership) -> tuple[Communicator, ...]:
         """The communicators asked for, torch's last unless placed."""
-        names = membership.options.communicators
-        if not names and self._memory is not None and self._memory.has(membership.family, membership.ranks):
-            names = ("shared_memory",)
+        names = membership.options.communicators or self._for_memory(membership)
         chain: list[Communicator] = []
         for name in names if "torch" in names else (*names, "torch"):
             if name == "torch":
@@ -165,6 +167,12 @@ class Creator:
                 made = _checked(made, membership)
             chain.append(made)
         return tuple(chain)
+
+    def _for_memory(self, membership: Membership) -> tuple[str, ...]:
+        """What a group has where nothing was asked for; the same on all members."""
+        if self._memory is not None and self._memory.has(membership.family, membership.ranks):
+            return ("shared_memory",)
+        return ("two_levels",) if why_not(membership) is None else ()
 
     def settle(self, rank: int, *, verify: bool, stay: bool) -> None:
         """Wait until all have built all groups, and from then on as long as operations are to wait.
@@ -191,7 +199,7 @@ class Creator:
         """Whether there is more than what each rank opened by itself, which was there when all had agreed."""
         alone = self.opens and self._backend == "gloo"
         named = {name for family in self._families for name in self._options.of(family).communicators}
-        return not alone or not named <= {"torch", "shared_memory"}
+        return not alone or not named <= {"torch", "shared_memory", "two_levels"}
 
     def _verify(self, rank: int) -> None:
         """Neighbours in the world greet each other over gloo; NCCL's groups, connected anyhow, gather all ranks."""

@@ -43,12 +43,16 @@ class Opening:
     Attributes:
         offer: memory that this rank offers to those on its host.
         memory: what they share; None where this rank is alone, or they use none.
+        hosts: each rank's host, numbered; known when it was called.
+        sharing: ranks that share memory with all others on their hosts; known in the end.
     """
 
     def __init__(self, plan: Plan, rank: int, store: dist.Store, options: Options, *, gloo: bool) -> None:
         """`store`: from whose host the others are reached. `gloo`: whether its groups are opened, too."""
         self.offer = Offer()
         self.memory: HostMemory | None = None
+        self.hosts: Mapping[int, int] = {}
+        self.sharing: frozenset[int] = frozenset()
         self._plan = plan
         self._rank = rank
         self._store = store
@@ -66,7 +70,7 @@ class Opening:
         Raises:
             BackendError: GLOO_SOCKET_IFNAME names interfaces that are not there.
         """
-        host = called.hosts[self._rank]
+        host, self.hosts = called.hosts[self._rank], called.hosts
         others = [address for other, address in enumerate(called.addresses) if other != host and address]
         if self._gloo and (not self._opened or others != self._others):
             self._others = others
@@ -93,9 +97,15 @@ class Opening:
     def _share(self, called: Called, host: int) -> HostMemory | None:
         here = [rank for rank in self._plan.topology.world if called.hosts[rank] == host]
         families = {
-            family.name: (family.size, min(self._options.of(family.name).shared_memory_bytes, SLOT_BYTES))
+            family.name: (
+                min(family.size, len(here)),
+                min(self._options.of(family.name).shared_memory_bytes, SLOT_BYTES),
+            )
             for family in self._plan.families.values()
-            if family.creates and family.size <= min(len(here), MOST) and self._options.of(family.name).shares_memory
+            if family.creates
+            and len(here) > 1
+            and min(family.size, len(here)) <= MOST
+            and self._options.of(family.name).shares_memory
         }
         if not families or not called.memories[host]:
             return None
@@ -110,10 +120,12 @@ class Opening:
         families = list(self._opened)
         told = {rank: _read(rank, text, families) for rank, text in built.items()}
         self._told = {rank: at for rank, (at, _) in told.items()}
+        lacking = {self.hosts[rank] for rank, (_, has_memory) in told.items() if not has_memory}
+        self.sharing = frozenset(rank for rank, host in self.hosts.items() if host not in lacking)
         if self.memory is None:
             self.offer.close()
         else:
-            self.memory.settle(shared=all(told[rank][1] for rank in self.memory.ranks))
+            self.memory.settle(shared=self._rank in self.sharing)
 
     def take(self, family: str, ranks: Sequence[int]) -> Opened:
         """One of the groups, which is the caller's from now on; gloo knows where its members `ranks` are.

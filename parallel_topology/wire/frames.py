@@ -27,8 +27,8 @@ MAX_MESSAGE = 2**40
 
 TAGS = 1000
 """Tags that callers may choose, from 0."""
-COLLECTIVE_TAG, CHECK_TAG = 1022, 1023
-"""Tags of our own: of collectives that are made of messages, and of `check_calls`."""
+LEVELS_TAG, COLLECTIVE_TAG, CHECK_TAG = 1021, 1022, 1023
+"""Tags of our own: between hosts, of collectives that are made of messages, and of `check_calls`."""
 _OURS, _IS_CHUNK = 1 << 30, 1 << 29  # the lowest tags are those of code that uses the process group by itself
 _TURNS = 1 << 13
 """Messages after which chunks' tags repeat, which harms nothing: equal tags are matched in order."""
