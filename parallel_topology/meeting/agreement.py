@@ -236,12 +236,7 @@ class Meeting:
                 sealed = json.dumps({"verdict": verdict, "seal": self._seal("verdict", call, verdict)})
                 if store.compare_set(f"{self._in_round}/end", "", sealed).decode(errors="replace") == sealed:
                     store.compare_set(self._came(self.rank), self._entry.text(), self._called_to)
-                    agreed = self._conclude(call, sealed.encode())
-                    store.add(f"{self.place}/live", 1)
-                    met = f"{shown_ranks(list(self.world))} as {self._topology(self.card)}"
-                    # whoever takes the first one away counts it out
-                    write_all(store, {f"{self._in_round}/live": "1", f"{self.place}/met": met})
-                    return agreed
+                    return self._conclude(call, sealed.encode())
             store.compare_set(f"{self._in_round}/end", "", AGAIN)
             self._formers.append(self.round)
 
@@ -334,7 +329,13 @@ class Meeting:
         agreed = not refusal and not complaint
         hosts: dict[str, int] = {}
         members = [entries[rank] for rank in self.world] if agreed else []
-        number = store.add(f"{self.place}/number", 1) if agreed else 0
+        number = 0
+        if agreed:
+            number = store.add(f"{self.place}/number", 1)
+            store.add(f"{self.place}/live", 1)
+            met = f"{shown_ranks(list(self.world))} as {self._topology(self.card)}"
+            # whoever takes the first one away counts it out
+            write_all(store, {f"{self._in_round}/live": "1", f"{self.place}/met": met})
         return json.dumps({
             "refusal": refusal, "complaint": complaint, "number": number, "card": self.card if agreed else "",
             "hosts": [hosts.setdefault(member.host, len(hosts)) for member in members],
