@@ -126,12 +126,12 @@ def _devices_at(addresses: Sequence[tuple[str, int]], polls: Iterable[int]) -> l
     """The devices, whose epoll instances are among `polls`, that listen at these addresses."""
     found: dict[tuple[str, int], Device] = {}
     for poll in polls:
-        if len(found) == len(addresses):
-            break
         for descriptor, inode in _registered(poll):
             where = _listens_at(descriptor, inode)
             if where is not None and where in addresses:
                 found[where] = Device(poll, inode)
+        if len(found) == len(addresses):
+            break
     return list(found.values())
 
 
