@@ -262,10 +262,17 @@ def _opened(text: str) -> int:
     if not os.readlink(path).startswith(f"/memfd:{_NAME}"):  # in another namespace the numbers are another's
         raise OSError(f"{path} is something else")
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    if os.pread(file, _NONCE, 0).hex() != nonce:
+    if os.pread(file, _NONCE, 0).hex() != nonce or not _is_sealed(file):
         os.close(file)
         raise OSError(f"{path} is another one")
     return file
+
+
+def _is_sealed(file: int) -> bool:
+    """Whether nobody can make it smaller, which would end the processes that have it."""
+    import fcntl
+
+    return bool(fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
 
 
 def _up(size: int) -> int:

@@ -67,7 +67,9 @@ class _Turn:
 
     def wait(self, timeout: timedelta | None = None) -> object:
         if not self._made.wait(None if timeout is None else timeout.total_seconds()):
-            raise RuntimeError("timed out before the members had told each other what they call")
+            raise RuntimeError(
+                "timed out before its turn was over: the members have not all come to it, or to a call before it"
+            )
         if self._error is not None:
             raise self._error
         wait_for(self._work, timeout)

@@ -34,7 +34,7 @@ from parallel_topology import (
 )
 from parallel_topology.communicators import futex, host_memory
 from parallel_topology.communicators.futex import Fence
-from parallel_topology.communicators.host_memory import SLOT_BYTES, SLOTS, HostMemory, Offer, Region, regions
+from parallel_topology.communicators.host_memory import LETTERS, SLOT_BYTES, SLOTS, HostMemory, Offer, Region, regions
 from parallel_topology.communicators.presence import is_gone, started
 from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
 from parallel_topology.groups import joining
@@ -170,6 +170,41 @@ def _in_pieces(groups: GroupManager, sizes: list[int]) -> None:
 def test_what_has_no_room_goes_in_pieces(world: World):
     sizes = [1, SLOT_BYTES // 4, SLOT_BYTES // 4 + 1, 200_001]
     run_ranks("tp2", _in_pieces, sizes, world=world, check=False)
+
+
+def _far_ahead(groups: GroupManager, calls: int) -> list[int]:
+    """The source goes on until it has to wait for the other one, which begins only then."""
+    tp = groups.tp
+    if not tp.is_first:
+        attendance, words = shared(tp)._attendance, shared(tp)._memory.words
+        source = attendance.posted[0]
+        asleep = shared(tp)._rounds._sleepers[1] // 8
+        deadline = time.monotonic() + 10
+        while not words[asleep] and words[source] < calls and time.monotonic() < deadline:
+            os.sched_yield()
+    return [int(tp.broadcast(torch.tensor([number if tp.is_first else -1]))) for number in range(calls)]
+
+
+def test_nobody_overtakes_who_has_not_read(world: World):
+    calls = 4 * SLOTS
+    assert run_ranks("tp2", _far_ahead, calls, world=world, check=False) == [list(range(calls))] * 2
+
+
+def _many_letters(groups: GroupManager, calls: int) -> None:
+    tp = groups.tp
+    if tp.is_first:
+        for number in range(calls):
+            tp.isend(torch.full((2,), float(number)))
+        groups.world.send(torch.ones(1), 1)
+        tp.recv(torch.ones(1))
+    else:
+        groups.world.recv(torch.ones(1), 0)
+        assert [tp.recv(torch.zeros(2))[0].item() for _ in range(calls)] == list(range(calls))
+        tp.send(torch.ones(1))
+
+
+def test_a_full_box_loses_nothing(world: World):
+    run_ranks("tp2", _many_letters, 5 * LETTERS, world=world, check=False, options={"tp": {"timeout": 20}})
 
 
 # Calls that do not match.
@@ -376,14 +411,18 @@ def test_an_offer_that_is_none_is_not_opened(tmp_path: Path):
     process, file, nonce = offer.text.split("/")
     (tmp_path / "file").write_bytes(b"x" * 100)
     plain = os.open(tmp_path / "file", os.O_RDWR)
-    for text in ("", "1", f"{process}/{file}/{'0' * 32}", f"{process}/{plain}/{nonce}", f"{process}/999/{nonce}",
-                 f"{process}/{other.text.split('/')[1]}/{nonce}"):  # fmt: skip
+    loose = os.memfd_create("parallel_topology", os.MFD_ALLOW_SEALING)  # it could be taken away under us
+    os.write(loose, bytes.fromhex(nonce))
+    numbers = [file, plain, 999, other.text.split("/")[1], loose]
+    wrong = [f"{process}/{number}/{nonce if number != file else '0' * 32}" for number in numbers]
+    for text in ("", "1", *wrong):
         with pytest.raises((OSError, ValueError)):
             host_memory._opened(text)
     memory = HostMemory([0], 0, regions({"tp": (2, 4096)}), offer, "1/2/3")
     memory.settle(shared=True)
     assert not memory.is_shared
     os.close(plain)
+    os.close(loose)
     other.close()
 
 
