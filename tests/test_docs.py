@@ -29,8 +29,7 @@ from parallel_topology.testing.threads import run_threads
 from tests.launch.launching import launch
 from tests.ports import free_port
 
-for module in ("pytest_report", "pytest_run"):  # pytester forgets what an inner run was the first to import
-    import_module(f"parallel_topology.testing.{module}")
+import_module("parallel_topology.testing.pytest_ranks")  # pytester forgets what an inner run is the first to import
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import linecache
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from parallel_topology.errors import MismatchError
 from parallel_topology.testing.failures import DeadlockError
+from parallel_topology.topology.wording import shown_ranks
 
 P2P = ("send", "recv")
 ANY = "any"
@@ -33,6 +36,7 @@ class Call:
         channel: groups with one channel share connections, so that their calls must be in one order.
         blocking: whether the rank went on only when the operation was done.
         tag: of `send` and `recv`.
+        at: the line that made the call, `file:line`; calls from different lines may be equal.
     """
 
     rank: int
@@ -48,6 +52,7 @@ class Call:
     channel: str = ""
     blocking: bool = True
     tag: int = 0
+    at: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         towards = _TOWARDS.get(self.operation, "")
@@ -94,14 +99,14 @@ def mismatch(one: Call, other: Call) -> MismatchError | None:
     if ANY in (one.dtype, other.dtype):
         return None
     fields = [] if one.operation in P2P and other.operation in P2P else ["operation", "reduce", "peer"]
-    for field in [*fields, "dtype", "shape"]:
-        mine, theirs = getattr(one, field), getattr(other, field)
-        if field == "shape" and one.operation in UNEVEN:
+    for name in [*fields, "dtype", "shape"]:
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if name == "shape" and one.operation in UNEVEN:
             mine, theirs = mine[1:], theirs[1:]
         if mine != theirs:
             return MismatchError(
                 f"rank {one.rank} calls {one}, but rank {other.rank} calls {other}: "
-                f"{field} {_shown(mine)} against {_shown(theirs)}"
+                f"{name} {_shown(mine)} against {_shown(theirs)}" + lines_of({one.rank: one, other.rank: other})
             )
     return None
 
@@ -146,7 +151,7 @@ def check_complete(calls: Calls, *, buffered_sends: bool = False) -> None:
     waiting = alone | {rank: calls[rank][at] for rank, at in place.items() if at < len(calls[rank])}
     if waiting:
         ends = {rank: "makes no more calls" for rank in calls if rank not in waiting}
-        raise _deadlock(waiting, ends, place)
+        raise _deadlock(waiting, ends, place, calls)
 
 
 def find_deadlock(calls: Calls, done: Mapping[int, int], ended: set[int]) -> DeadlockError | None:
@@ -176,7 +181,7 @@ def find_deadlock(calls: Calls, done: Mapping[int, int], ended: set[int]) -> Dea
     if not stuck:
         return None
     ends = dict.fromkeys(ended, "has ended")
-    return _deadlock(stuck, ends, {rank: len(calls[rank]) - 1 for rank in stuck})
+    return _deadlock(stuck, ends, {rank: len(calls[rank]) - 1 for rank in stuck}, calls)
 
 
 def _replay(calls: Calls, buffered_sends: bool) -> tuple[dict[int, int], dict[int, Call]]:
@@ -205,22 +210,47 @@ def _replay(calls: Calls, buffered_sends: bool) -> tuple[dict[int, int], dict[in
     return place, alone
 
 
-def _deadlock(waiting: Mapping[int, Call], ends: Mapping[int, str], place: Mapping[int, int]) -> DeadlockError:
-    shown = sorted(waiting.items())[:16]
-    lines: list[str] = []
-    for rank, call in shown:
-        others = [other for other in call.needs if other not in waiting or waiting[other].slot != call.slot]
+def _deadlock(
+    waiting: Mapping[int, Call], ends: Mapping[int, str], place: Mapping[int, int], calls: Calls
+) -> DeadlockError:
+    """What each of the waiting ranks is in, and whom it waits for; equal stories are told once."""
+    missing = {
+        rank: [other for other in call.needs if other not in waiting or waiting[other].slot != call.slot] or call.needs
+        for rank, call in sorted(waiting.items())
+    }
+    stories: defaultdict[str, list[int]] = defaultdict(list)
+    for rank, call in sorted(waiting.items()):
         reasons = [
-            f"rank {other}, which " + (ends.get(other) or _doing(waiting.get(other)))
-            for other in (others or call.needs)[:2]
+            f"rank {other}, which " + (ends.get(other) or _doing(waiting.get(other))) for other in missing[rank][:2]
         ]
-        lines.append(f"  rank {rank}, in its call {place[rank]}, {call}, waits for {' and for '.join(reasons)}")
-    first, call = shown[0]
-    rest = f"\n  ... and {len(waiting) - len(shown)} more" if len(waiting) > len(shown) else ""
-    return DeadlockError(
-        f"{'ranks' if len(shown) > 1 else 'rank'} {', '.join(str(rank) for rank, _ in shown)} would wait for ever, "
-        f"rank {first} in {call}:\n" + "\n".join(lines) + rest
-    )
+        stories[f"in its call {place[rank]}, {call}, waits for {' and for '.join(reasons)}"].append(rank)
+    told = [
+        f"\n  rank {ranks[0]}, {story}" + (f"; {shown_ranks(ranks[1:])}, too" if ranks[1:] else "")
+        for story, ranks in stories.items()
+    ]
+    first = next((rank for rank in missing if any(other in ends for other in missing[rank])), min(waiting))
+    call, absent = waiting[first], next((other for other in missing[first] if other in ends), missing[first][0])
+    if absent in ends:
+        head = f"rank {absent} returned without {call.operation} on {call.label}, in which rank {first} waits"
+    else:
+        head = f"{shown_ranks(sorted(waiting))} would wait for ever, rank {first} in {call}"
+    lasts = {rank: calls[rank][-1] for rank in (absent,) if calls.get(rank)}
+    nothing = "" if lasts or absent not in ends else f"\n  rank {absent} called nothing"
+    error = DeadlockError(f"{head}:{lines_of({first: call} | lasts, waiting)}{nothing}" + "".join(told))
+    error.at = call.at
+    return error
+
+
+def lines_of(calls: Mapping[int, Call], waiting: Container[int] = ()) -> str:
+    """The line from which each rank made its call, a line each; nothing where that is not known."""
+    lines: list[str] = []
+    for rank, call in calls.items():
+        path, _, number = call.at.rpartition(":")
+        if path:
+            doing = "waits" if rank in waiting else f"last called {call.operation}" if waiting else "calls"
+            short = path.removeprefix(f"{os.getcwd()}{os.sep}")
+            lines.append(f"\n  {short}:{number}: rank {rank} {doing}: {linecache.getline(path, int(number)).strip()}")
+    return "".join(lines)
 
 
 def _doing(call: Call | None) -> str:

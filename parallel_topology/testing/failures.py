@@ -22,7 +22,13 @@ OUTPUT = "captured output of "
 
 
 class DeadlockError(MismatchError):
-    """Ranks wait for each other, and would for ever."""
+    """Ranks wait for each other, and would for ever.
+
+    Attributes:
+        at: the line in which the first of them waits, `file:line`.
+    """
+
+    at = ""
 
 
 class AgreementError(ParallelTopologyError, AssertionError):
@@ -60,6 +66,11 @@ def raise_failures(
         message += f"; the cause is {type(cause).__name__}: {first_line(cause)}"
         found.insert(0, cause)
     raise BaseExceptionGroup(message, found)
+
+
+def has_left(error: BaseException) -> bool:
+    """Whether a rank left by pytest's skip: for those that wait for it, it has returned."""
+    return type(error).__name__ == "Skipped"  # of pytest, which need not be there
 
 
 def first_line(error: BaseException) -> str:

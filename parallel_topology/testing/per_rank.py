@@ -1,4 +1,7 @@
-"""Fixtures with another value on each rank: placeholders while pytest sets the test up, values inside the ranks."""
+"""Fixtures with another value on each rank: in threads placeholders while pytest sets the test up, values in the ranks.
+
+Where ranks are processes each has a pytest of its own, and these are fixtures like any other.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from importlib import import_module
 from typing import Any
 
 import pytest
 
 from parallel_topology.testing.failures import RanksUsageError
+
+SEAT = "parallel_topology_seat"
+"""The name of the plugin that pytest has in a process that is a rank."""
 
 
 class PerRank:
@@ -45,23 +50,25 @@ class PerRank:
             "a fixture that needs it is made with parallel_topology.testing.rank_fixture"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The module holds pytest's fixture of this name, not the function itself, so pickle would not find it.
-        place = (self._function.__module__, self._function.__qualname__)
-        return _found, (self._name, *place, self._arguments)
-
 
 def rank_fixture(function: Callable[..., Any]) -> Any:
     """A pytest fixture that every rank makes for itself: it may take `groups`, and may `yield`.
 
-    Only tests with `@pytest.mark.ranks`, and other rank fixtures, can take it. For a world of processes it is to be
-    at the top level of its module.
+    Only tests with `@pytest.mark.ranks`, and other rank fixtures, can take it.
     """
+    parameters = inspect.signature(function).parameters
+    takes_request = "request" in parameters
 
     @wraps(function)
-    def at_setup(**arguments: Any) -> PerRank:
-        return PerRank(function.__name__, function, arguments)
+    def at_setup(request: pytest.FixtureRequest, **arguments: Any) -> Generator[Any]:
+        if takes_request:
+            arguments["request"] = request
+        value = PerRank(function.__name__, function, arguments)
+        with ExitStack() as stack:
+            yield value.make(None, stack, {}) if request.config.pluginmanager.has_plugin(SEAT) else value
 
+    first = [] if takes_request else [inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)]
+    at_setup.__signature__ = inspect.Signature([*parameters.values(), *first])  # pyright: ignore[reportFunctionMemberAccess]
     return pytest.fixture(at_setup)
 
 
@@ -70,32 +77,57 @@ def own_groups(groups: Any) -> Any:
     return groups
 
 
-def own_generator(groups: Any) -> Any:
+def own_generator(groups: Any, seed: int) -> Any:
     """The fixture `generator`."""
     from parallel_topology.testing.seeding import rank_generator
 
-    return rank_generator(groups.rank)
+    return rank_generator(groups.rank, seed)
 
 
-def own_random(groups: Any) -> random.Random:
+def own_random(groups: Any, seed: int) -> random.Random:
     """The fixture `rng`."""
     from parallel_topology.testing.seeding import rank_seed
 
-    return random.Random(rank_seed(groups.rank))
+    return random.Random(rank_seed(groups.rank, seed))
 
 
 _BUILT_IN = (own_groups, own_generator, own_random)
 
 
-@contextmanager
-def values(arguments: Mapping[str, Any], groups: Any) -> Generator[dict[str, Any]]:
-    """A test's arguments on the rank of `groups`."""
+def call_on_rank(groups: Any, function: Any, arguments: Mapping[str, Any], phases: dict[int, str]) -> None:
+    """The test on a rank that is a thread.
+
+    Args:
+        phases: by rank, in which of pytest's phases it is: what fails there is judged as pytest judges it.
+    """
     made: dict[str, Any] = {}
+    failure: BaseException | None = None
+    phases[groups.rank] = "setup"
     with ExitStack() as stack:
-        yield {
+        own = {
             name: value.make(groups, stack, made) if isinstance(value, PerRank) else value
             for name, value in arguments.items()
         }
+        phases[groups.rank] = "call"
+        try:
+            function(**own)
+        except BaseException as error:
+            failure = error
+        else:
+            phases[groups.rank] = "teardown"
+        _take_down(stack, failure)
+
+
+def _take_down(stack: ExitStack, failure: BaseException | None) -> None:
+    """What the fixtures do at the end; a failure of the test itself is more than one of theirs."""
+    try:
+        stack.close()
+    except Exception as error:
+        if failure is None:
+            raise
+        failure.add_note(f"and its teardown failed: {type(error).__name__}: {error}")
+    if failure is not None:
+        raise failure
 
 
 @contextmanager
@@ -103,10 +135,3 @@ def _started(generator: Generator[Any, Any, Any]) -> Generator[Any]:
     yield next(generator)
     for _ in generator:
         raise RanksUsageError("a rank fixture yields once, and this one yielded again")
-
-
-def _found(name: str, module: str, qualified: str, arguments: dict[str, Any]) -> PerRank:
-    found: Any = import_module(module)
-    for part in qualified.split("."):
-        found = getattr(found, part)
-    return PerRank(name, inspect.unwrap(found), arguments)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from parallel_topology.testing.failures import DeadRankError
 from parallel_topology.testing.workers import Job, serve
@@ -21,11 +22,12 @@ START = 120.0
 class Worker:
     """One process and the pipe to it."""
 
-    def __init__(self, preload: Sequence[str]) -> None:
+    def __init__(self, setup: bytes, preload: Sequence[str]) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch.distributed", "parallel_topology.testing.ranks", *preload])
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,), name="rank worker", daemon=True)
+        # A daemon here, so that an interpreter that ends does not wait for it; it is none to itself, and has children.
+        self.process = context.Process(target=serve, args=(theirs, setup), name="rank worker", daemon=True)
         self.process.start()
         theirs.close()
 
@@ -41,8 +43,8 @@ class Worker:
                 'that starts them: what it is to do itself goes under `if __name__ == "__main__":`'
             ) from None
 
-    def send(self, job: Job | None) -> None:
-        """Give it a job, or ask where it stands. That it has died is seen when its answer is awaited."""
+    def send(self, job: Job | Literal["where", "release"]) -> None:
+        """Give it a job, or a word about its job. That it has died is seen when its answer is awaited."""
         with suppress(OSError):
             self.pipe.send_bytes(pickle.dumps(job))
 
@@ -50,15 +52,19 @@ class Worker:
         """Its next message. Raises: EOFError: it has died."""
         return pickle.loads(self.pipe.recv_bytes())
 
-    def cause_of_death(self) -> str:
-        """How the process ended."""
-        self.process.join(10)
-        code = self.process.exitcode or 0
+    def cause_of_death(self, code: int | None = None) -> str:
+        """How the process ended, or a fork of it that had this exit code."""
+        if code is None:
+            self.process.join(10)
+            code = self.process.exitcode or 0
         if code < 0:
             return f"its process died by {signal.Signals(-code).name}"
         return f"its process exited with status {code}"
 
     def kill(self) -> None:
+        """End it, and what it has started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
         self.process.kill()  # those that have ended do not mind
         self.process.join()
         self.process.close()
@@ -69,20 +75,19 @@ class WorkerPool:
     """Workers that are started when they are needed and kept for the next call. Close it, or leave `with`.
 
     Args:
-        setup: called with `arguments` once in each worker, before anything else is imported there; returns how an
-            error's traceback is told.
+        setup: called with what does the work, and `arguments`, once in each worker, before anything else is imported.
         preload: modules that the server imports besides torch, so that its workers have them from the start.
         keep: how many idle workers are kept at most.
     """
 
     def __init__(
         self,
-        setup: Callable[..., Callable[[BaseException], str]] | None = None,
+        setup: Callable[..., None] | None = None,
         *arguments: Any,
         preload: Sequence[str] = (),
         keep: int = 16,
     ) -> None:
-        self.setup = pickle.dumps((setup, arguments)) if setup is not None else None
+        self._setup = pickle.dumps(None if setup is None else (setup, arguments))
         self.started = 0
         self._keep = keep
         self._preload = preload
@@ -106,7 +111,7 @@ class WorkerPool:
         new: list[Worker] = []
         try:
             while len(workers) + len(new) < count:
-                new.append(Worker(self._preload))
+                new.append(Worker(self._setup, self._preload))
                 self.started += 1
             deadline = time.monotonic() + START
             for worker in new:

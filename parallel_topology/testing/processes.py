@@ -7,15 +7,22 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.testing.failures import OUTPUT, DeadRankError, RanksUsageError, StuckRankError, raise_failures
+from parallel_topology.testing.failures import (
+    OUTPUT,
+    DeadRankError,
+    RanksUsageError,
+    StuckRankError,
+    raise_failures,
+)
 from parallel_topology.testing.pool import Worker, WorkerPool
+from parallel_topology.testing.where import WAITING
 from parallel_topology.testing.workers import Job
 
 if TYPE_CHECKING:
@@ -27,6 +34,8 @@ LOOK = 0.5
 """Seconds without news after which the ranks are looked at: do they wait for each other?"""
 ANSWER = 2.0
 """Seconds that stuck workers may take to say where they are."""
+FAREWELL = 10.0
+"""Seconds that ranks which have ended may take to close."""
 SHOWN = 20_000
 """Characters of a failed rank's output that are shown, the last ones."""
 
@@ -40,6 +49,7 @@ def run_processes(
     timeout: float,
     on_message: OnMessage | None = None,
     pool: WorkerPool | None = None,
+    needs: str | None = None,
     diagnosis: Diagnosis | None = None,
     grace: float | None = None,
 ) -> list[Any]:
@@ -48,9 +58,10 @@ def run_processes(
     Args:
         fn: importable in a fresh process; with its arguments and results it travels by pickle.
         timeout: seconds for the whole, once the processes have started.
-        on_message: if given, `fn(position, send, *args)` is called instead, and what a worker passes to `send` comes
-            here with its position.
+        on_message: if given, `fn(position, seat, *args)` is called instead, and what is passed to the `Seat`, called as
+            a function, comes here with the position.
         pool: where the workers come from; without it they are new.
+        needs: if given, what each worker prepares before a fork of it does this.
         diagnosis: asked now and then whether the ranks wait in vain.
         grace: seconds the others may go on after the first failure; `GRACE` if not given.
 
@@ -74,8 +85,9 @@ def run_processes(
         workers = pool.take(len(labels))
         world = _World(labels, workers, folder, on_message, diagnosis, GRACE if grace is None else grace)
         try:
+            surroundings = (os.getcwd(), dict(os.environ), list(sys.path))
             for position, worker in enumerate(workers):
-                worker.send(_job(position, pool, body, world.output(position), talks=on_message is not None))
+                worker.send(Job(position, body, world.output(position), on_message is not None, needs, *surroundings))
             return world.collect(time.monotonic() + timeout, timeout)
         finally:
             for worker in workers:
@@ -83,19 +95,6 @@ def run_processes(
                     pool.give_back(worker)
                 else:
                     worker.kill()
-
-
-def _job(position: int, pool: WorkerPool, body: bytes, output: str, *, talks: bool) -> Job:
-    return Job(
-        position=position,
-        setup=pool.setup,
-        body=body,
-        output=output,
-        talks=talks,
-        directory=os.getcwd(),
-        environment=dict(os.environ),
-        import_path=list(sys.path),
-    )
 
 
 class _World:
@@ -117,11 +116,12 @@ class _World:
         self._on_message = on_message
         self._diagnosis = diagnosis
         self._grace = grace
-        self._failures: dict[int, BaseException] = {}
+        self._failures: dict[int, tuple[float, BaseException]] = {}  # with when they happened
         self._results: list[Any] = [None] * len(labels)
-        self._returned: set[int] = set()
-        self._told: set[int] = set()  # positions that returned or raised; their workers tidy up
-        self._running: dict[Connection, tuple[int, Worker]] = {
+        self._ended: set[int] = set()
+        self._left: set[int] = set()  # those of these that a skip ended
+        self._stacks: dict[int, tuple[bool, str]] = {}  # whether other threads live there, and where the rank stands
+        self._busy: dict[Connection, tuple[int, Worker]] = {
             worker.pipe: (position, worker) for position, worker in enumerate(workers)
         }
 
@@ -131,77 +131,104 @@ class _World:
     def collect(self, deadline: float, timeout: float) -> list[Any]:
         why = f"{timeout:g} s after the start"
         cause: ParallelTopologyError | None = None
-        ending = False
-        while self._running and time.monotonic() < deadline:
-            for ready in wait(list(self._running), timeout=max(min(deadline - time.monotonic(), LOOK), 0.001)):
-                self._hear(cast("Connection", ready))
+        first: int | None = None
+        while self._running() and time.monotonic() < deadline:
+            if not self._hear(min(deadline - time.monotonic(), LOOK)) and first is None and (cause := self._suspect()):
+                why = "the ranks wait for each other"
                 break
-            else:
-                if cause := self._suspect():
-                    why = "the ranks wait for each other"
-                    break
-            if self._failures and not ending:
-                ending = True
+            failed = {position: when for position, (when, _) in self._failures.items() if position not in self._left}
+            if failed and first is None:
+                first = min(failed, key=lambda position: failed[position])
                 if time.monotonic() + self._grace < deadline:
-                    first = self.labels[next(iter(self._failures))]
-                    deadline, why = time.monotonic() + self._grace, f"{self._grace:g} s after {first} failed"
-        self._cut_off(why)
-        if self._failures and cause is None and self._diagnosis is not None:
+                    deadline, why = (
+                        time.monotonic() + self._grace,
+                        f"{self._grace:g} s after {self.labels[first]} failed",
+                    )
+        self._name_stuck(why)
+        self._release()
+        failures = dict(sorted(self._failures.items(), key=lambda failure: failure[1][0]))
+        if failures and cause is None and self._diagnosis is not None:
             cause = self._diagnosis.mismatch()
-        for position, failure in self._failures.items():
+        for position, (_, failure) in failures.items():
             printed = Path(self.output(position))
             if printed.exists() and (text := printed.read_text(errors="replace")[-SHOWN:].strip()):
                 failure.add_note(f"{OUTPUT}{self.labels[position]}:\n{text}")
-        raise_failures(self.labels, self._failures, cause)
+        raise_failures(self.labels, {position: error for position, (_, error) in failures.items()}, cause)
         return self._results
 
-    def _hear(self, pipe: Connection) -> None:
-        position, worker = self._running[pipe]
+    def _name_stuck(self, why: str) -> None:
+        """Those that still run: first who waits for nobody."""
+        running = self._running()
+        self._ask({position: worker for position, worker in running.items() if position not in self._stacks})
+        unknown = {position: (False, f"it gave no answer{self._last(position)}") for position in sorted(running)}
+        stacks = {position: stack for position, (_, stack) in (unknown | self._stacks).items()}
+        for position in sorted(running, key=lambda position: (stacks[position].startswith(WAITING), position)):
+            stuck = StuckRankError(f"still running at its end ({why}) and killed, {stacks[position]}")
+            self._failures[position] = time.monotonic(), stuck
+
+    def _running(self) -> dict[int, Worker]:
+        """Those that have not ended."""
+        return {position: worker for position, worker in self._busy.values() if position not in self._ended}
+
+    def _hear(self, seconds: float) -> bool:
+        """Take what has come, or comes within so many seconds; whether anything did."""
+        ready = wait(list(self._busy), timeout=max(seconds, 0.001))
+        for pipe in ready:
+            self._take(cast("Connection", pipe))
+        return bool(ready)
+
+    def _take(self, pipe: Connection) -> None:
+        position, worker = self._busy[pipe]
         try:
             kind, value = worker.receive()
         except (EOFError, OSError):
-            del self._running[pipe]
-            kind, value = "error", DeadRankError(worker.cause_of_death() + self._last(position))
+            kind, value = "died", None
         if kind == "message" and self._on_message is not None:
             self._on_message(position, value)
-        elif kind == "error":
-            self._failures.setdefault(position, value)
-            self._told.add(position)
-        elif kind == "result":
-            self._results[position] = value
-            self._returned.add(position)
-            self._told.add(position)
+        elif kind == "where":
+            self._stacks[position] = value
+        elif kind == "ended":
+            self._ended.add(position)
+            when, self._results[position], error, left = value
+            if left:
+                self._left.add(position)
+            if error is not None:
+                self._failures[position] = when, error
+        elif kind == "died":
+            del self._busy[pipe]
+            if position not in self._ended:
+                death = DeadRankError(worker.cause_of_death(value) + self._last(position))
+                self._failures[position] = time.monotonic(), death
+            self._ended.add(position)
         elif kind == "idle":
-            del self._running[pipe]
+            del self._busy[pipe]
             if not value:
                 self.clean.add(worker)
 
     def _suspect(self) -> ParallelTopologyError | None:
-        if self._diagnosis is None or self._failures:
+        """That ranks wait in vain, unless threads live that may still call for them."""
+        if self._diagnosis is None or (found := self._diagnosis.suspect(self._ended)) is None:
             return None
-        return self._diagnosis.suspect(self._returned)
+        self._ask(self._running())
+        return None if any(others for others, _ in self._stacks.values()) else found
+
+    def _ask(self, workers: Mapping[int, Worker]) -> None:
+        """Where these stand; those that do not answer are left out."""
+        for position, worker in workers.items():
+            self._stacks.pop(position, None)
+            worker.send("where")
+        deadline = time.monotonic() + ANSWER
+        while time.monotonic() < deadline and not (workers.keys() & self._running().keys()) <= self._stacks.keys():
+            self._hear(deadline - time.monotonic())
+
+    def _release(self) -> None:
+        """Let those go that have ended; who does not, or still runs, is killed by whoever took the workers."""
+        for position, worker in self._busy.values():
+            if position in self._ended:
+                worker.send("release")
+        deadline = time.monotonic() + FAREWELL
+        while time.monotonic() < deadline and any(position in self._ended for position, _ in self._busy.values()):
+            self._hear(deadline - time.monotonic())
 
     def _last(self, position: int) -> str:
         return self._diagnosis.last(position) if self._diagnosis is not None else ""
-
-    def _cut_off(self, why: str) -> None:
-        """Ask those that still run where they are; they are killed by whoever took them."""
-        stuck = {pipe: worker for pipe, worker in self._running.items() if worker[0] not in self._told}
-        stacks: dict[int, str] = {}
-        for _, worker in stuck.values():
-            worker.send(None)
-        deadline = time.monotonic() + ANSWER
-        waiting = dict(stuck)
-        while waiting and time.monotonic() < deadline:
-            for ready in wait(list(waiting), timeout=max(deadline - time.monotonic(), 0.001)):
-                position, worker = waiting[cast("Connection", ready)]
-                try:
-                    kind, value = worker.receive()
-                except (EOFError, OSError):
-                    kind, value = "where", f"until {worker.cause_of_death()}"
-                if kind == "where":
-                    stacks[position] = value
-                    del waiting[cast("Connection", ready)]
-        for position, _ in sorted(stuck.values(), key=lambda worker: worker[0]):
-            stack = stacks.get(position, f"it gave no answer{self._last(position)}")
-            self._failures[position] = StuckRankError(f"still running at its end ({why}) and killed, {stack}")

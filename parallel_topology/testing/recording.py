@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from parallel_topology.groups.manager import GroupManager
 from parallel_topology.testing.calls import Call, mismatch
 from parallel_topology.testing.diagnosis import Heard
 from parallel_topology.wire.frames import Kind
+
+_OWN = ("parallel_topology.", "torch.")
 
 
 class Tape(Protocol):
@@ -49,6 +52,7 @@ class Ledger:
 
     def post(self, call: Call) -> None:
         """Raises: MismatchError: it does not fit what another member called."""
+        __tracebackhide__ = True
         with self._lock:
             counts = self._counts[call.rank]
             key = (*call.slot, counts[call.slot])
@@ -66,6 +70,7 @@ class _ThreadTape:
         self._thread: int | None = None
 
     def begin(self, call: Call) -> None:
+        __tracebackhide__ = True
         mine = threading.get_ident()
         if self._thread not in (None, mine):
             self._heard.tangled = True
@@ -143,6 +148,7 @@ def describe(
             channel=channel,
             blocking=not arguments["async_op"],
             tag=arguments.get("tag", 0),
+            at=_caller(),
         )
     ]
 
@@ -151,6 +157,14 @@ def _dtype_of(tensor: Tensor, kind: Kind | None, is_object: bool) -> str:
     if is_object:
         return "object"
     return str(tensor.dtype).removeprefix("torch.") if kind in (None, Kind.PART) else kind.name.lower()
+
+
+def _caller() -> str:
+    """The line outside of this package and torch that made the call."""
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage] (there is no other way that costs microseconds)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OWN):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class _Recorded(Around):
@@ -162,6 +176,7 @@ class _Recorded(Around):
         self._tape = tape
 
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        __tracebackhide__ = True
         if operation == "recv_any":
             return self._issue_any(tensor, arguments)
         *before, call = describe(*self._of, operation, tensor, arguments)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Generator
-from contextlib import contextmanager
 
 import torch
 
@@ -29,17 +27,3 @@ def seed_process(seed: int) -> None:
     """Seed what belongs to this process: torch's default generators and `random`."""
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType] (torch does not say)
     random.seed(seed)
-
-
-@contextmanager
-def seeded_threads(seed: int) -> Generator[None]:
-    """While ranks run as threads: the shared generators seeded, one core for each; afterwards all as it was."""
-    torch_state, random_state, threads = torch.get_rng_state(), random.getstate(), torch.get_num_threads()
-    seed_process(seed)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        random.setstate(random_state)
-        torch.set_rng_state(torch_state)

@@ -7,13 +7,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.testing.failures import StuckRankError, raise_failures
-from parallel_topology.testing.where import where
+from parallel_topology.testing.failures import StuckRankError, has_left, raise_failures
+from parallel_topology.testing.where import WAITING, others_alive, where
 
 if TYPE_CHECKING:
     from parallel_topology.testing.diagnosis import Diagnosis
@@ -36,17 +37,18 @@ def run_threads(
     *args: Any,
     timeout: float,
     diagnosis: Diagnosis | None = None,
-    interrupt: Callable[[int], None] | None = None,
+    farewell: Callable[[int], None] | None = None,
 ) -> list[Any]:
     """Call `fn(position, *args)` in one thread per label; returns the results by position.
 
     A thread cannot be killed from outside. One that outlives the deadline is interrupted, which ends what runs in
-    Python and, with `interrupt`, what waits in a collective; what then still hangs is left behind, as a daemon.
+    Python and, with `farewell`, what waits in a collective; what then still hangs is left behind, as a daemon.
 
     Args:
         timeout: seconds for the whole.
         diagnosis: asked now and then whether the ranks wait in vain, which ends them before the deadline.
-        interrupt: ends the communication of the rank at a position, so that it stops waiting.
+        farewell: ends the communication of the rank at a position. A rank that returned does so when all have ended,
+            one that failed at once, and for one that is cut off it is done from outside, so that it stops waiting.
 
     Raises:
         ExceptionGroup: of every failure, the first one first; a rank still running at the deadline is a
@@ -59,8 +61,12 @@ def run_threads(
         if (queue := heard()) is not None:
             queue.put((position, result, error))
 
+    released = threading.Event()
     threads = [
-        _Rank(label, partial(fn, position, *args), partial(tell, position)) for position, label in enumerate(labels)
+        _Rank(
+            label, partial(fn, position, *args), partial(tell, position), released, partial(farewell or _stay, position)
+        )
+        for position, label in enumerate(labels)
     ]
     for thread in threads:
         thread.start()
@@ -77,23 +83,30 @@ def run_threads(
             except Empty:
                 if time.monotonic() >= deadline:
                     break
-                if diagnosis and not failures and (cause := diagnosis.suspect(set(range(len(labels))) - running)):
-                    why = "the ranks wait for each other"
-                    break
+                over = set(range(len(labels))) - running
+                if diagnosis and all(map(has_left, failures.values())) and (cause := diagnosis.suspect(over)):
+                    if not others_alive([thread.ident for thread in threads]):
+                        why = "the ranks wait for each other"
+                        break
+                    cause = None
                 continue
             running.discard(position)
             results[position] = result
             if error is not None:
-                if time.monotonic() + GRACE < deadline:
+                if not has_left(error) and time.monotonic() + GRACE < deadline:
                     deadline, why = time.monotonic() + GRACE, f"{GRACE:g} s after {labels[position]} failed"
                 failures[position] = error
-        for position in sorted(running):
-            failures[position] = StuckRankError(f"still running at its end ({why}), {where(threads[position].ident)}")
+        stacks = {position: where(threads[position].ident) for position in sorted(running)}
+        for position in sorted(running, key=lambda position: stacks[position].startswith(WAITING)):
+            failures[position] = StuckRankError(f"still running at its end ({why}), {stacks[position]}")
     finally:
         del done
-        _end([threads[position] for position in running], running, interrupt)
+        released.set()
+        _end({position: threads[position] for position in running}, farewell)
     for position in set(range(len(labels))) - running:
         threads[position].join()
+        if (error := threads[position].parting) is not None:
+            failures.setdefault(position, error)
     raise_failures(labels, failures, cause)
     return results
 
@@ -101,10 +114,21 @@ def run_threads(
 class _Rank(threading.Thread):
     """One rank's thread, which can be interrupted until it has told how it ended."""
 
-    def __init__(self, label: str, call: Callable[[], Any], tell: Callable[[Any, BaseException | None], None]) -> None:
+    def __init__(
+        self,
+        label: str,
+        call: Callable[[], Any],
+        tell: Callable[[Any, BaseException | None], None],
+        released: threading.Event,
+        farewell: Callable[[], None],
+    ) -> None:
         super().__init__(name=label, daemon=True)
+        self.parting: BaseException | None = None
+        """What failed after it had told how it ended."""
         self._call = call
         self._tell = tell
+        self._released = released
+        self._farewell = farewell
         self._leaving = threading.Lock()
         self._left = False
 
@@ -112,8 +136,15 @@ class _Rank(threading.Thread):
         try:
             try:
                 self._tell(self._call(), None)
+                self._released.wait()
             except BaseException as error:  # it is raised again, in the caller's thread
                 self._tell(None, error)
+                if has_left(error):
+                    self._released.wait()
+            try:
+                self._farewell()
+            except Exception as error:
+                self.parting = error
             self._leave()
         except RankInterrupt:  # it was on its way out
             self._leave()
@@ -142,15 +173,18 @@ class _Rank(threading.Thread):
             self._left = True
 
 
-def _end(threads: list[_Rank], positions: set[int], interrupt: Callable[[int], None] | None) -> None:
+def _stay(position: int) -> None:
+    """Where there is nothing to end."""
+
+
+def _end(threads: dict[int, _Rank], farewell: Callable[[int], None] | None) -> None:
     """Stop ranks that still run, as far as threads can be stopped."""
-    if not threads:
-        return
-    for position in positions if interrupt else ():
-        if interrupt is not None:
-            interrupt(position)
-    for thread in threads:
+    for position in threads if farewell else ():
+        if farewell is not None:
+            with suppress(Exception):
+                farewell(position)
+    for thread in threads.values():
         thread.interrupt()
     deadline = time.monotonic() + FAREWELL
-    for thread in threads:
+    for thread in threads.values():
         thread.join(max(deadline - time.monotonic(), 0))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
+from collections.abc import Container
 from pathlib import Path
 from types import FrameType
 
+_PACKAGE = str(Path(__file__).parents[1])
 _HARNESS = str(Path(__file__).parent)
-"""A stack is shown from where this folder called the code under test."""
-_HIDDEN = ("parallel_topology/testing/recording.py", "torch/distributed/c10d_logger.py")
+_RUNNERS = (_HARNESS, "/_pytest/", "/pluggy/")
+"""What calls the code under test: a stack is shown from there on, up to where it calls this package."""
+WAITING = "waiting "
+"""How it begins where a rank waits for others: of ranks that are stuck these are not the first to be named."""
 
 
 def where(thread_id: int | None) -> str:
@@ -17,9 +22,36 @@ def where(thread_id: int | None) -> str:
     frame = sys._current_frames().get(thread_id or -1)  # pyright: ignore[reportPrivateUsage] (there is no other way)
     if frame is None:
         return "(no Python frame)"
-    entries = [entry for entry in traceback.extract_stack(frame) if not entry.filename.endswith(_HIDDEN)]
-    below = [place for place, entry in enumerate(entries) if entry.filename.startswith(_HARNESS)]
-    return f"{_waiting(frame)}in\n{''.join(traceback.format_list(entries[below[-1] + 1 if below else 0 :]))}"
+    entries = traceback.extract_stack(frame)
+    start = next((place for place, entry in enumerate(entries) if entry.filename.startswith(_HARNESS)), 0)
+    tested = (
+        place
+        for place, entry in enumerate(entries[start:], start)
+        if not any(part in entry.filename for part in _RUNNERS)
+    )
+    theirs = entries[next(tested, 0) :]
+    ours = (place for place, entry in enumerate(theirs) if entry.filename.startswith(_PACKAGE))
+    return f"{_waiting(frame)}in\n{''.join(traceback.format_list(theirs[: next(ours, None) or None]))}"
+
+
+def others_alive(ranks: Container[int | None]) -> bool:
+    """Whether threads live that are neither ranks nor the package's or torch's own: they may still call for a rank."""
+    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
+    return any(
+        thread.is_alive() and thread.ident not in ranks and not _is_own(frames.get(thread.ident or -1))
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread()
+    )
+
+
+def _is_own(frame: FrameType | None) -> bool:
+    """By the function that the thread was started with, two or so frames above `threading`'s own."""
+    outermost = ""
+    while frame is not None:
+        if frame.f_globals.get("__name__") != "threading":
+            outermost = frame.f_globals.get("__name__", "")
+        frame = frame.f_back
+    return not outermost or outermost.startswith(("parallel_topology.", "torch.", "pytest_timeout", "execnet", "xdist"))
 
 
 def _waiting(innermost: FrameType) -> str:

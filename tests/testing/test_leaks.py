@@ -9,8 +9,7 @@ from multiprocessing.util import get_temp_dir
 
 import pytest
 
-for module in ("pytest_report", "pytest_run"):  # pytester forgets what an inner run was the first to import
-    import_module(f"parallel_topology.testing.{module}")
+import_module("parallel_topology.testing.pytest_ranks")  # pytester forgets what an inner run is the first to import
 
 FILE = """
 import gc, os, tempfile, threading, time
@@ -73,9 +72,17 @@ def test_threads(groups, number):
 def test_processes(groups, number):
     groups.world.all_reduce(torch.ones(1))
 
+@pytest.mark.parametrize("number", [2, 19])
+def test_after(number):
+    if number == 2:
+        seen["after"] = state()
+    expect(seen["after"])
+
 @pytest.fixture(autouse=True)
 def look(request):
     yield
+    if "processes" in request.node.name:  # the fixture is the rank's
+        return
     kind, number = request.node.originalname, request.node.callspec.params["number"]
     if number == 2:
         seen[kind] = state()

@@ -129,7 +129,7 @@ def test_a_thread_that_is_interrupted_on_its_way_out_takes_no_notice():
         told.set()
         over.wait(20)
 
-    rank = threads._Rank("a", lambda: 1 / 0, tell)
+    rank = threads._Rank("a", lambda: 1 / 0, tell, threading.Event(), lambda: None)
     rank.start()
     assert told.wait(20)
     rank.interrupt()
@@ -178,6 +178,8 @@ def test_a_rank_whose_call_failed_does_not_wait(monkeypatch: pytest.MonkeyPatch)
         if groups.tp.is_first:
             with pytest.raises(CollectiveError):
                 groups.tp.all_reduce(torch.ones(1))
+        else:
+            groups.close()
 
     run_ranks("tp2", body)
 

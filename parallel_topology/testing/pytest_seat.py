@@ -1,0 +1,190 @@
+"""A rank that is a process: pytest's own session runs the item there, collected by its path, and its reports travel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from parallel_topology.groups.manager import GroupManager
+from parallel_topology.testing import per_rank
+from parallel_topology.testing.failures import RanksUsageError
+from parallel_topology.testing.plugin import Fixtures
+from parallel_topology.testing.ranks import seated
+from parallel_topology.testing.seeding import rank_seed, seed_process
+from parallel_topology.testing.verdict import follows
+from parallel_topology.testing.workers import Seat, Work
+from parallel_topology.topology.topology import ParallelTopology
+
+_MANAGER = "parallel_topology_manager"
+"""The fixture that is made first, and taken down last."""
+
+
+def start(work: Work, options: Mapping[str, Any], path: str) -> None:
+    """Runs in a new worker: pytest's session, in whose run loop the worker works."""
+    config = pytest.Config.fromdictargs(options, [path])
+    config.pluginmanager.register(Session(work))
+    config.hook.pytest_cmdline_main(config=config)
+
+
+class Session:
+    """The plugin of a worker: it collects what a job needs, before forks of the worker run items."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._session: pytest.Session | None = None
+        self._items: dict[str, dict[str, pytest.Item]] = {}  # path -> node id -> item
+        self._failed: list[str] = []
+
+    def pytest_collection(self, session: pytest.Session) -> bool:
+        self._session = session
+        return True
+
+    def pytest_runtestloop(self) -> bool:
+        self._work(self._collect)
+        return True
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._failed.append(str(report.longrepr))
+
+    def item(self, path: str, nodeid: str) -> pytest.Item:
+        """Raises: RanksUsageError: it is not there."""
+        if (item := self._items[path].get(nodeid)) is None:
+            raise RanksUsageError(
+                f"{nodeid} is not among the tests when {path} is collected once more, in a rank's process: expected "
+                "that each collection gives the same tests\n" + "\n".join(self._failed)
+            )
+        return item
+
+    def _collect(self, path: str) -> Session:
+        if path not in self._items and self._session is not None:
+            self._items[path] = {item.nodeid: item for item in self._session.perform_collect([path])}
+        return self
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a rank's session reported of one phase of the test.
+
+    Attributes:
+        when: of `time.monotonic()`.
+        raised: whether something was raised in it: a test that was expected to fail, and did not, raises nothing.
+        follows: whether it is what a rank meets when another one has failed.
+    """
+
+    when: float
+    data: dict[str, Any]
+    raised: bool
+    follows: bool
+
+
+class ReportedError(Exception):
+    """Stands for a failure of which a report was told."""
+
+
+def run_item(
+    position: int,
+    seat: Seat,
+    topology: ParallelTopology,
+    folder: str,
+    place: tuple[str, str],
+    asked: Mapping[str, Any],
+    tmp_path: Any,
+    measured: Mapping[str, Any] | None,
+) -> None:
+    """The test on one rank, in a fork of a worker.
+
+    Args:
+        place: the item's path and node id.
+        asked: `seed`, `check` and the manager's options.
+        tmp_path: the ranks' common one.
+        measured: coverage's options, where the run is measured.
+    """
+    item = seat.prepared.item(*place)
+    rank = Rank(position, seat, topology, folder, dict(asked), tmp_path)
+    item.config.pluginmanager.register(rank, per_rank.SEAT)
+    seed_process(rank_seed(topology.world[position], rank.seed))
+    with _coverage(measured):
+        try:
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+        except pytest.exit.Exception as error:
+            seat((str(error.msg), error.returncode))
+
+
+class Rank(Fixtures):
+    """The plugin of a rank: what its fixtures are, and where its reports go."""
+
+    def __init__(
+        self,
+        position: int,
+        seat: Seat,
+        topology: ParallelTopology,
+        folder: str,
+        asked: dict[str, Any],
+        tmp_path: Any,
+    ) -> None:
+        self.seed: int = asked.pop("seed", 0)
+        check: bool = asked.pop("check", True)
+        self._manager = seated(position, seat, topology, folder, check, asked)
+        self._seat = seat
+        self._tmp_path = tmp_path
+
+    @pytest.fixture(name=_MANAGER)
+    def manager(self) -> Generator[GroupManager]:
+        with self._manager as groups:
+            yield groups
+            self._seat.end()
+            self._seat.stay()
+
+    @pytest.fixture
+    def groups(self, parallel_topology_manager: GroupManager) -> GroupManager:
+        return parallel_topology_manager
+
+    @pytest.fixture
+    def generator(self, parallel_topology_manager: GroupManager) -> Any:
+        return per_rank.own_generator(parallel_topology_manager, self.seed)
+
+    @pytest.fixture
+    def rng(self, parallel_topology_manager: GroupManager) -> Any:
+        return per_rank.own_random(parallel_topology_manager, self.seed)
+
+    @pytest.fixture
+    def tmp_path(self) -> Any:
+        return self._tmp_path
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Function) -> None:
+        item.fixturenames.insert(0, _MANAGER)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        error = call.excinfo.value if call.excinfo is not None else None
+        data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
+        self._seat(Told(time.monotonic(), data, error is not None, error is not None and follows(error)))
+        if error is not None and call.when != "teardown":
+            self._seat.end(None, error if isinstance(error, pytest.skip.Exception) else ReportedError())
+        return report
+
+
+@contextmanager
+def _coverage(options: Mapping[str, Any] | None) -> Generator[None]:
+    if options is None:
+        yield
+        return
+    import coverage
+
+    measuring = coverage.Coverage(data_suffix=True, **options)
+    measuring.start()
+    try:
+        yield
+    finally:
+        measuring.stop()
+        measuring.save()
