@@ -68,7 +68,7 @@ def rank_fixture(function: Callable[..., Any]) -> Any:
             yield value.make(None, stack, {}) if request.config.pluginmanager.has_plugin(SEAT) else value
 
     first = [] if takes_request else [inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)]
-    at_setup.__signature__ = inspect.Signature([*parameters.values(), *first])  # pyright: ignore[reportFunctionMemberAccess]
+    at_setup.__signature__ = inspect.Signature([*parameters.values(), *first])  # pyright: ignore[reportAttributeAccessIssue]
     return pytest.fixture(at_setup)
 
 

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 WORLDS = ("threads", "processes")
 _FIXTURES = "parallel_topology_fixtures"
-_OUTCOME = pytest.StashKey["Outcome"]()
-_POOL = pytest.StashKey["WorkerPool"]()
+_OUTCOME, _POOL = pytest.StashKey[Any](), pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

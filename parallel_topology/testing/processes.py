@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 import tempfile
 import time
@@ -38,6 +39,11 @@ FAREWELL = 10.0
 """Seconds that ranks which have ended may take to close."""
 SHOWN = 20_000
 """Characters of a failed rank's output that are shown, the last ones."""
+
+_NOISE = re.compile(
+    r'^(  File ".*/(_pytest|pluggy|multiprocessing|parallel_topology/testing)/|  File "<string>"|Extension m).*\n', re.M
+)
+"""What faulthandler says of the frames of runners, below those of the test."""
 
 OnMessage = Callable[[int, Any], None]
 
@@ -151,7 +157,7 @@ class _World:
             cause = self._diagnosis.mismatch()
         for position, (_, failure) in failures.items():
             printed = Path(self.output(position))
-            if printed.exists() and (text := printed.read_text(errors="replace")[-SHOWN:].strip()):
+            if printed.exists() and (text := _NOISE.sub("", printed.read_text(errors="replace"))[-SHOWN:].strip()):
                 failure.add_note(f"{OUTPUT}{self.labels[position]}:\n{text}")
         raise_failures(self.labels, {position: error for position, (_, error) in failures.items()}, cause)
         return self._results
@@ -179,10 +185,11 @@ class _World:
 
     def _take(self, pipe: Connection) -> None:
         position, worker = self._busy[pipe]
+        value: Any = None
         try:
             kind, value = worker.receive()
         except (EOFError, OSError):
-            kind, value = "died", None
+            kind = "died"
         if kind == "message" and self._on_message is not None:
             self._on_message(position, value)
         elif kind == "where":

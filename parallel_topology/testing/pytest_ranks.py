@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from parallel_topology.testing import pytest_seat
-from parallel_topology.testing.failures import OUTPUT, DeadRankError, StuckRankError, first_line
+from parallel_topology.testing.failures import OUTPUT, DeadRankError, StuckRankError, first_line, has_left
 from parallel_topology.testing.per_rank import call_on_rank
 from parallel_topology.testing.pool import WorkerPool
 from parallel_topology.testing.pytest_seat import ReportedError, Told
@@ -90,7 +90,7 @@ def run_processes(
     asked = {"timeout": timeout + MARGIN, "backend": "gloo", **asked}
     place = (str(item.path), item.nodeid)
     failures = _failures(
-        run_world, topology, labels, pytest_seat.run_item, place, asked, item.funcargs.get("tmp_path"),
+        run_world, topology, labels, pytest_seat.run_item, labels, place, asked, item.funcargs.get("tmp_path"),
         _coverage_options(), check=check, timeout=timeout, pool=pool, needs=place[0], on_message=on_message,
     )  # fmt: skip
     seen = [error for error in failures if not isinstance(error, ReportedError) and not _is_told(error)]
@@ -102,7 +102,7 @@ def run_processes(
         (outcome.teardown if report.when == "teardown" else outcome.ended).append(ended)
     outcome.ended += [_judged(item, error, "call") for error in seen if follows(error)]
     for position, phases in told.items():
-        sections = phases[-1].data["sections"] if phases else []
+        sections: list[tuple[str, str]] = phases[-1].data["sections"] if phases else []
         outcome.sections += [(f"{title} of {labels[position].partition(' of ')[0]}", text) for title, text in sections]
     if outcome.ended:
         raise RanksError
@@ -157,7 +157,7 @@ def _said(one: Ended) -> str:
         return one.told
     shown: Any = one.report.longrepr
     crash = getattr(shown, "reprcrash", None)
-    text: str = crash.message if crash is not None else str(shown[-1] if isinstance(shown, tuple) else shown)
+    text: str = crash.message if crash is not None else str(shown[-1] if isinstance(shown, list | tuple) else shown)  # pyright: ignore[reportUnknownArgumentType]
     line = text.splitlines()[0].removeprefix("parallel_topology.errors.")
     return line.partition(" failed at rank ")[0] if one.follows else line
 
@@ -179,7 +179,9 @@ def _judged(item: pytest.Item, error: BaseException, when: Any) -> Ended:
     def fail() -> None:
         raise error
 
-    seen_from_outside = error.__traceback__ is None
+    label, seen_from_outside = _label(error), error.__traceback__ is None
+    if has_left(error):
+        error.__notes__.remove(f"on {label}")  # the reason is shown as one line
     call = pytest.CallInfo[None].from_call(fail, when=when)
     report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
     told = ""
@@ -196,7 +198,7 @@ def _judged(item: pytest.Item, error: BaseException, when: Any) -> Ended:
                 title, _, text = note.partition(":\n")
                 shown.addsection(title, text)
         report.longrepr = shown
-    return Ended(_label(error), report, follows(error), told)
+    return Ended(label, report, follows(error), told)
 
 
 def _label(error: BaseException) -> str:

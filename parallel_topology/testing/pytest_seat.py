@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.testing import per_rank
-from parallel_topology.testing.failures import RanksUsageError
+from parallel_topology.testing.failures import RanksUsageError, has_left
 from parallel_topology.testing.plugin import Fixtures
 from parallel_topology.testing.ranks import seated
 from parallel_topology.testing.seeding import rank_seed, seed_process
@@ -61,6 +61,11 @@ class Session:
             )
         return item
 
+    def printed(self) -> str:
+        """What a rank printed that died, from the file that pytest captures in, which a fork shares."""
+        capturing: Any = self._session and self._session.config.pluginmanager.getplugin("capturemanager")
+        return "".join(capturing.read_global_capture()) if capturing else ""
+
     def _collect(self, path: str) -> Session:
         if path not in self._items and self._session is not None:
             self._items[path] = {item.nodeid: item for item in self._session.perform_collect([path])}
@@ -92,6 +97,7 @@ def run_item(
     seat: Seat,
     topology: ParallelTopology,
     folder: str,
+    labels: Sequence[str],
     place: tuple[str, str],
     asked: Mapping[str, Any],
     tmp_path: Any,
@@ -100,13 +106,14 @@ def run_item(
     """The test on one rank, in a fork of a worker.
 
     Args:
+        labels: what errors call the ranks.
         place: the item's path and node id.
         asked: `seed`, `check` and the manager's options.
         tmp_path: the ranks' common one.
         measured: coverage's options, where the run is measured.
     """
     item = seat.prepared.item(*place)
-    rank = Rank(position, seat, topology, folder, dict(asked), tmp_path)
+    rank = Rank(position, labels[position], seat, topology, folder, dict(asked), tmp_path)
     item.config.pluginmanager.register(rank, per_rank.SEAT)
     seed_process(rank_seed(topology.world[position], rank.seed))
     with _coverage(measured):
@@ -122,6 +129,7 @@ class Rank(Fixtures):
     def __init__(
         self,
         position: int,
+        label: str,
         seat: Seat,
         topology: ParallelTopology,
         folder: str,
@@ -131,6 +139,7 @@ class Rank(Fixtures):
         self.seed: int = asked.pop("seed", 0)
         check: bool = asked.pop("check", True)
         self._manager = seated(position, seat, topology, folder, check, asked)
+        self._label = label
         self._seat = seat
         self._tmp_path = tmp_path
 
@@ -165,12 +174,14 @@ class Rank(Fixtures):
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
         error = call.excinfo.value if call.excinfo is not None else None
+        if error is not None and not has_left(error):
+            error.add_note(f"on {self._label}")
+        report = yield
         data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
         self._seat(Told(time.monotonic(), data, error is not None, error is not None and follows(error)))
         if error is not None and call.when != "teardown":
-            self._seat.end(None, error if isinstance(error, pytest.skip.Exception) else ReportedError())
+            self._seat.end(None, error if has_left(error) else ReportedError())
         return report
 
 

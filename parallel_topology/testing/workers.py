@@ -100,6 +100,8 @@ def _work(pipe: Connection, prepare: Callable[[str], Any]) -> None:
             _do(job, pipe, prepared)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            _keep(job.output, prepared.printed())
         pipe.send_bytes(pickle.dumps(("idle", "") if code == 0 else ("died", code)))
 
 
@@ -189,6 +191,14 @@ def _travelling(error: BaseException) -> BaseException:
         error = DeadRankError(f"{type(error).__name__}: {error}")
         error.add_note(told)
     return error
+
+
+def _keep(path: str, printed: str) -> None:
+    """Put what a dead rank printed, and nobody else has, before what its end wrote into its output."""
+    with open(path, "r+", errors="replace") as file:
+        rest = file.read()
+        file.seek(0)
+        file.write(printed + rest)
 
 
 def _redirect(path: str) -> None:
