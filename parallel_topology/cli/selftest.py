@@ -101,6 +101,8 @@ def _show(out: Console, topology: ParallelTopology, size: int, verdict: Verdict,
     if more := len(verdict.broken) - len(named[:SHOWN]):
         met = next((f"; rank {rank} {said}" for rank, said in verdict.broken.items() if rank not in named), "")
         out.print(f"and {more} more failed, --json says how{met}", style="red")
+    for sentence in verdict.unseen:
+        out.print(f"not seen: {sentence}", style="dim")
     if verdict.ok:
         out.print("every collective gave the right values on every group", style="bold")
 

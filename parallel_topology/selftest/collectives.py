@@ -12,21 +12,29 @@ from parallel_topology.groups.group import ParallelGroup
 
 PERIOD = 8
 """After so many members and elements the values repeat: their sums stay exact in float32 for a million ranks."""
+NARROW = {torch.bfloat16: (2, 64), torch.float16: (2, 512), torch.uint8: (PERIOD, 16)}
+"""Of dtypes with few digits the period, and how many members begin with anything but zeros: sums stay exact, too."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.uint8)
+"""What values are looked at in; the first one is timed."""
 
 
 class Pattern:
     """The tensors that the members of a group begin with: each member's differs, and each element's does."""
 
-    def __init__(self, elements: int, device: torch.device) -> None:
-        self._elements = torch.arange(elements, device=device, dtype=torch.float32) % PERIOD
+    def __init__(self, elements: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._period, self._members = NARROW.get(dtype, (PERIOD, None))
+        self._elements = (torch.arange(elements, device=device) % self._period).to(dtype)
 
     def of(self, position: int) -> Tensor:
         """The tensor of the member at `position`."""
-        return self._elements + position % PERIOD
+        if self._members is not None and position >= self._members:
+            return torch.zeros_like(self._elements)
+        return self._elements + position % self._period
 
     def total(self, size: int) -> Tensor:
         """The sum of all `size` members' tensors."""
-        return self._elements * size + sum(position % PERIOD for position in range(size))
+        counted = size if self._members is None else min(size, self._members)
+        return self._elements * counted + sum(position % self._period for position in range(counted))
 
 
 Sources = Callable[[ParallelGroup], Sequence[int]]

@@ -12,7 +12,7 @@ from torch import Tensor
 from parallel_topology.errors import ParallelTopologyError
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
-from parallel_topology.selftest.collectives import CHECKS, Check, Pattern
+from parallel_topology.selftest.collectives import CHECKS, DTYPES, Check, Pattern
 from parallel_topology.selftest.verdict import Link, RankReport, Timing, Wrong
 
 LATENCY_CALLS = 20
@@ -43,35 +43,61 @@ def _test_group(group: ParallelGroup, family: str, size: int, report: RankReport
     name = group.label.partition("/")[2]
     for check in CHECKS:
         group.barrier()
-        if (wrong := _look(check, group, name, size)) is not None:
-            report.wrong.append(wrong)
-        latency = _clock(check, group, group.size * ITEM, LATENCY_CALLS)
+        look = _Look(check, group, name, report)
+        for dtype in DTYPES[1:]:
+            look.at(_pattern(check, group, group.size * ITEM, dtype))
+        latency = _clock(look, group.size * ITEM, LATENCY_CALLS)
         if check.bus_factor is None:
             report.timings.append(Timing(family, name, check.name, latency))
         else:
-            seconds = _clock(check, group, size, BANDWIDTH_CALLS)
+            seconds = _clock(look, size, BANDWIDTH_CALLS)
             factor = check.bus_factor(group.size)
             report.timings.append(Timing(family, name, check.name, latency, seconds, _whole(size, group), factor))
     report.links += _links(group, family, size)
 
 
-def _look(check: Check, group: ParallelGroup, name: str, size: int) -> Wrong | None:
-    pattern = Pattern(_elements(check, group, size), group.device)
-    received = check.call(group, pattern.of(group.rank))
-    expected = check.expected(pattern, group)
-    if torch.equal(received, expected):
-        return None
-    sources = check.sources(group)
-    if sources and received.shape == expected.shape:
-        parts = zip(sources, received.chunk(len(sources)), expected.chunk(len(sources)), strict=True)
-        sources = [source for source, got, wanted in parts if not torch.equal(got, wanted)]
-    return Wrong(name, check.name, tuple(group.ranks[source] for source in sources))
+class _Look:
+    """Looks at what every call of one collective on one group gives, and reports the first that is wrong."""
+
+    def __init__(self, check: Check, group: ParallelGroup, name: str, report: RankReport) -> None:
+        self.check = check
+        self.group = group
+        self._name = name
+        self._report = report
+        self._is_wrong = False
+
+    def at(self, pattern: Pattern, begin: Tensor | None = None, expected: Tensor | None = None) -> float:
+        """One call: its seconds. What is looked at, and made, is not counted."""
+        tensor = pattern.of(self.group.rank) if begin is None else begin.copy_(pattern.of(self.group.rank))
+        _finish(self.group.device)
+        begun = time.perf_counter()
+        received = self.check.call(self.group, tensor)
+        _finish(self.group.device)
+        seconds = time.perf_counter() - begun
+        expected = self.check.expected(pattern, self.group) if expected is None else expected
+        if not self._is_wrong and not (received.dtype == expected.dtype and torch.equal(received, expected)):
+            self._is_wrong = True
+            self._report.wrong.append(Wrong(self._name, self.check.name, self._origin(received, expected)))
+        return seconds
+
+    def _origin(self, received: Tensor, expected: Tensor) -> tuple[int, ...]:
+        sources = self.check.sources(self.group)
+        if sources and received.shape == expected.shape:
+            parts = zip(sources, received.chunk(len(sources)), expected.chunk(len(sources)), strict=True)
+            sources = [source for source, got, wanted in parts if not torch.equal(got, wanted)]
+        return tuple(self.group.ranks[source] for source in sources)
 
 
-def _clock(check: Check, group: ParallelGroup, size: int, calls: int) -> float:
-    """Median seconds of a call. Zeros, so that sums in place do not grow from call to call."""
-    tensor = torch.zeros(_elements(check, group, size), device=group.device)
-    return _median(lambda: check.call(group, tensor), group, calls)
+def _pattern(check: Check, group: ParallelGroup, size: int, dtype: torch.dtype = torch.float32) -> Pattern:
+    return Pattern(_elements(check, group, size), group.device, dtype)
+
+
+def _clock(look: _Look, size: int, calls: int) -> float:
+    """Median seconds of a call, after one that may set up connections."""
+    pattern = _pattern(look.check, look.group, size)
+    tensor, expected = pattern.of(look.group.rank), look.check.expected(pattern, look.group)
+    look.at(pattern, tensor, expected)
+    return median(look.at(pattern, tensor, expected) for _ in range(calls))
 
 
 def _links(group: ParallelGroup, family: str, size: int) -> list[Link]:

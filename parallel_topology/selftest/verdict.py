@@ -103,6 +103,7 @@ class Verdict:
         missing: the broken ranks that did not report: those that the others waited for.
         wrong: sentences, one for each collective on each group that gave wrong values.
         suspects: the ranks that can explain the most of these; none if all ranks can.
+        unseen: sentences on what this test cannot tell.
     """
 
     where: str
@@ -113,6 +114,7 @@ class Verdict:
     missing: list[int]
     wrong: list[str]
     suspects: list[int]
+    unseen: list[str] = field(default_factory=list[str])
 
     @property
     def ok(self) -> bool:
@@ -142,7 +144,21 @@ def judge(topology: ParallelTopology, reports: Mapping[int, RankReport], ends: M
         missing=missing,
         wrong=wrong,
         suspects=suspects,
+        unseen=_unseen(topology),
     )
+
+
+def _unseen(topology: ParallelTopology) -> list[str]:
+    """What no comparison can show: each is compared with others of its kind."""
+    if topology.world_size == 1:
+        return ["anything: one rank communicates with nobody"]
+    said: list[str] = []
+    if topology.world_size == 2:
+        said.append("a slow rank: each waits for the other, so that both take as long")
+    alone = [axis for axis in topology.axes if 1 < topology.sizes[axis] == topology.world_size]
+    if topology.world_size > 1 and alone:
+        said.append(f"whether {', '.join(alone)} is slow: there is one group of it, and none to compare with")
+    return said
 
 
 def _groups(reports: Mapping[int, RankReport]) -> list[GroupResult]:

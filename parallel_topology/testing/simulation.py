@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
@@ -14,6 +14,7 @@ from parallel_topology.communicators.links import Links
 from parallel_topology.errors import GroupArgumentError, TopologyError
 from parallel_topology.groups.declared import DeclaredView
 from parallel_topology.groups.group import ParallelGroup
+from parallel_topology.testing.asked import topology_of
 from parallel_topology.testing.calls import Call, check_complete
 from parallel_topology.testing.simulated_communicator import SimulatedCommunicator
 from parallel_topology.topology.layout import Ranks
@@ -40,18 +41,44 @@ class SimulatedGroup(ParallelGroup):
     def broadcast_object(
         self, value: Any = None, src: int | None = None, *, src_rank: int | None = None, **how: Any
     ) -> Any:
-        """`value`, on every member; recorded as a broadcast of no bytes."""
+        """`value`, recorded as a broadcast of no bytes; a member that has none must be the source."""
         source = self._peer("src", src, src_rank, 0)
+        if value is None and source != self.rank:
+            raise self._unknown("broadcast_object")
         self.broadcast(torch.empty(0, dtype=torch.uint8, device="cpu"), source)
         return value
 
     def broadcast_objects(
         self, values: Iterable[Any] | None = None, src: int | None = None, *, src_rank: int | None = None, **how: Any
     ) -> Iterator[Any]:
-        """`values`, on every member; each recorded as a broadcast of no bytes."""
+        """`values`, each recorded as a broadcast of no bytes; a member that has none must not take them."""
         source = self._peer("src", src, src_rank, 0)
-        for value in () if values is None else values:
-            yield self.broadcast_object(value, source)
+        if values is None:
+            raise self._unknown("broadcast_objects")
+        return (self.broadcast_object(value, source) for value in values)
+
+    def scatter_object(
+        self, values: Sequence[Any] | None = None, src: int | None = None, *, src_rank: int | None = None, **how: Any
+    ) -> Any:
+        """This member's of `values`, recorded as a scatter of no bytes."""
+        source = self._peer("src", src, src_rank, 0)
+        if values is None:
+            raise self._unknown("scatter_object")
+        nothing = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self.scatter(nothing, nothing if source == self.rank else None, source)
+        return values[self.rank]
+
+    def gather_object(
+        self, value: Any, dst: int | None = None, *, dst_rank: int | None = None, **how: Any
+    ) -> list[Any] | None:
+        """As if all members gave `value`; recorded as a gather of no bytes."""
+        target = self._peer("dst", dst, dst_rank, 0)
+        self.gather(torch.empty(0, dtype=torch.uint8, device="cpu"), target)
+        return [value] * self.size if target == self.rank else None
+
+    def recv_any(self, tensor: Tensor, **how: Any) -> NoReturn:
+        """Raises: GroupArgumentError: who sends is not known."""
+        raise self._unknown("recv_any")
 
     def recv_object(self, src: int | None = None, **how: Any) -> NoReturn:
         """Raises: GroupArgumentError: nobody sent anything."""
@@ -199,7 +226,7 @@ class Simulation:
 
 
 def simulate(
-    topology: ParallelTopology | str,
+    topology: ParallelTopology | str | int,
     fn: Callable[..., Any],
     *args: Any,
     ranks: Iterable[int] | None = None,
@@ -212,7 +239,7 @@ def simulate(
     what would be sent: code that branches on received values takes one branch on every rank.
 
     Args:
-        topology: or its compact notation.
+        topology: or its compact notation, or a number of ranks along `tp`.
         ranks: global ranks, if not all.
         check: whether the calls are checked against each other before this returns; all ranks' are, unless told not
             to.
@@ -223,8 +250,7 @@ def simulate(
         DeadlockError: the ranks would wait for each other.
         RankError: one of `ranks` is not in the topology.
     """
-    if isinstance(topology, str):
-        topology = ParallelTopology.parse(topology)
+    topology = topology_of(topology)
     results: dict[int, Any] = {}
     calls: dict[int, list[Call]] = {}
     for rank in topology.world if ranks is None else ranks:

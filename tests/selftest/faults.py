@@ -10,9 +10,10 @@ import threading
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from parallel_topology.communicators.communicator import Around, Work
+from parallel_topology.communicators.communicator import Around, Communicator, Work
 from parallel_topology.groups.manager import GroupManager
 
 FAULTY = 2
@@ -43,6 +44,28 @@ class _BadSums(Around):
 class _BadSources(Around):
     def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
         if operation in ("all_gather", "all_reduce") and tensor.is_floating_point():  # not the lengths of objects
+            tensor.add_(1)
+        return super().issue(operation, tensor, **arguments)
+
+
+class _BadLater(Around):
+    """Right at first, when somebody might look."""
+
+    def __init__(self, inner: Communicator) -> None:
+        super().__init__(inner)
+        self._calls = 0
+
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        if operation == "all_reduce" and tensor.dtype == torch.float32:
+            self._calls += 1
+            if self._calls == 9:
+                tensor.add_(1)
+        return super().issue(operation, tensor, **arguments)
+
+
+class _BadHalves(Around):
+    def issue(self, operation: str, tensor: Tensor, **arguments: Any) -> Work | None:
+        if operation == "all_gather" and tensor.dtype == torch.bfloat16:
             tensor.add_(1)
         return super().issue(operation, tensor, **arguments)
 
@@ -81,6 +104,14 @@ class BadSum(_Manager):
 
 class BadSource(_Manager):
     fault = _BadSources
+
+
+class BadLater(_Manager):
+    fault = _BadLater
+
+
+class BadHalves(_Manager):
+    fault = _BadHalves
 
 
 class Ending(_Manager):

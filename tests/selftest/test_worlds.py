@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from parallel_topology import LaunchInfo, ParallelTopology, TopologyError
 from parallel_topology.selftest.collectives import CHECKS
+from parallel_topology.selftest.verdict import judge
 from parallel_topology.selftest.worlds import alone, default_topology, launched
 from tests.ports import free_port
 from tests.selftest import faults
@@ -61,6 +62,19 @@ def test_a_slow_rank_is_named():
     verdict = alone(TOPOLOGY, size=1 << 10, timeout=30, manager=faults.Slow)
     assert verdict.ok, verdict
     assert list(verdict.slow_ranks) == [faults.FAULTY]
+
+
+@pytest.mark.parametrize(("fault", "check"), [(faults.BadLater, "all_reduce"), (faults.BadHalves, "all_gather")])
+def test_values_are_looked_at_in_every_call_and_dtype(fault, check):
+    verdict = alone(TOPOLOGY, size=1 << 10, timeout=30, manager=fault)
+    assert not verdict.ok
+    assert any(sentence.startswith(f"{check} on ") for sentence in verdict.wrong)
+    assert all(sentence.startswith(f"{check} on ") for sentence in verdict.wrong)
+
+
+def test_what_cannot_be_seen_is_said():
+    assert "a slow rank: each waits for the other" in " ".join(judge(ParallelTopology(tp=2), {}, {}).unseen)
+    assert judge(TOPOLOGY, {}, {}).unseen == []
 
 
 def test_a_rank_that_adds_wrongly_is_named():

@@ -131,11 +131,27 @@ def test_objects_as_if_all_held_the_same_and_nothing_that_only_a_peer_knows():
     def body(groups: Any) -> None:
         assert groups.tp.broadcast_object({"step": 1}, src=1) == {"step": 1}
         assert groups.tp.all_gather_object("a") == ["a", "a"]
+        assert groups.tp.scatter_object(["b", "c"], src=1) == ("c" if groups.rank else "b")
+        assert groups.tp.gather_object("d", dst=1) == (["d", "d"] if groups.rank else None)
+        assert list(groups.tp.broadcast_objects("ef")) == ["e", "f"]
+        mine = groups.rank == 0
+        if mine:
+            groups.tp.broadcast_object("source only")
+        else:
+            for receive in (
+                groups.tp.broadcast_object,
+                groups.tp.broadcast_objects,
+                groups.tp.scatter_object,
+                lambda: groups.tp.recv_any(torch.ones(1)),
+            ):
+                with pytest.raises(GroupArgumentError, match="a simulated group cannot know what comes"):
+                    receive()
+            groups.tp.broadcast_object("what the source sends, as the test gives it")
         for receive in (groups.tp.recv_object, groups.tp.recv_tensors):
             with pytest.raises(GroupArgumentError, match="a simulated group cannot know what comes"):
                 receive()
 
-    simulate("tp2", body)
+    simulate(2, body)
 
 
 def test_a_planted_deadlock_is_seen_without_running():
