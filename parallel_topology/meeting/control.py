@@ -85,7 +85,6 @@ class Control:
         self._client = None
 
 
-
 def wait_for(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> bool:
     """Whether all keys came before the deadline."""
     if torch_private.is_file(store):  # it waits in whole seconds, and one more (torch 2.13)

@@ -35,10 +35,16 @@ class Session:
     """The plugin of a worker: it collects what a job needs, before forks of the worker run items."""
 
     def __init__(self, work: Work) -> None:
+        self.folder: Any = None
         self._work = work
         self._session: pytest.Session | None = None
         self._items: dict[str, dict[str, pytest.Item]] = {}  # path -> node id -> item
         self._failed: list[str] = []
+
+    @pytest.fixture
+    def tmp_path(self) -> Any:
+        """One for all ranks. It is here before items are collected, which look their fixtures up then."""
+        return self.folder
 
     def pytest_collection(self, session: pytest.Session) -> bool:
         self._session = session
@@ -113,7 +119,8 @@ def run_item(
         measured: coverage's options, where the run is measured.
     """
     item = seat.prepared.item(*place)
-    rank = Rank(position, labels[position], seat, topology, folder, dict(asked), tmp_path)
+    seat.prepared.folder = tmp_path
+    rank = Rank(position, labels[position], seat, topology, folder, dict(asked))
     item.config.pluginmanager.register(rank, per_rank.SEAT)
     seed_process(rank_seed(topology.world[position], rank.seed))
     with _coverage(measured):
@@ -134,14 +141,12 @@ class Rank(Fixtures):
         topology: ParallelTopology,
         folder: str,
         asked: dict[str, Any],
-        tmp_path: Any,
     ) -> None:
         self.seed: int = asked.pop("seed", 0)
         check: bool = asked.pop("check", True)
         self._manager = seated(position, seat, topology, folder, check, asked)
         self._label = label
         self._seat = seat
-        self._tmp_path = tmp_path
 
     @pytest.fixture(name=_MANAGER)
     def manager(self) -> Generator[GroupManager]:
@@ -161,10 +166,6 @@ class Rank(Fixtures):
     @pytest.fixture
     def rng(self, parallel_topology_manager: GroupManager) -> Any:
         return per_rank.own_random(parallel_topology_manager, self.seed)
-
-    @pytest.fixture
-    def tmp_path(self) -> Any:
-        return self._tmp_path
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Function) -> None:
