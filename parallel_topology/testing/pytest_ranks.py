@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +17,7 @@ from parallel_topology.testing import pytest_seat
 from parallel_topology.testing.failures import OUTPUT, DeadRankError, StuckRankError, first_line, has_left
 from parallel_topology.testing.per_rank import call_on_rank
 from parallel_topology.testing.pool import WorkerPool
-from parallel_topology.testing.pytest_seat import ReportedError, Told
+from parallel_topology.testing.pytest_seat import ReportedError, Told, Warned
 from parallel_topology.testing.ranks import MARGIN, labels_of, run_ranks, run_world
 from parallel_topology.testing.verdict import Ended, decisive, follows
 from parallel_topology.topology.topology import ParallelTopology
@@ -80,10 +82,16 @@ def run_processes(
     labels = labels_of(topology)
     told: dict[int, list[Told]] = {position: [] for position in range(len(labels))}
 
-    def on_message(position: int, message: Told | tuple[str, int | None]) -> None:
+    warned: set[tuple[str, str, str, int]] = set()
+
+    def on_message(position: int, message: Told | Warned | tuple[str, int | None]) -> None:
         if isinstance(message, tuple):
             pytest.exit(*message)
-        told[position].append(message)
+        if isinstance(message, Told):
+            told[position].append(message)
+        elif message.words not in warned:  # each rank says it
+            warned.add(message.words)
+            _warn(item, message)
 
     timeout: float = asked.pop("timeout")
     check: bool = asked.get("check", True)
@@ -204,6 +212,15 @@ def _judged(item: pytest.Item, error: BaseException, when: Any) -> Ended:
 def _label(error: BaseException) -> str:
     notes: list[str] = getattr(error, "__notes__", [])
     return next((note.removeprefix("on ") for note in reversed(notes) if note.startswith("on rank ")), "")
+
+
+def _warn(item: pytest.Item, warned: Warned) -> None:
+    text, name, path, line = warned.words
+    category: Any = getattr(builtins, name, UserWarning)
+    one = warnings.WarningMessage(category(text), category, path, line)
+    item.ihook.pytest_warning_recorded.call_historic(
+        kwargs={"warning_message": one, "when": warned.when, "nodeid": warned.nodeid, "location": warned.location}
+    )
 
 
 def _failures(run: Any, *args: Any, **how: Any) -> Sequence[BaseException]:

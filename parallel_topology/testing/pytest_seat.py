@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,16 @@ class Told:
     follows: bool
 
 
+@dataclass(frozen=True)
+class Warned:
+    """A warning that a rank's session recorded: its text, category, file and line, and what pytest says with it."""
+
+    words: tuple[str, str, str, int]
+    when: str
+    nodeid: str
+    location: Any
+
+
 class ReportedError(Exception):
     """Stands for a failure of which a report was told."""
 
@@ -166,6 +177,13 @@ class Rank(Fixtures):
     @pytest.fixture
     def rng(self, parallel_topology_manager: GroupManager) -> Any:
         return per_rank.own_random(parallel_topology_manager, self.seed)
+
+    def pytest_warning_recorded(
+        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
+    ) -> None:
+        one = warning_message
+        words = (str(one.message), one.category.__name__, one.filename, one.lineno)
+        self._seat(Warned(words, when, nodeid, location))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Function) -> None:

@@ -357,6 +357,7 @@ class TestWaysIn:
     @pytest.mark.ranks(3, world=BOTH)
     @pytest.mark.parametrize("scheme", ["tcp", "file"])
     def test_connect(self, groups: GroupManager, port: int, tmp_path: Path, scheme: str):
+        port = groups.world.broadcast_object(port)  # a rank that is a process drew its own
         url = f"tcp://127.0.0.1:{port}" if scheme == "tcp" else f"file://{tmp_path}/store"
         with GroupManager.connect(url, ParallelTopology(tp=3), rank=groups.rank, timeout=20) as connected:
             assert connected.tp.all_reduce(torch.ones(1)).item() == 3
