@@ -154,8 +154,8 @@ class Rank(Fixtures):
         asked: dict[str, Any],
     ) -> None:
         self.seed: int = asked.pop("seed", 0)
-        check: bool = asked.pop("check", True)
-        self._manager = seated(position, seat, topology, folder, check, asked)
+        self._check: bool = asked.pop("check", True)
+        self._manager = seated(position, seat, topology, folder, self._check, asked)
         self._label = label
         self._seat = seat
 
@@ -164,7 +164,8 @@ class Rank(Fixtures):
         with self._manager as groups:
             yield groups
             self._seat.end()
-            self._seat.stay()
+            if self._check:
+                self._seat.stay()
 
     @pytest.fixture
     def groups(self, parallel_topology_manager: GroupManager) -> GroupManager:

@@ -162,7 +162,8 @@ def _in_process(
             seat.end(result)
             return result
         finally:
-            seat.stay()
+            if check:
+                seat.stay()
 
 
 @contextmanager

@@ -62,6 +62,8 @@ def run_threads(
             queue.put((position, result, error))
 
     released = threading.Event()
+    if diagnosis is None:  # nobody would find who waits for a rank that has returned: they notice that it closed
+        released.set()
     threads = [
         _Rank(
             label, partial(fn, position, *args), partial(tell, position), released, partial(farewell or _stay, position)
