@@ -29,7 +29,10 @@ def name_of(op: Any) -> str:
     if isinstance(op, str) and op.lower() in REDUCTIONS:
         return op.lower()
     if isinstance(op, (dist.ReduceOp, dist.ReduceOp.RedOpType)):
-        for name, known in REDUCTIONS.items():  # compilers trace comparisons of torch's reductions, not their names
+        for name, known in REDUCTIONS.items():  # compilers trace this, and not the names; torch 2.8's only identity
+            if op is known:
+                return name
+        for name, known in REDUCTIONS.items():  # one that is wrapped
             if op == known:
                 return name
     raise GroupArgumentError(f"op={op!r}: expected one of {', '.join(map(repr, REDUCTIONS))}, or torch's ReduceOp")

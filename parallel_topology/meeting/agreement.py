@@ -53,6 +53,8 @@ from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 AGAIN, OVER, GONE = "again", "over", "gone"
+_OF_MANAGERS = ("built", "all built", "done", "all done", "witness/failed")
+"""Keys that a manager puts below its own, whose names are always the same."""
 PATIENCE = 0.5
 """Seconds in which who holds a wrong token, or shows no card at all, may be replaced by the rank that it is not."""
 FIRST_LOOK = 1.0
@@ -215,8 +217,10 @@ class Meeting:
     def _clear(self, store: dist.Store, rounds: Collection[str]) -> None:
         """Take away all of these rounds, and with the last manager what the place has for all."""
         lived = delete(store, *(f"{self.place}/{one}/live" for one in rounds))
-        known = [f"{self.place}/{one}/{key}" for one in rounds for key in ("call", "end", "left")]
-        delete(store, *known)
+        acks = [f"ack/{rank}" for rank in self.world]
+        keys = [f"keys/{key}" for key in _OF_MANAGERS]
+        known = ("call", "end", "left", *acks, *keys)  # what a store that cannot list its keys is asked for
+        delete(store, *(f"{self.place}/{one}/{key}" for one in rounds for key in known))
         delete(store, *keys_under(store, [f"{self.place}/{one}/" for one in rounds]))
         if lived and store.add(f"{self.place}/live", -lived) <= 0:
             delete(store, *(f"{self.place}/{key}" for key in ("live", "number", "met", "ended")))

@@ -139,7 +139,8 @@ class Witness:
     def clear(self, store: dist.Store) -> None:
         """Take away what all share; the last one to leave does."""
         number = int(read(store, f"{self._keys}/counts") or 0)
-        counts = [f"{self._keys}/count/{one}/{key}" for one in (number, number - 1) for key in ("here", "decided")]
+        kept = range(number - 2, number + 1)
+        counts = [f"{self._keys}/count/{one}/{key}" for one in kept for key in ("here", "decided")]
         delete(store, f"{self._keys}/failed", f"{self._keys}/counts", *counts)
 
 
