@@ -18,7 +18,8 @@ to compute the same from the whole (each has the whole gradient already), `all_g
 own part of the work (the gradients of all have to be added).
 
 All take the tensor and the group; `dim` is the tensor's. The input is never written to. All are linear, so
-derivatives of any order are those of the conjugates; the transforms of `torch.func` go through them (`vmap` not in torch 2.8).
+derivatives of any order are those of the conjugates; the transforms of `torch.func` go through them (in torch 2.8
+`vmap` does not).
 """
 
 from __future__ import annotations
