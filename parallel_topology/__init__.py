@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from parallel_topology.communicators.communicator import Communicator
     from parallel_topology.communicators.group_options import GroupOptions
     from parallel_topology.communicators.handle import Handle
@@ -106,8 +108,22 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # looked up when asked for: reading metadata takes longer than all the rest
+        return version("parallel-topology")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torch":
+            raise
+        from parallel_topology.errors import MissingExtraError
+
+        raise MissingExtraError(f"{name} needs torch, which is not installed: pip install 'torch>=2.8'") from None
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """With the names that nobody has asked for yet: completion lists them."""
+    return sorted({*globals(), *__all__, "__version__"})

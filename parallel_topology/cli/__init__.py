@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import parallel_topology
 from parallel_topology.cli.check import check
 from parallel_topology.cli.demo import demo
 from parallel_topology.cli.diff import diff
@@ -14,12 +17,27 @@ from parallel_topology.cli.selftest import selftest
 from parallel_topology.cli.show import show
 
 app = typer.Typer(
-    name="parallel-topology", cls=OneLineErrors, invoke_without_command=True, pretty_exceptions_enable=False
+    name="parallel-topology",
+    cls=OneLineErrors,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"parallel-topology {parallel_topology.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root(context: typer.Context) -> None:  # pyright: ignore[reportUnusedFunction] (typer registers it)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:  # pyright: ignore[reportUnusedFunction] (typer registers it)
     """Layouts and process groups for models spread over many devices."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -10,36 +10,36 @@ import typer
 
 from parallel_topology.cli.errors import fail, one_line_errors
 from parallel_topology.cli.options import JsonOption, OptionalHostsOption, SpecArgument
-from parallel_topology.cli.output import console, print_json, table
+from parallel_topology.cli.output import print_json, print_table, table
 from parallel_topology.weights.checks import Finding, ModelSizes, fits
 from parallel_topology.weights.checks import check as find
 
 STYLES = {"fits": "green", "note": "yellow", "fails": "bold red"}
 
 
-def _size(flag: str, help: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(flag, min=1, help=help, show_default=False, metavar="N")
+def _size(*flags: str, help: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*flags, min=1, help=help, show_default=False, metavar="N")
     return option
 
 
 def check(
     spec: SpecArgument,
     hosts: OptionalHostsOption = None,
-    heads: Annotated[int | None, _size("--model-heads", "Attention heads.")] = None,
-    kv_heads: Annotated[int | None, _size("--kv-heads", "Heads of keys and values.")] = None,
-    layers: Annotated[int | None, _size("--layers", "Layers, of all stages together.")] = None,
-    hidden: Annotated[int | None, _size("--hidden", "Width of the model.")] = None,
-    ffn: Annotated[int | None, _size("--ffn", "Width inside the feed-forward layers.")] = None,
-    vocab: Annotated[int | None, _size("--vocab", "Tokens in the vocabulary.")] = None,
-    experts: Annotated[int | None, _size("--experts", "Routed experts in a layer.")] = None,
-    batch: Annotated[int | None, _size("--batch", "Samples in a step, of all data-parallel ranks.")] = None,
+    heads: Annotated[int | None, _size("--heads", "--model-heads", help="Attention heads.")] = None,
+    kv_heads: Annotated[int | None, _size("--kv-heads", help="Heads of keys and values.")] = None,
+    layers: Annotated[int | None, _size("--layers", help="Layers, of all stages together.")] = None,
+    hidden: Annotated[int | None, _size("--hidden", help="Width of the model.")] = None,
+    ffn: Annotated[int | None, _size("--ffn", help="Width inside the feed-forward layers.")] = None,
+    vocab: Annotated[int | None, _size("--vocab", help="Tokens in the vocabulary.")] = None,
+    experts: Annotated[int | None, _size("--experts", help="Routed experts in a layer.")] = None,
+    batch: Annotated[int | None, _size("--batch", help="Samples in a step, of all data-parallel ranks.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether a model divides over a topology, and what of it crosses hosts.
 
     Exit status: 0 when it fits, 1 when it does not, 2 when the input is wrong.
 
-    Example: parallel-topology check tp8-dp2-pp4 --hosts 8x8 --model-heads 64 --kv-heads 8 --layers 80 --batch 512
+    Example: parallel-topology check tp8-dp2-pp4 --hosts 8x8 --heads 64 --kv-heads 8 --layers 80 --batch 512
     """
     sizes = ModelSizes(
         heads=heads, kv_heads=kv_heads, layers=layers, hidden=hidden, ffn=ffn, vocab=vocab, experts=experts, batch=batch
@@ -63,4 +63,4 @@ def _show(findings: list[Finding]) -> None:
     rows = table()
     for finding in findings:
         rows.add_row(Text(finding.level, STYLES[finding.level]), finding.what, finding.said)
-    console().print(rows)
+    print_table(rows)

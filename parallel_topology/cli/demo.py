@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_topology.cli.errors import fail, one_line_errors
-from parallel_topology.cli.output import console, table, without_numpy_warning
+from parallel_topology.cli.output import console, print_table, table, without_numpy_warning
 from parallel_topology.errors import TopologyError
 from parallel_topology.render.text import grid
 from parallel_topology.topology.topology import ParallelTopology
@@ -87,7 +87,7 @@ def _show_outcome(out: Console, topologies: list[ParallelTopology], outcome: Any
         after = f"{outcome.after_close[number - 1]:.1e}" if number else "closed"
         row = (f"{number}: {topology}", str(outcome.checked[number]), f"{outcome.differences[number]:.1e}", after)
         rows.add_row(*row)
-    out.print(rows)
+    print_table(rows)
     out.print()
     for phase, seconds in outcome.seconds.items():
         out.print(f"{seconds:6.2f} s  {phase}")

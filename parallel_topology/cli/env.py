@@ -7,10 +7,12 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
-from parallel_topology.cli.errors import one_line_errors
+from parallel_topology.cli.errors import fail, one_line_errors
 from parallel_topology.cli.options import JsonOption
-from parallel_topology.cli.output import console, print_json, table
+from parallel_topology.cli.output import print_json, print_table, table
+from parallel_topology.errors import LaunchError
 from parallel_topology.launch import LaunchInfo
+from parallel_topology.launch.table import LAUNCHERS
 
 PACKAGES = ("parallel-topology", "torch", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
 
@@ -22,9 +24,16 @@ def env(as_json: JsonOption = False) -> None:
 
     Example: RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 parallel-topology env
     """
-    with one_line_errors():
-        found = asdict(LaunchInfo.from_env(os.environ))
     installed = {name: number for name in PACKAGES if (number := _version(name))}
+    with one_line_errors():
+        try:
+            found = asdict(LaunchInfo.from_env(os.environ))
+        except LaunchError as error:
+            said, nothing, _ = str(error).partition(" Looked for ")
+            if not nothing:
+                raise
+            _show_nothing(installed, as_json=as_json)
+            fail(said)
     if as_json:
         print_json({**found, "installed": installed})
     else:
@@ -37,7 +46,22 @@ def _show(found: dict[str, Any]) -> None:
         lines = _lines(value)
         for number, line in enumerate(lines):
             rows.add_row("" if number else name, line)
-    console().print(rows)
+    print_table(rows)
+
+
+def _show_nothing(installed: dict[str, str], *, as_json: bool) -> None:
+    """No launcher: what was looked for, a line for each."""
+    looked_for = {launcher.name: launcher.marks for launcher in LAUNCHERS}
+    if as_json:
+        print_json({"launcher": None, "looked_for": looked_for, "installed": installed})
+        return
+    rows = table()
+    rows.add_row("launcher", "none")
+    for number, (name, marks) in enumerate(looked_for.items()):
+        rows.add_row("" if number else "looked for", f"{name}: {', '.join(marks)}")
+    for number, line in enumerate(_lines(installed)):
+        rows.add_row("" if number else "installed", line)
+    print_table(rows)
 
 
 def _lines(value: Any) -> list[str]:

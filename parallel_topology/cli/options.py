@@ -33,6 +33,12 @@ def spec(name: str = "SPEC", help: str = "A topology, fastest axis first, as in 
 
 SpecArgument = Annotated[ParallelTopology, spec()]
 
+
+def names(text: str) -> list[str]:
+    """The axes of an option: joined by dashes as in a layout's text, or by commas as in most lists."""
+    return [name.strip() for name in text.replace("-", ",").split(",")] if text else []
+
+
 _HOSTS = typer.Option(
     "--hosts",
     metavar="HOSTS",

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from parallel_topology.cli.errors import one_line_errors
-from parallel_topology.cli.options import HostsOption, JsonOption, SpecArgument
-from parallel_topology.cli.output import console, print_json, table
+from parallel_topology.cli.options import HostsOption, JsonOption, SpecArgument, names
+from parallel_topology.cli.output import console, print_json, print_table, table
 from parallel_topology.hosts.traffic import RankedOrder, left_out, ranked_orders
 from parallel_topology.topology.topology import ParallelTopology
 
@@ -34,7 +34,7 @@ def orders(
     Example: parallel-topology orders tp4-dp2-pp2 --hosts 2x8 --heaviest tp,pp
     """
     with one_line_errors():
-        ranked = ranked_orders(spec, hosts, heaviest.split(",") if heaviest else ())
+        ranked = ranked_orders(spec, hosts, names(heaviest))
     if as_json:
         listed = [{"order": one.order, "hosts_per_group": one.hosts_per_group} for one in ranked]
         more = {"left_out": left_out(spec)} if left_out(spec) else {}
@@ -53,7 +53,7 @@ def _show(ranked: list[RankedOrder], topology: ParallelTopology) -> None:
         counts = [f"{count:g}" for count in one.hosts_per_group.values()]
         rows.add_row(one.order, *counts, "as given" if one.order == topology.order else "")
     out = console()
-    out.print(rows)
+    print_table(rows)
     if len(ranked) > SHOWN:
         out.print(f"... and {len(ranked) - SHOWN} more, all of them with --json")
     if others := left_out(topology):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -40,6 +41,15 @@ def table(*headings: str) -> Table:
 
     names = [Column(heading, no_wrap=True) for heading in headings]
     return Table(*names, box=None, show_header=bool(headings), pad_edge=False)
+
+
+def print_table(rows: Table) -> None:
+    """Without the spaces that rich fills the last column with."""
+    out = console()
+    with out.capture() as captured:
+        out.print(rows)
+    lines = captured.get().splitlines()
+    typer.echo("\n".join(re.sub(r" +((?:\x1b\[[0-9;]*m)*)$", r"\1", line) for line in lines), color=True)
 
 
 def print_json(value: Any) -> None:

@@ -38,9 +38,10 @@ def print_picture(topology: ParallelTopology, **seen: Any) -> None:
 
 def write_picture(output: Path, topology: ParallelTopology, **seen: Any) -> None:
     """The picture that the file's name asks for; arguments as for `print_picture`."""
-    if output.suffix == ".svg":
+    kind = output.suffix.lower()
+    if kind == ".svg":
         from parallel_topology.render.svg import svg as draw
-    elif output.suffix == ".html":
+    elif kind == ".html":
         from parallel_topology.render.html import html as draw
     else:
         fail(f"cannot tell from its name what to write to {output}: expected a name in .svg or .html")

@@ -12,7 +12,7 @@ import typer
 
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption, spec
-from parallel_topology.cli.output import console, print_json, table, without_numpy_warning
+from parallel_topology.cli.output import console, print_json, print_table, table, without_numpy_warning
 from parallel_topology.errors import LaunchError
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.topology.topology import ParallelTopology
@@ -85,7 +85,7 @@ def _show(out: Console, topology: ParallelTopology, size: int, verdict: Verdict,
     started = f"started by {info.launcher}" if info else "started here, for no launcher was found"
     out.print(f"{topology}: {topology.world_size} ranks, {started}; {verdict.where}; messages of {size:,} bytes\n")
     if verdict.groups:
-        out.print(_table(verdict.groups))
+        print_table(_table(verdict.groups))
         out.print()
     for group, times in verdict.slow_groups.items():
         out.print(f"slow: {group}, {times:.1f} times the median of the axis's groups", style="yellow")

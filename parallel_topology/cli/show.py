@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from parallel_topology.cli.errors import one_line_errors
-from parallel_topology.cli.options import JsonOption, OptionalHostsOption, SpecArgument
+from parallel_topology.cli.options import JsonOption, OptionalHostsOption, SpecArgument, names
 from parallel_topology.cli.output import print_json
 from parallel_topology.cli.pictures import OutputOption, print_picture, require_one_form, write_picture
 
@@ -30,7 +30,7 @@ def show(
     Example: parallel-topology show tp2-pp4 --hosts 2x4 --rank 5
     """
     require_one_form(output, as_json)
-    seen: dict[str, Any] = {"hosts": hosts, "rank": rank, "axis": axis}
+    seen: dict[str, Any] = {"hosts": hosts, "rank": rank, "axis": "-".join(names(axis)) if axis is not None else None}
     with one_line_errors():
         if as_json:
             from parallel_topology.render.json import as_json as data

@@ -76,10 +76,10 @@ class Diff:
         else:
             count = len(listed) + sum(1 for _ in moves)
         few = f" at least, as the first {looked:,} show" if looked < common and count else ""
-        lines = [f"{self.before} -> {self.after}: {count} of {common} ranks move{few}"]
+        lines = [f"{self.before} -> {self.after}: {count:,} of {common:,} ranks move{few}"]
         for ranks, what in ((self.removed, "gone"), (self.added, "new")):
             if ranks and not count:
-                lines[0] += f", {ranks.size} rank{'s are' if ranks.size > 1 else ' is'} {what}"
+                lines[0] += f", {ranks.size:,} rank{'s are' if ranks.size > 1 else ' is'} {what}"
         lines += [f"  rank {rank}: {_shown(old)} -> {_shown(new)}" for rank, old, new in listed]
         lines += [f"  ... and {count - LISTED} more"] if count > LISTED else []
         for name, ranks in (("removed", self.removed), ("added", self.added)):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+import parallel_topology
 from parallel_topology.cli import app
 from tests.cli.running import on_terminal, shell
 
@@ -48,7 +54,6 @@ EXAMPLES = [
         (["show", "tp8-dp8192", "--output", "layout.svg"], "a picture shows at most 32,768"),
         (["show", "tp2", "--output", "x.svg", "--json"], "both --json and --output are given: expected one of them"),
         (["orders", "tp8", "--hosts", "1x8", "--heaviest", "xp"], "tp8 has no axis 'xp'; it has 'tp'"),
-        (["env"], "no launcher was found. Start the program with torchrun, or "),
         (["selftest", "tp8", "--timeout", "0"], "Invalid value for '--timeout'"),
         (["selftest", "x"], "Invalid value for 'SPEC': cannot read 'x' in 'x'"),
     ],
@@ -60,6 +65,87 @@ def test_bad_input_is_one_line_and_status_2(run, arguments, said):
     assert done.err.count("\n") == 1
     assert done.err.startswith("parallel-topology: ")
     assert said in done.err
+
+
+WORDS = [
+    "",
+    " ",
+    "-",
+    "--",
+    "-1",
+    "0",
+    "nan",
+    "1e3",
+    "tp2",
+    "tp2-pp2",
+    "2x2",
+    "tp,pp",
+    "٣",
+    "\\x00",
+    "9" * 5000,
+    "a" * 300,
+]
+OPTIONS = ["--hosts", "--rank", "--axis", "--output", "--json", "--heaviest", "--layers", "--heads", "--batch", "-x"]
+IN_A_MOMENT = sorted(COMMANDS.keys() - {"demo", "selftest"})  # which would start processes
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(IN_A_MOMENT),
+    words=st.lists(st.one_of(st.sampled_from(WORDS), st.sampled_from(OPTIONS), st.text(max_size=5)), max_size=6),
+)
+def test_nonsense_is_an_answer_or_one_line(run, tmp_path, name, words):
+    """Whatever is typed: no traceback, and a message where the status says that the input is wrong."""
+    with contextlib.chdir(tmp_path):
+        done = run(name, *words)
+    assert done.status in (0, 1, 2)
+    assert (done.err.count("\n") == 1) if done.status == 2 else not done.err
+
+
+@pytest.mark.parametrize("name", IN_A_MOMENT)
+def test_nonsense_for_every_option(run, tmp_path, name):
+    arguments = {"show": ["tp2"], "check": ["tp2"], "diff": ["tp2", "tp2"], "orders": ["tp2"], "env": []}[name]
+    options = set(re.findall(r"--[a-z-]+", run(name, "--help").out)) - {"--help"}
+    with contextlib.chdir(tmp_path):
+        for option, word in itertools.product(sorted(options), WORDS):
+            done = run(name, *arguments, option, word)
+            assert done.status in (0, 1, 2)
+            assert (done.err.count("\n") == 1) if done.status == 2 else not done.err
+
+
+def test_the_version(run):
+    assert run("--version").out == f"parallel-topology {parallel_topology.__version__}\n"
+    assert parallel_topology.__version__ == metadata.version("parallel-topology")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_short_word_for_help(run, name):
+    assert run(name, "-h").out == run(name, "--help").out
+
+
+def test_axes_are_joined_by_dashes_or_commas(run):
+    assert run("show", "tp2-pp2", "--axis", "tp,pp").out == run("show", "tp2-pp2", "--axis", "tp-pp").out
+    line = ["orders", "tp2-pp2", "--hosts", "2x2", "--heaviest"]
+    assert run(*line, "pp,tp").out == run(*line, "pp-tp").out
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["check tp8 --heads 60 --layers 80", "orders tp2-pp2 --hosts 2x2", "show tp2-pp2 --hosts 2x2", "env",
+     "diff tp2-pp2 pp2-tp2 --hosts 2x2"],
+)  # fmt: skip
+def test_no_line_ends_in_spaces(run, line):
+    lines = run(*line.split()).out.splitlines()
+    assert lines
+    assert [text for text in lines if text != text.rstrip()] == []
+
+
+@pytest.mark.parametrize("line", ["show tp8-pp8", "check tp8 --heads 60", "diff tp8-pp8 pp8-tp8", "env"])
+def test_a_reader_that_leaves_ends_every_command_alike(line):
+    """As `| head` may: the reader is gone before the first line. 141 is what a shell says of SIGPIPE."""
+    done = shell(f"set -o pipefail; parallel-topology {line} 2>/dev/null | (exec 0<&-; exit 0)")
+    assert done.returncode == 141
+    assert done.stderr == ""
 
 
 def test_without_a_command_there_is_help(run):

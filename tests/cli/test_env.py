@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from importlib.metadata import version
 
@@ -31,6 +32,17 @@ def test_json(run, monkeypatch):
     assert (found["rank"], found["world_size"], found["local_rank"]) == (1, 2, None)
     assert found["variables"] == VARIABLES
     assert found["installed"]["torch"] == version("torch")
+
+
+def test_without_a_launcher_there_is_a_table_and_a_line(run):
+    done = run("env")
+    assert done.status == 2
+    assert re.match(r"launcher +none\nlooked for +torchrun: TORCHELASTIC_RUN_ID\n +deepspeed: ", done.out)
+    assert done.err.startswith("parallel-topology: no launcher was found. Start the program with torchrun, or ")
+    assert (done.err.count("\n"), "Looked for" in done.err) == (1, False)
+    done = run("env", "--json")
+    assert done.status == 2
+    assert json.loads(done.out)["looked_for"]["slurm"] == ["SLURM_PROCID", "SLURM_STEP_ID"]
 
 
 def test_variables_that_contradict_each_other(run, monkeypatch):

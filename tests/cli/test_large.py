@@ -31,12 +31,12 @@ def test_what_moves(run):
     done = run("diff", SPEC, "tp8-pp16-dp100000", "--hosts", HOSTS)
     assert done.status == 1
     assert done.out.startswith(
-        f"{SPEC} -> tp8-pp16-dp100000: 65528 of 12800000 ranks move at least, as the first 65,536"
+        f"{SPEC} -> tp8-pp16-dp100000: 65,528 of 12,800,000 ranks move at least, as the first 65,536"
     )
     assert run("diff", SPEC, SPEC, "--json").status == 0
     done = run("diff", "tp8-dp100000", "tp8-dp100001")
     assert done.out == (
-        "tp8-dp100000 -> tp8-dp100001: 0 of 800000 ranks move, 8 ranks are new\n"
+        "tp8-dp100000 -> tp8-dp100001: 0 of 800,000 ranks move, 8 ranks are new\n"
         f"  added: {list(range(800_000, 800_008))}\n"
     )
 

@@ -134,7 +134,7 @@ def test_whether_anything_moves(before, after, differ):
     one, two = parse(before), parse(after)
     assert bool(one.diff(two)) is bool(two.diff(one)) is differ
     assert not one.diff(parse(before))
-    assert str(one.diff(one)).endswith(f": 0 of {one.world_size} ranks move")
+    assert str(one.diff(one)).endswith(f": 0 of {one.world_size:,} ranks move")
 
 
 def test_ranks_that_come_and_go_are_not_listed():
@@ -153,11 +153,11 @@ def test_ranks_that_come_and_go_are_not_listed():
 def test_of_many_ranks_the_text_counts_the_first_ones():
     text = str(parse(f"tp8-dp{LARGE}-pp16").diff(parse(f"tp8-pp16-dp{LARGE}")))
     first, second, *_, last = text.splitlines()
-    assert first.endswith(f"65528 of {128 * LARGE} ranks move at least, as the first 65,536 show")
+    assert first.endswith(f"65,528 of {128 * LARGE:,} ranks move at least, as the first 65,536 show")
     assert second == "  rank 8: tp=0 dp=1 pp=0 -> tp=0 pp=1 dp=0"
     assert last == "  ... and 65496 more"
     assert str(parse(f"tp{LARGE}").diff(parse(f"cp{LARGE}"))).startswith(
-        f"tp{LARGE} -> cp{LARGE}: {LARGE} of {LARGE} ranks move\n  rank 0: tp=0 -> cp=0\n"
+        f"tp{LARGE} -> cp{LARGE}: {LARGE:,} of {LARGE:,} ranks move\n  rank 0: tp=0 -> cp=0\n"
     )
 
 
