@@ -54,8 +54,8 @@ def _innermost(env: Variables) -> tuple[Launcher, list[Launcher]]:
 
 def _why_inside(env: Variables, inner: Launcher, outer: Launcher) -> str | None:
     """Why what `outer` says is not of this process but of one that started it; None if no such way is known."""
-    if outer.counts_pods:
-        return f"{outer.name} counts pods, not processes"
+    if outer.counts != "processes":
+        return f"{outer.name} counts {outer.counts}, not processes"
     if inner is TORCHRUN and outer not in MPI:
         return f"the agents of torchrun may be started by {outer.name}"
     if inner is TORCHRUN and _claim(env, inner, "host_count") == _claim(env, outer, "world_size"):

@@ -36,7 +36,7 @@ class Launcher:
         marks: the variables that, all set, say that this launcher started the process.
         rank, world_size, local_rank, local_size, host_index, host_count: the variables that hold these.
         gives_address: it sets MASTER_ADDR and MASTER_PORT; otherwise the user may.
-        counts_pods: its numbers are of pods, in which others start processes.
+        counts: what its numbers are of; in pods and on hosts others start processes.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Launcher:
     host_index: str | None = None
     host_count: str | None = None
     gives_address: bool = False
-    counts_pods: bool = False
+    counts: str = "processes"
 
     def started(self, env: Variables) -> bool:
         """Whether this launcher started the process."""

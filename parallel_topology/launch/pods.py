@@ -65,7 +65,7 @@ class KubeflowTrainer(Launcher):
     world_size: str = "PET_NNODES"
     host_index: str | None = "PET_NODE_RANK"
     host_count: str | None = "PET_NNODES"
-    counts_pods: bool = True
+    counts: str = "pods"
 
     def numbers(self, env: Variables) -> Facts:
         self.require(env, "PET_NPROC_PER_NODE")
@@ -98,7 +98,7 @@ class LeaderWorkerSet(Launcher):
     local_size: str | None = "LOCAL_WORLD_SIZE"
     host_index: str | None = "LWS_WORKER_INDEX"
     host_count: str | None = "LWS_GROUP_SIZE"
-    counts_pods: bool = True
+    counts: str = "pods"
 
     def numbers(self, env: Variables) -> Facts:
         missing = env.missing(("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LWS_LEADER_ADDRESS", "MASTER_PORT"))

@@ -122,6 +122,15 @@ MPI: tuple[Launcher, ...] = (
         local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
         local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
+    Launcher(  # https://github.com/horovod/horovod, 0ad076e: horovod/runner/gloo_run.py (create_slot_env_vars).
+        # Over MPI (horovodrun --mpi) it sets none of them: then the MPI's count.
+        name="horovod",
+        marks=("HOROVOD_RANK", "HOROVOD_SIZE"),
+        rank="HOROVOD_RANK",
+        world_size="HOROVOD_SIZE",
+        local_rank="HOROVOD_LOCAL_RANK",
+        local_size="HOROVOD_LOCAL_SIZE",
+    ),
     Launcher(  # MPICH, Intel MPI: https://github.com/pmodels/mpich, src/pm/hydra; seen in MPICH 4.0.2.
         # PMI_RANK alone is no mark: srun --mpi=pmi2 sets it too.
         name="hydra",
@@ -143,6 +152,17 @@ PALS = Launcher(  # https://github.com/flux-framework/flux-coral2, src/shell/plu
     local_size="PALS_LOCAL_SIZE",
     host_index="PALS_NODEID",
 )
+FLUX = (
+    Launcher(  # https://github.com/flux-framework/flux-core, 07f9fbd: src/shell/task.c, and t/t2600-job-shell-rcalc.t
+        # Its shell also speaks PMI-1 (PMI_RANK, PMI_SIZE); how many tasks a host has is not said: hosts may differ.
+        name="flux",
+        marks=("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
+        rank="FLUX_TASK_RANK",
+        world_size="FLUX_JOB_SIZE",
+        local_rank="FLUX_TASK_LOCAL_ID",
+        host_count="FLUX_JOB_NNODES",
+    )
+)
 LIGHTNING = Lightning()
 PMIX = Incomplete(
     name="pmix",
@@ -156,15 +176,33 @@ PMIX = Incomplete(
 # else started them.
 OTHERS: tuple[Launcher, ...] = (
     SLURM,
+    FLUX,
     PALS,
     LIGHTNING,
     KubeflowTrainer(),
     LeaderWorkerSet(),
     PMIX,
+    Incomplete(  # https://docs.skypilot.co/en/stable/running-jobs/distributed-jobs.html: one command a node
+        name="skypilot",
+        marks=("SKYPILOT_NODE_RANK", "SKYPILOT_NUM_NODES"),
+        counts="hosts",
+        says="SkyPilot tells which node this is and starts one command on each, not a process a GPU",
+        advice=(
+            "start the program with torchrun --nnodes=$SKYPILOT_NUM_NODES --node-rank=$SKYPILOT_NODE_RANK "
+            '--master-addr=$(echo "$SKYPILOT_NODE_IPS" | head -n1) --nproc-per-node=$SKYPILOT_NUM_GPUS_PER_NODE; or '
+        ),
+    ),
+    Incomplete(  # https://github.com/aws/sagemaker-training-toolkit, ENVIRONMENT_VARIABLES.md
+        name="sagemaker",
+        marks=("SM_HOSTS", "SM_CURRENT_HOST"),
+        counts="hosts",
+        says="SageMaker tells which host this is and starts one command on each, not a process a GPU",
+        advice='start the program with torchrun, as its distribution={"torch_distributed": {"enabled": True}} does; or ',
+    ),
     Incomplete(
         name="indexed-job",
         marks=("JOB_COMPLETION_INDEX",),
-        counts_pods=True,
+        counts="pods",
         says="an Indexed Job or JobSet tells which pod this is, but neither how many there are nor where they meet",
         advice="start the program with torchrun --node-rank=$JOB_COMPLETION_INDEX --nnodes=... --master-addr=...; or ",
     ),

@@ -147,6 +147,33 @@ OPENMPI_IN_SLURM = {
 }
 MPICH_IN_SLURM = MPICH | {"PMI_SIZE": "3", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
 PMI2 = {"PMI_FD": "10", "PMI_JOBID": "3.0", "PMI_RANK": "2", "PMI_SIZE": "3", "SLURM_MPI_TYPE": "pmi2"}
+# Rank 3 of `flux run -N2 -n4`: its shell speaks PMI-1 to MPI libraries.
+FLUX = {
+    "FLUX_JOB_ID": "42",
+    "FLUX_JOB_NNODES": "2",
+    "FLUX_JOB_SIZE": "4",
+    "FLUX_TASK_LOCAL_ID": "1",
+    "FLUX_TASK_RANK": "3",
+    "PMI_FD": "8",
+    "PMI_RANK": "3",
+    "PMI_SIZE": "4",
+}
+HOROVOD = {
+    "HOROVOD_CROSS_RANK": "1",
+    "HOROVOD_CROSS_SIZE": "2",
+    "HOROVOD_HOSTNAME": "n2",
+    "HOROVOD_LOCAL_RANK": "1",
+    "HOROVOD_LOCAL_SIZE": "2",
+    "HOROVOD_RANK": "3",
+    "HOROVOD_SIZE": "4",
+}
+SKYPILOT = {
+    "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    "SKYPILOT_NODE_RANK": "1",
+    "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+    "SKYPILOT_NUM_NODES": "2",
+}
+SAGEMAKER = {"SM_CURRENT_HOST": "algo-2", "SM_HOSTS": '["algo-1","algo-2"]', "SM_NUM_GPUS": "8"}
 PALS = {
     "PALS_APID": "a1",
     "PALS_LOCAL_RANKID": "1",
@@ -297,6 +324,13 @@ CASES = [
     Case("hydra", MPICH, facts(rank=1, world_size=2, local_rank=1, local_size=2)),
     Case("hydra", MPICH_IN_SLURM | MEETING, facts(rank=1, world_size=3, port=29400, address="127.0.0.1")),
     Case("env", MPICH | PYTORCHJOB, facts(rank=1, world_size=2, port=23456)),
+    Case("flux", FLUX, facts(rank=3, world_size=4, local_rank=1, local_size=None, host_index=None, host_count=2)),
+    Case("flux", FLUX | MEETING, facts(rank=3, address="127.0.0.1", port=29400)),
+    Case("flux", FLUX | PALS, facts(rank=3, local_rank=1, local_size=2, host_index=1)),
+    Case("horovod", HOROVOD, facts(rank=3, world_size=4, local_rank=1, local_size=2, host_index=None)),
+    Case("horovod", HOROVOD | MEETING | SKYPILOT, facts(rank=3, port=29400)),
+    Case("torchrun", TORCHRUN | SKYPILOT | SAGEMAKER, facts(rank=3, world_size=4)),
+    Case("env", TWO | SAGEMAKER, facts(rank=1, world_size=2)),
     Case("mvapich", MVAPICH, facts(rank=2, world_size=4, local_rank=0, local_size=2)),
     Case("jsrun", JSRUN, facts(rank=1, world_size=2, local_rank=0)),
     Case("pals", PALS, facts(rank=3, world_size=4, local_rank=1, local_size=2, host_index=1)),
