@@ -96,6 +96,7 @@ TORCH_NAMES: tuple[Launcher, ...] = (
     ),
 )
 
+# Flux and Horovod start processes as an MPI does, from daemons or over ssh.
 MPI: tuple[Launcher, ...] = (
     Launcher(  # https://lightning.ai/docs/pytorch/stable/api/pytorch_lightning.plugins.environments.LSFEnvironment.html
         name="jsrun",
@@ -131,6 +132,15 @@ MPI: tuple[Launcher, ...] = (
         local_rank="HOROVOD_LOCAL_RANK",
         local_size="HOROVOD_LOCAL_SIZE",
     ),
+    Launcher(  # https://github.com/flux-framework/flux-core, 07f9fbd: src/shell/task.c, and the tests of its shell.
+        # It sets PMI_RANK and PMI_SIZE too; how many tasks a host has it does not say, for hosts may differ.
+        name="flux",
+        marks=("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
+        rank="FLUX_TASK_RANK",
+        world_size="FLUX_JOB_SIZE",
+        local_rank="FLUX_TASK_LOCAL_ID",
+        host_count="FLUX_JOB_NNODES",
+    ),
     Launcher(  # MPICH, Intel MPI: https://github.com/pmodels/mpich, src/pm/hydra; seen in MPICH 4.0.2.
         # PMI_RANK alone is no mark: srun --mpi=pmi2 sets it too.
         name="hydra",
@@ -152,17 +162,6 @@ PALS = Launcher(  # https://github.com/flux-framework/flux-coral2, src/shell/plu
     local_size="PALS_LOCAL_SIZE",
     host_index="PALS_NODEID",
 )
-FLUX = (
-    Launcher(  # https://github.com/flux-framework/flux-core, 07f9fbd: src/shell/task.c, and t/t2600-job-shell-rcalc.t
-        # Its shell also speaks PMI-1 (PMI_RANK, PMI_SIZE); how many tasks a host has is not said: hosts may differ.
-        name="flux",
-        marks=("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
-        rank="FLUX_TASK_RANK",
-        world_size="FLUX_JOB_SIZE",
-        local_rank="FLUX_TASK_LOCAL_ID",
-        host_count="FLUX_JOB_NNODES",
-    )
-)
 LIGHTNING = Lightning()
 PMIX = Incomplete(
     name="pmix",
@@ -176,7 +175,6 @@ PMIX = Incomplete(
 # else started them.
 OTHERS: tuple[Launcher, ...] = (
     SLURM,
-    FLUX,
     PALS,
     LIGHTNING,
     KubeflowTrainer(),
@@ -197,7 +195,7 @@ OTHERS: tuple[Launcher, ...] = (
         marks=("SM_HOSTS", "SM_CURRENT_HOST"),
         counts="hosts",
         says="SageMaker tells which host this is and starts one command on each, not a process a GPU",
-        advice='start the program with torchrun, as its distribution={"torch_distributed": {"enabled": True}} does; or ',
+        advice="start the program with torchrun, as the estimator's distribution torch_distributed does; or ",
     ),
     Incomplete(
         name="indexed-job",

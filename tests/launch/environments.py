@@ -325,6 +325,7 @@ CASES = [
     Case("hydra", MPICH_IN_SLURM | MEETING, facts(rank=1, world_size=3, port=29400, address="127.0.0.1")),
     Case("env", MPICH | PYTORCHJOB, facts(rank=1, world_size=2, port=23456)),
     Case("flux", FLUX, facts(rank=3, world_size=4, local_rank=1, local_size=None, host_index=None, host_count=2)),
+    Case("flux", FLUX | SLURM | {"SLURM_PROCID": "0"}, facts(rank=3, world_size=4)),  # srun started the brokers
     Case("flux", FLUX | MEETING, facts(rank=3, address="127.0.0.1", port=29400)),
     Case("flux", FLUX | PALS, facts(rank=3, local_rank=1, local_size=2, host_index=1)),
     Case("horovod", HOROVOD, facts(rank=3, world_size=4, local_rank=1, local_size=2, host_index=None)),
