@@ -393,6 +393,14 @@ class ParallelTopology(BaseModel):
         layout, names = self._resolved(axes)
         return prod(layout.axis_size(axis) for axis in names if axis in layout.modes)
 
+    def factorization(self, *axes: str) -> Layout:
+        """The base, or else the first view, that has all these axes: how it numbers the positions.
+
+        Raises:
+            UnknownAxisError: as for `groups`.
+        """
+        return self._resolved(axes)[0] if axes else self._layouts[""]
+
     # Value behaviour
 
     if TYPE_CHECKING:

@@ -24,6 +24,7 @@ RESERVED = frozenset(
     {
         *("self", "order", "first_rank", "ranks", "views", "world_size", "axes", "all_axes", "sizes", "size", "world"),
         *("fingerprint", "parse", "view", "coordinate", "rank", "position", "at", "groups", "group", "group_name"),
+        "factorization",
         *("plan", "diff", "filling", "subtopology", "reordered_for", "topology"),
         *("name", "backend", "device", "timeout", "store", "local_rank", "close", "closed", "require", "describe"),
         *("from_env", "from_world", "connect", "diagnose", "survivors", "abort", "rebind", "capture", "set_timeout"),

@@ -1,4 +1,32 @@
-"""Who holds what? Pure.
+"""Who holds what? Pure: no torch.
 
-checks  will a model divide over a topology, and what would do
+dtypes    how many bits an element takes
+notation  "1000/tp 64": a shape, and the axes that cut it
+division  one dim over several axes: who has which part, and whose parts meet a range
+weight    Weight: one logical tensor, and how it is cut
+placed    Placed: a weight on a topology; Held: what one rank has; and which ranks hold a range of elements
+weights   Weights: those of a model, its layers and their stages
+checks    will a model divide over a topology, and what would do
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parallel_topology.weights.placed import Held, Placed
+    from parallel_topology.weights.weight import Weight
+    from parallel_topology.weights.weights import Weights
+
+__all__ = ["Held", "Placed", "Weight", "Weights"]
+
+_HOMES = {"Held": "placed", "Placed": "placed", "Weight": "weight", "Weights": "weights"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

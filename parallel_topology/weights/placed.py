@@ -1,0 +1,235 @@
+"""Placed: one weight on a topology. What a rank holds of it, and which ranks hold a range, in closed form.
+
+The axes that cut a weight stand in one factorization of the topology (the base or a view), and the pipeline with them.
+A coordinate along these says which part; ranks that differ along the others hold the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from math import prod
+
+from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.topology.layout import Layout, Placement, Ranks
+from parallel_topology.topology.modes import Mode, Modes, coalesce, compose, offset
+from parallel_topology.topology.shares import shard
+from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.weights.checks import PIPELINE_AXES
+from parallel_topology.weights.division import Division, Run
+from parallel_topology.weights.dtypes import bytes_of
+from parallel_topology.weights.weight import Weight
+
+EXPERT_AXES = {"ep": None, "etp": "tp"}
+"""Axes of experts where no factorization has them: all experts everywhere, each cut as all else is.
+
+As Megatron's, whose `expert_model_parallel_size` is 1 and whose `expert_tensor_parallel_size` is that of `tp` unless
+they are given (megatron/core/parallel_state.py, 0.16.1), and vLLM's without `--enable-expert-parallel`.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one rank has of a weight.
+
+    Attributes:
+        ranges: of the logical tensor, one a dim; padding is in none.
+        shape: of the tensor that the rank has, padding included.
+        nbytes: of that tensor.
+    """
+
+    ranges: tuple[range, ...]
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One weight on a topology, in one layer or none.
+
+    Attributes:
+        weight, topology: what lies where.
+        stages: indices along the pipeline that hold it: a stage, or the first and last; None for all.
+        dtype: of its elements.
+    """
+
+    weight: Weight
+    topology: ParallelTopology
+    stages: tuple[int, ...] | None
+    dtype: str
+
+    def on(self, rank: int) -> Held | None:
+        """What a rank holds; None where it is not on its stage.
+
+        Raises:
+            RankError: `rank` is not in this world.
+        """
+        position = self.topology.position(rank)
+        if self.stages is not None and self.layout.index(self._pipeline, position) not in self.stages:
+            return None
+        return self.held(position)
+
+    def held(self, position: int) -> Held:
+        """What is held at a position, on whatever stage."""
+        ranges: list[range] = []
+        shape: list[int] = []
+        for axes, division in self._dims:
+            part = division.part(tuple(self.layout.index(axis, position) for axis in axes))
+            ranges.append(division.within(part))
+            shape.append(len(part))
+        return Held(tuple(ranges), tuple(shape), bytes_of(prod(shape), self.dtype))
+
+    def nbytes(self, position: int, over: Sequence[str] = (), dtype: str | None = None) -> int:
+        """The bytes held at a position; of a part cut once more along dim 0, by `torch.chunk`, over further axes.
+
+        Those of the axes count that stand in one factorization with what cuts it, and do not cut it themselves.
+        """
+        shape = list(self.held(position).shape)
+        layout, further = self._further(over)
+        for axis in further if shape else ():
+            shape[0] = len(shard(shape[0], layout.index(axis, position), layout.axis_size(axis), uneven="chunk"))
+        return bytes_of(prod(shape), dtype or self.dtype)
+
+    def holders(self, ranges: Sequence[range] | None = None) -> Iterator[tuple[tuple[range, ...], Ranks]]:
+        """Who has these elements: boxes that make them up, none twice, and the ranks that hold all of each.
+
+        Costs as many steps as there are boxes, whatever the world.
+
+        Args:
+            ranges: of the logical tensor, one a dim; the whole tensor if they are left out.
+
+        >>> placed = Placed(Weight("w", "8/tp 4"), ParallelTopology(tp=4, dp=2), None, "bfloat16")
+        >>> for box, ranks in placed.holders([range(1, 4), range(4)]):
+        ...     print(box, ranks)
+        (range(1, 2), range(0, 4)) [0, 4]
+        (range(2, 4), range(0, 4)) [1, 5]
+
+        Raises:
+            TopologyError: not one range a dim.
+        """
+        wanted = [range(size) for size in self.weight.shape] if ranges is None else ranges
+        if len(wanted) != len(self.weight.shape):
+            raise TopologyError(f"{len(wanted)} ranges for weight {self.weight.name!r} of {list(self.weight.shape)}")
+        met = (list(division.meeting(one)) for (_, division), one in zip(self._dims, wanted, strict=True))
+        axes = [axis for axes, _ in self._dims for axis in axes]
+        for boxes in product(*met):
+            runs = [run for _, found in boxes for run in found]
+            yield tuple(box for box, _ in boxes), self._having(dict(zip(axes, runs, strict=True)))
+
+    @cached_property
+    def copies(self) -> int:
+        """By how many ranks each element is held."""
+        first = next(ranks for _, ranks in self.holders([range(1) for _ in self.weight.shape]))
+        return first.size
+
+    def _further(self, over: Sequence[str]) -> tuple[Layout, list[str]]:
+        """The factorization in which most of the axes `over` stand beside those that cut it, and which these are."""
+        cutting = [axis for axes, _ in self._dims for axis in axes]
+        held = [*cutting, *([self._pipeline] if self.stages is not None else [])]
+        free = [axis for axis in over if axis not in held and self.topology.size(axis) > 1]
+        best, found = self.layout, list[str]()
+        for axis in free:
+            try:
+                layout = self.topology.factorization(*held, *found, axis)
+            except UnknownAxisError:
+                continue
+            best, found = layout, [*found, axis]
+        return best, found
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The factorization that has the axes that cut it, and the pipeline."""
+        axes = [axis for dim in self.weight.cut for axis in self._named(dim)]
+        pipeline = [self._pipeline] if self.stages is not None else []
+        try:
+            return self.topology.factorization(*(axis for axis in (*axes, *pipeline) if self.topology.size(axis) > 1))
+        except UnknownAxisError as error:
+            raise UnknownAxisError(f"weight {self.weight.name!r}: {error}") from None
+
+    @cached_property
+    def _dims(self) -> tuple[tuple[tuple[str, ...], Division], ...]:
+        """For each dim the axes that cut it, and how."""
+        found: list[tuple[tuple[str, ...], Division]] = []
+        for dim in range(len(self.weight.shape)):
+            sizes = {axis: self.topology.size(axis) for axis in self._named(dim)}
+            given = isinstance(self.weight.uneven, tuple)  # says how many parts it expects, be it one
+            sizes = {axis: size for axis, size in sizes.items() if size > 1 or given}
+            division = self.weight.division(dim, sizes)
+            steps = tuple(step for step in division.steps if step.count > 1)
+            moving = tuple(axis for axis, size in sizes.items() if size > 1)
+            found.append((moving, replace(division, steps=steps)))
+        return tuple(found)
+
+    def _named(self, dim: int) -> tuple[str, ...]:
+        """The axes that cut a dim, those of experts by what stands for them here."""
+        try:
+            axes = (expert_axis(self.topology, axis) for axis in self.weight.axes(dim))
+            named = tuple(axis for axis in axes if axis is not None)
+            for axis in named:
+                self.topology.size(axis)
+        except UnknownAxisError as error:
+            raise UnknownAxisError(f"weight {self.weight.name!r}: {error}") from None
+        return named
+
+    @cached_property
+    def _pipeline(self) -> str:
+        return pipeline_axis(self.topology)
+
+    @cached_property
+    def _alike(self) -> tuple[int, Modes]:
+        """Ranks that hold the same whatever the part: (where they start, modes)."""
+        cutting = {axis for axes, _ in self._dims for axis in axes}
+        start, free = 0, list[Mode]()
+        for axis, modes in self.layout.modes.items():
+            if axis == self._pipeline and self.stages is not None:
+                first, *other = self.stages
+                start = offset(modes, first)
+                free += [(2, offset(modes, stage) - start) for stage in other]
+            elif axis not in cutting:
+                free += modes
+        return start, tuple(free)
+
+    def _having(self, runs: dict[str, Run]) -> Ranks:
+        """The ranks at these indices along the axes that cut."""
+        start, modes = self._alike
+        free = list(modes)
+        tables: list[list[int]] = []  # indices whose positions no modes describe
+        for axis, (first, count) in runs.items():
+            along = self.layout.modes[axis]
+            found = compose(along, first, ((count, 1),))
+            if found is None:
+                tables.append([offset(along, index) for index in range(first, first + count)])
+            else:
+                begins, further = found
+                start += begins
+                free += further
+        world = self.topology.world
+        ordered = coalesce(sorted(free, key=lambda mode: mode[1]))
+        if not tables:
+            return Ranks(world.start + start, ordered, world.placement)
+        positions = sorted(sum(one) for one in product(Ranks(world.start + start, ordered), *tables))
+        places = positions if world.placement is None else [world.placement.ranks[place] for place in positions]
+        return Ranks(0, ((len(places), 1),), Placement(tuple(places)))
+
+
+def pipeline_axis(topology: ParallelTopology) -> str:
+    """The axis along which stages stand, by either of its names."""
+    return next((axis for axis in PIPELINE_AXES if axis in topology.all_axes), PIPELINE_AXES[0])
+
+
+def expert_axis(topology: ParallelTopology, axis: str) -> str | None:
+    """The axis that stands for `axis` here; None where it would have size 1. See `EXPERT_AXES`."""
+    known = topology.all_axes
+    if axis in known or axis not in EXPERT_AXES:
+        return axis
+    other = EXPERT_AXES[axis]
+    if other is None or topology.size(other) == 1:
+        return None
+    try:
+        if "ep" in known:
+            topology.size("ep", other)
+    except UnknownAxisError:  # experts have a factorization of their own, without it
+        return None
+    return other
