@@ -209,11 +209,11 @@ def test_one_rank_of_the_contracts_model():
 
 def test_fewer_heads_than_ranks_are_held_equally_often():
     weights = Weights([Weight("k", "8/tp 4", units=2)])
-    topology = ParallelTopology(tp=8)
+    topology = ParallelTopology(tp=8, dp=2)
     assert [weights.on(topology, rank)["k"].ranges[0].start for rank in range(8)] == [0, 0, 0, 0, 4, 4, 4, 4]
     assert [(box[0], list(ranks)) for box, ranks in weights.placed(topology, "k").holders([range(3, 6), range(4)])] == [
-        (range(3, 4), [0, 1, 2, 3]),
-        (range(4, 6), [4, 5, 6, 7]),
+        (range(3, 4), [0, 1, 2, 3, 8, 9, 10, 11]),
+        (range(4, 6), [4, 5, 6, 7, 12, 13, 14, 15]),
     ]
 
 
