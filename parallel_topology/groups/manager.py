@@ -220,8 +220,16 @@ class GroupManager(DeclaredView[ParallelGroup]):
         made: list[Creator] = []
 
         def create() -> None:
+            store = dist.PrefixStore(joined.meeting.keys, control.client())
+            try:
+                build(store)
+            except Exception as error:
+                reason = f"{self.name}: rank {self.rank} could not create its groups: {first_line(error)}"
+                completion.give_up(store, reason)
+                raise
+
+        def build(store: dist.Store) -> None:
             with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-                store = dist.PrefixStore(joined.meeting.keys, control.client())
                 self._creator = creator(
                     store, witness, self._options, backend=self.backend, device=self.device,
                     deadline=deadline, opening=joined.opening,

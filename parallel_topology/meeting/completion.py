@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch.distributed as dist
 
-from parallel_topology.meeting.control import delete, wait_for
+from parallel_topology.errors import CreationError
+from parallel_topology.meeting.control import delete, read, wait_for
 from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.torch_errors import STORE_ERRORS
 
 BUILT, DONE = "built", "done"
+YES = "yes"
+_LONGEST = 2000
+"""Characters of a reason that others are told."""
 
 
 def complete(store: dist.Store, step: str, ranks: int, deadline: Deadline, *, wait: bool) -> None:
-    """Count this rank in a step. Three operations at most, however many ranks there are.
+    """Count this rank in a step. Four operations at most, however many ranks there are.
 
     Args:
         wait: until all have been counted.
 
     Raises:
         Overtaken: they were not in time.
+        CreationError: one gave up.
     """
     if store.add(step, 1) == ranks:
-        store.set(f"all {step}", "")
-    if wait and not wait_for(store, [f"all {step}"], deadline):
+        store.set(_all(step), YES)
+    if not wait:
+        return
+    if not wait_for(store, [_all(step)], deadline):
         raise Overtaken
+    said = (read(store, _all(step)) or b"").decode(errors="replace")
+    if said != YES:
+        raise CreationError(said[:_LONGEST])
+
+
+def give_up(store: dist.Store, why: str) -> None:
+    """Tell those that wait that this rank will not be counted."""
+    with suppress(*STORE_ERRORS):
+        for step in (BUILT, DONE):
+            store.compare_set(_all(step), "", why[:_LONGEST])
+
+
+def _all(step: str) -> str:
+    return f"all {step}"
 
 
 def clear(store: dist.Store, keys: str) -> None:

@@ -186,13 +186,13 @@ class Creator:
             CreationError: a group has other members, or these in another order.
         """
         self._doing = ("the new groups failed", "verification")
+        ranks = len(self._made[0][1])
+        if self._makes_more():  # before they use each other: who could not build says so here
+            complete(self._store, BUILT, ranks, self._deadline, wait=True)
         if verify:
             self._verify(rank)
         for (links, _), family in zip(self._made, self._families, strict=True):
             links.set_timeout(timedelta(seconds=self._options.operations_wait(family)))
-        ranks = len(self._made[0][1])
-        if self._makes_more():
-            complete(self._store, BUILT, ranks, self._deadline, wait=True)
         complete(self._store, DONE, ranks, self._deadline, wait=stay)
 
     def _makes_more(self) -> bool:
