@@ -224,8 +224,9 @@ class GroupManager(DeclaredView[ParallelGroup]):
             try:
                 build(store)
             except Exception as error:
-                reason = f"{self.name}: rank {self.rank} could not create its groups: {first_line(error)}"
-                completion.give_up(store, reason)
+                if not isinstance(error, Overtaken) and not deadline.passed():  # else it waited for who is missing
+                    reason = f"{self.name}: rank {self.rank} could not create its groups: {first_line(error)}"
+                    completion.give_up(store, reason)
                 raise
 
         def build(store: dist.Store) -> None:
