@@ -97,8 +97,8 @@ def made_at(make: Callable[[], T]) -> tuple[T, list[int]]:
         with suppress(OSError):
             free.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             free += [_dup(free[0]) for _ in range(_OPENED - 1)]
-        for descriptor in filter(_is_open, free):
-            _close(descriptor)
+        for descriptor in free:
+            _close(descriptor)  # also of -1, where there were no more: nothing happens
         return make(), free
 
 
@@ -116,10 +116,6 @@ def new_connections(make: Callable[[], T]) -> tuple[T, Connections | None]:
         if inode not in before and _listens_at(descriptor, inode) is not None
     ]
     return made, Connections.of(found) if len(found) == 1 else None
-
-
-def _is_open(descriptor: int) -> bool:
-    return descriptor >= 0
 
 
 def _devices_at(addresses: Sequence[tuple[str, int]], polls: Iterable[int]) -> list[Device]:

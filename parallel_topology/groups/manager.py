@@ -214,7 +214,6 @@ class GroupManager(DeclaredView[ParallelGroup]):
             if joined.meeting.leave(store):  # the last one takes away what all shared
                 witness.clear(store)
                 ballots.clear(store)
-                completion.clear(store, joined.meeting.keys)
 
         control.at_end(leave)
         made: list[Creator] = []

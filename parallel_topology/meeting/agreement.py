@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from parallel_topology.errors import DisagreementError, GroupTimeoutError, ParallelTopologyError, RendezvousError
+from parallel_topology.meeting import completion
 from parallel_topology.meeting.cards import (
     BYTES_A_RANK,
     MAX_BYTES,
@@ -53,7 +54,7 @@ from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 AGAIN, OVER, GONE = "again", "over", "gone"
-_OF_MANAGERS = ("built", "all built", "done", "all done", "witness/failed")
+_OF_MANAGERS = (*completion.KEYS, "witness/failed")
 """Keys that a manager puts below its own, whose names are always the same."""
 PATIENCE = 0.5
 """Seconds in which who holds a wrong token, or shows no card at all, may be replaced by the rank that it is not."""

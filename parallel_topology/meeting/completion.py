@@ -7,7 +7,7 @@ from contextlib import suppress
 import torch.distributed as dist
 
 from parallel_topology.errors import CreationError
-from parallel_topology.meeting.control import delete, read, wait_for
+from parallel_topology.meeting.control import read, wait_for
 from parallel_topology.meeting.deadline import Deadline, Overtaken
 from parallel_topology.torch_errors import STORE_ERRORS
 
@@ -49,6 +49,5 @@ def _all(step: str) -> str:
     return f"all {step}"
 
 
-def clear(store: dist.Store, keys: str) -> None:
-    """Take away what was counted; the last one to leave does. `keys` stands before those of a manager in `store`."""
-    delete(store, *(f"{keys}/{key}" for step in (BUILT, DONE) for key in (step, f"all {step}")))
+KEYS = (BUILT, _all(BUILT), DONE, _all(DONE))
+"""All that stand in the store; they go with the agreement's."""

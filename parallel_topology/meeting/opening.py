@@ -89,10 +89,9 @@ class Opening:
             backend, contacts = open_gloo(made, ranks.index(self._rank), len(ranks), timeout)
             opened = Opened(backend, contacts, Connections(tuple(contacts.mine), tuple(likely)))
             with self._lock:
-                if self._over:  # nobody waits for this any more
-                    return opened.contacts.end()
                 self._opened[family] = opened
-        return None
+        if self._over:  # nobody waits for these any more
+            self._drop()
 
     def _share(self, called: Called, host: int) -> HostMemory | None:
         here = [rank for rank in self._plan.topology.world if called.hosts[rank] == host]
