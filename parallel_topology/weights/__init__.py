@@ -3,6 +3,8 @@
 dtypes    how many bits an element takes
 notation  "1000/tp 64": a shape, and the axes that cut it
 division  one dim over several axes: who has which part, and whose parts meet a range
+config    Config: the fields of a config.json, checked when they are asked for
+families  the families of models: their weights as tables of rows with fields in place of sizes
 weight    Weight: one logical tensor, and how it is cut
 placed    Placed: a weight on a topology; Held: what one rank has; and which ranks hold a range of elements
 weights   Weights: those of a model, its layers and their stages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted, require
 from parallel_topology.topology.wording import listed
 from parallel_topology.weights.dtypes import checked_dtype
+from parallel_topology.weights.families import read_config, read_weights, stored_dtype
 from parallel_topology.weights.placed import Held, Placed, pipeline_axis
 from parallel_topology.weights.weight import Weight
 
@@ -82,6 +83,39 @@ class Weights:
                 if name in put["_homes"]:
                     raise TopologyError(f"two weights have the name {name!r}; expected each to have one of its own")
                 put["_homes"][name] = (weight, layer)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        dtype: object = None,
+        pad_vocab_to: int = 1,
+        counts: Iterable[int] | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        virtual: int = 1,
+    ) -> Weights:
+        """The weights of a model from Hugging Face's config.json, as `json.load` reads it.
+
+        Families: Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3 (the text model), Mixtral, Qwen3-MoE, DeepSeek-V3, GPT-OSS.
+        What is named how stands in `parallel_topology.weights.families`.
+
+        Args:
+            config: the file's fields.
+            dtype: of the weights; None for what the configuration says, or bfloat16. Has to be given where it says that
+                the checkpoint is quantized: what is stored then is not read, and these are the weights before.
+            pad_vocab_to: the vocabulary is padded until each part is a multiple of this: 128 as Megatron does.
+            counts, first, last, virtual: as for `Weights`.
+
+        Raises:
+            TopologyError: the family is not known, or a field that is needed is not there or is no size.
+        """
+        fields = read_config(config)
+        weights = read_weights(fields, pad_vocab_to)
+        given = stored_dtype(fields) if dtype is None else dtype
+        layers = fields.size("num_hidden_layers")
+        return cls(weights, layers=layers, dtype=given, counts=counts, first=first, last=last, virtual=virtual)
 
     # What it is
 
