@@ -8,6 +8,9 @@ families  the families of models: their weights as tables of rows with fields in
 weight    Weight: one logical tensor, and how it is cut
 placed    Placed: a weight on a topology; Held: what one rank has; and which ranks hold a range of elements
 weights   Weights: those of a model, its layers and their stages
+place     Place: a box of a weight, and the box of a rank's tensor that keeps it
+rules     Fused, Interleaved, Transposed, Split, Padded: how a side's tensors are made of weights
+storage   Storage: the tensors that a side has, and where in them weights lie
 checks    will a model divide over a topology, and what would do
 """
 
@@ -17,13 +20,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parallel_topology.weights.place import Place
     from parallel_topology.weights.placed import Held, Placed
+    from parallel_topology.weights.rules import Fused, Interleaved, Padded, Split, Transposed
+    from parallel_topology.weights.storage import Storage, Stored
     from parallel_topology.weights.weight import Weight
     from parallel_topology.weights.weights import Weights
 
-__all__ = ["Held", "Placed", "Weight", "Weights"]
+__all__ = [
+    "Fused",
+    "Held",
+    "Interleaved",
+    "Padded",
+    "Place",
+    "Placed",
+    "Split",
+    "Storage",
+    "Stored",
+    "Transposed",
+    "Weight",
+    "Weights",
+]
 
-_HOMES = {"Held": "placed", "Placed": "placed", "Weight": "weight", "Weights": "weights"}
+_HOMES = {
+    **dict.fromkeys(("Fused", "Interleaved", "Padded", "Split", "Transposed"), "rules"),
+    **dict.fromkeys(("Held", "Placed"), "placed"),
+    **dict.fromkeys(("Storage", "Stored"), "storage"),
+    "Place": "place",
+    "Weight": "weight",
+    "Weights": "weights",
+}
 
 
 def __getattr__(name: str) -> Any:

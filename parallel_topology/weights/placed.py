@@ -67,19 +67,27 @@ class Placed:
             RankError: `rank` is not in this world.
         """
         position = self.topology.position(rank)
-        if self.stages is not None and self.layout.index(self._pipeline, position) not in self.stages:
-            return None
-        return self.held(position)
+        return self.held(position) if self.has(position) else None
+
+    def has(self, position: int) -> bool:
+        """Whether a position is on one of its stages."""
+        return self.stages is None or self.layout.index(self._pipeline, position) in self.stages
 
     def held(self, position: int) -> Held:
         """What is held at a position, on whatever stage."""
-        ranges: list[range] = []
-        shape: list[int] = []
-        for axes, division in self._dims:
-            part = division.part(tuple(self.layout.index(axis, position) for axis in axes))
-            ranges.append(division.within(part))
-            shape.append(len(part))
-        return Held(tuple(ranges), tuple(shape), bytes_of(prod(shape), self.dtype))
+        parts = self.parts(position)
+        shape = tuple(map(len, parts))
+        return Held(self.within(parts), shape, bytes_of(prod(shape), self.dtype))
+
+    def parts(self, position: int) -> tuple[range, ...]:
+        """What is held at a position, one range a dim, padding included."""
+        return tuple(
+            division.part(tuple(self.layout.index(axis, position) for axis in axes)) for axes, division in self._dims
+        )
+
+    def within(self, parts: Sequence[range]) -> tuple[range, ...]:
+        """Parts without their padding."""
+        return tuple(division.within(part) for (_, division), part in zip(self._dims, parts, strict=True))
 
     def nbytes(self, position: int, over: Sequence[str] = (), dtype: str | None = None) -> int:
         """The bytes held at a position; of a part cut once more along dim 0, by `torch.chunk`, over further axes.

@@ -103,9 +103,7 @@ class Weight:
 
     def full_name(self, layer: int | None) -> str:
         """The name in one layer; None is for what is in no layer."""
-        if layer is None:
-            return self.name
-        return self.name.replace("{}", str(layer)) if "{}" in self.name else f"{self.name}.{layer}"
+        return numbered(self.name, layer)
 
     def layers(self, among: range) -> Collection[int]:
         """Those of the layers that have one."""
@@ -142,6 +140,13 @@ class Weight:
 
     def _is_plain_units(self) -> bool:
         return tuple(self.units) in ((), (min(self.cut, default=0),))
+
+
+def numbered(name: str, layer: int | None) -> str:
+    """A name in one layer, whose number stands for `{}` or is appended; None is for what is in no layer."""
+    if layer is None:
+        return name
+    return name.replace("{}", str(layer)) if "{}" in name else f"{name}.{layer}"
 
 
 _DEFAULTS: dict[str, Any] = {

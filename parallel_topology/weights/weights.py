@@ -138,7 +138,7 @@ class Weights:
         Raises:
             TopologyError: there is no tensor of this name.
         """
-        return self._home(name)[0]
+        return self.home(name)[0]
 
     # Who holds what
 
@@ -152,7 +152,7 @@ class Weights:
         """
         position = topology.position(rank)
         held: dict[str, Held] = {}
-        for placed, layers in self._here(topology, position):
+        for placed, layers in self.here(topology, position):
             part = placed.held(position)
             held.update((placed.weight.full_name(layer), part) for layer in layers)
         return held
@@ -163,7 +163,7 @@ class Weights:
         Raises:
             TopologyError, UnknownAxisError: as for `on`; or there is no tensor of this name.
         """
-        weight, layer = self._home(name)
+        weight, layer = self.home(name)
         stages = topology.size(pipeline_axis(topology))
         if layer is None:
             return self._placed(weight, topology, stages)
@@ -205,13 +205,13 @@ class Weights:
         counted = None if dtype is None else checked_dtype(dtype)
         position = topology.position(rank)
         return sum(
-            len(layers) * placed.nbytes(position, over, counted) for placed, layers in self._here(topology, position)
+            len(layers) * placed.nbytes(position, over, counted) for placed, layers in self.here(topology, position)
         )
 
     # Private
 
-    def _here(self, topology: ParallelTopology, position: int) -> Iterator[tuple[Placed, Collection[int | None]]]:
-        """The weights of a position's stage, each with the layers in which the stage has it."""
+    def here(self, topology: ParallelTopology, position: int) -> Iterator[tuple[Placed, Collection[int | None]]]:
+        """The weights of a position's stage, each with the layers in which the stage has it; None for those in none."""
         pipeline = pipeline_axis(topology)
         stages = topology.size(pipeline)
         stage = topology.factorization(pipeline).index(pipeline, position) if stages > 1 else 0
@@ -250,7 +250,12 @@ class Weights:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": {}}
 
-    def _home(self, name: str) -> tuple[Weight, int | None]:
+    def home(self, name: str) -> tuple[Weight, int | None]:
+        """The weight that a logical tensor's name stands for, and the layer.
+
+        Raises:
+            TopologyError: there is no tensor of this name.
+        """
         found = self._homes.get(name)
         if found is None:
             few = [*self._homes][:16]
