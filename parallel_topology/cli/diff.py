@@ -59,7 +59,8 @@ def _show(found: Diff, hosts: Hosts | None) -> None:
     lines = str(found).splitlines()
     if hosts is not None:
         for name, topology in (("before", found.before), ("after", found.after)):
-            lines.append(f"{name}: {topology} on hosts {hosts}")
+            idle = hosts.idle(topology)
+            lines.append(f"{name}: {topology} on hosts {hosts}{f'; {idle}' if idle else ''}")
             lines += [f"  {hosts.spans(topology, axis)}" for axis in _divided_axes(topology)]
     width = columns()
     for line in lines:

@@ -40,10 +40,10 @@ def orders(
         more = {"left_out": left_out(spec)} if left_out(spec) else {}
         print_json({"topology": str(spec), "hosts": str(hosts), "orders": listed, **more})
     else:
-        _show(ranked, spec)
+        _show(ranked, spec, hosts)
 
 
-def _show(ranked: list[RankedOrder], topology: ParallelTopology) -> None:
+def _show(ranked: list[RankedOrder], topology: ParallelTopology, hosts: Hosts) -> None:
     rows = table("order")
     axes = list(ranked[0].hosts_per_group)
     for axis in axes:
@@ -55,6 +55,8 @@ def _show(ranked: list[RankedOrder], topology: ParallelTopology) -> None:
     out = console()
     print_table(rows)
     if len(ranked) > SHOWN:
-        out.print(f"... and {len(ranked) - SHOWN} more, all of them with --json")
+        out.print(f"... and {len(ranked) - SHOWN:,} more, all of them with --json")
     if others := left_out(topology):
         out.print(f"{others:,} orders were left out: none of them is better, as far as the axes themselves go")
+    if idle := hosts.idle(topology):
+        out.print(idle)

@@ -83,7 +83,7 @@ def _document(topology: ParallelTopology, size: int, verdict: Verdict) -> dict[s
 
 def _show(out: Console, topology: ParallelTopology, size: int, verdict: Verdict, info: LaunchInfo | None) -> None:
     started = f"started by {info.launcher}" if info else "started here, for no launcher was found"
-    out.print(f"{topology}: {topology.world_size} ranks, {started}; {verdict.where}; messages of {size:,} bytes\n")
+    out.print(f"{topology}: {topology.world_size:,} ranks, {started}; {verdict.where}; messages of {size:,} bytes\n")
     if verdict.groups:
         print_table(_table(verdict.groups))
         out.print()
@@ -100,7 +100,7 @@ def _show(out: Console, topology: ParallelTopology, size: int, verdict: Verdict,
         out.print(f"broken: rank {rank} {verdict.broken[rank]}", style="bold red")
     if more := len(verdict.broken) - len(named[:SHOWN]):
         met = next((f"; rank {rank} {said}" for rank, said in verdict.broken.items() if rank not in named), "")
-        out.print(f"and {more} more failed, --json says how{met}", style="red")
+        out.print(f"and {more:,} more failed, --json says how{met}", style="red")
     for sentence in verdict.unseen:
         out.print(f"not seen: {sentence}", style="dim")
     if verdict.ok:
@@ -119,7 +119,7 @@ def _table(results: list[GroupResult]) -> Table:
         for one in kind if len(kind) <= SHOWN else worst:
             rows.add_row(*_row(one))
         if len(kind) > SHOWN:
-            rows.add_row(f"... and {len(kind) - SHOWN} faster")
+            rows.add_row(f"... and {len(kind) - SHOWN:,} faster")
     return rows
 
 

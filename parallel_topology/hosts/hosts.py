@@ -250,6 +250,16 @@ class Hosts:
                 f"{topology.world_size}: rank {missing} is on no host"
             )
 
+    def idle(self, topology: ParallelTopology) -> str:
+        """How many places are left over by `topology`, in words; "" where none is.
+
+        >>> from parallel_topology import ParallelTopology
+        >>> Hosts.parse("4x2").idle(ParallelTopology(tp=4))
+        '4 of 8 places stay idle'
+        """
+        spare = self.rank_count - topology.world_size
+        return f"{spare:,} of {self.rank_count:,} places stay idle" if spare else ""
+
     # Private
 
     def _decisive(self, topology: ParallelTopology) -> Iterable[int]:
@@ -344,13 +354,13 @@ class Spans:
 
     def __str__(self) -> str:
         total = self.groups.size
-        what = f"{self.name}: {total} group{'s' * (total > 1)} of {self.groups[0].size}"
+        what = f"{self.name}: {total:,} group{'s' * (total > 1)} of {self.groups[0].size:,}"
         if self.inside:
             return f"{what}, inside hosts"
         number = next(self.crossing_numbers())
         group = self.groups[number]
         example = f"{self.name} group {number} = {group!r} spans hosts {_enumerated(self.hosts.hosts_of(group))}"
-        return f"{what}, {self.crossing} across hosts (up to {self.widest} hosts); {example}"
+        return f"{what}, {self.crossing:,} across hosts (up to {self.widest:,} hosts); {example}"
 
 
 def _is_uniform(hosts: Hosts) -> bool:

@@ -60,7 +60,7 @@ def html(
 </head>
 <body>
 <h1>{escape(scene.title)}</h1>
-<p>{escape(scene.summary)}; colour: {escape(scene.stage_axis)}</p>
+<p>{escape("; ".join(filter(None, [scene.summary, scene.idle])))}; colour: {escape(scene.stage_axis)}</p>
 <main>
 <aside>
 <div class="controls" role="search">

@@ -77,7 +77,7 @@ class Axis:
         if self.spans.inside:
             return "inside hosts"
         total = self.groups.size
-        return "crosses hosts" if self.spans.crossing == total else f"{self.spans.crossing} of {total} cross hosts"
+        return "crosses hosts" if self.spans.crossing == total else f"{self.spans.crossing:,} of {total:,} cross hosts"
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,13 @@ class Scene:
         if self.hosts is None:
             return what
         counts, many = self._host_sizes(), f"{self.unit_count:,} host{'s' * (self.unit_count > 1)}"
-        of = f" of {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
+        of = f" of {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "") if counts else ""
         return f"{what} on {many}{of}"
+
+    @property
+    def idle(self) -> str:
+        """`4 of 8 places stay idle`; "" where none does, or hosts are not known."""
+        return "" if self.hosts is None else self.hosts.idle(self.topology)
 
     @property
     def is_listed(self) -> bool:

@@ -216,6 +216,8 @@ def axis_lines(scene: Scene) -> Iterator[str]:
     if scene.topology.ranks is not None:
         listed = isinstance(scene.topology.ranks, tuple)
         yield f"strides count positions: the ranks are placed {'one by one' if listed else 'in steps of their own'}"
+    if scene.idle:
+        yield scene.idle
     if not hosts:
         yield "hosts are not given, so nothing is said about them"
 
@@ -223,7 +225,10 @@ def axis_lines(scene: Scene) -> Iterator[str]:
 def axis_facts(axis: Axis) -> list[str]:
     """Groups, size, stride and, when hosts are known, hosts of each group and whether it crosses them."""
     facts = [f"{axis.groups.size:,}", f"{axis.size:,}", ",".join(map(str, axis.strides)) or "-"]
-    return facts if axis.spans is None else [*facts, ranges(axis.spans.histogram), axis.where]
+    if axis.spans is None:
+        return facts
+    counts = axis.spans.histogram
+    return [*facts, ranges(counts) if len(counts) > 1 else f"{axis.spans.widest:,}", axis.where]
 
 
 def grid(topology: ParallelTopology) -> list[str]:

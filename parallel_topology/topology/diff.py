@@ -81,10 +81,10 @@ class Diff:
             if ranks and not count:
                 lines[0] += f", {ranks.size:,} rank{'s are' if ranks.size > 1 else ' is'} {what}"
         lines += [f"  rank {rank}: {_shown(old)} -> {_shown(new)}" for rank, old, new in listed]
-        lines += [f"  ... and {count - LISTED} more"] if count > LISTED else []
+        lines += [f"  ... and {count - LISTED:,} more"] if count > LISTED else []
         for name, ranks in (("removed", self.removed), ("added", self.added)):
             if ranks:
-                lines.append(f"  {name}: {list(ranks) if ranks.size <= LISTED else f'{ranks.size} ranks'}")
+                lines.append(f"  {name}: {list(ranks) if ranks.size <= LISTED else f'{ranks.size:,} ranks'}")
         return "\n".join(lines)
 
     # Private
@@ -195,7 +195,7 @@ class Without(Sequence[int]):
 
     def __repr__(self) -> str:
         shown = ", ".join(map(str, islice(self, 16)))
-        return f"[{shown}]" if self.size <= 16 else f"[{shown}, ...] ({self.size} ranks)"
+        return f"[{shown}]" if self.size <= 16 else f"[{shown}, ...] ({self.size:,} ranks)"
 
 
 def _same_ranks(one: Ranks, other: Ranks) -> bool:

@@ -175,7 +175,7 @@ class Ranks(Sequence[int]):
 
     def __repr__(self) -> str:
         shown = ", ".join(map(str, islice(self, 16)))
-        return f"[{shown}]" if self.size <= 16 else f"[{shown}, ... {self[-1]}] ({self.size} ranks)"
+        return f"[{shown}]" if self.size <= 16 else f"[{shown}, ... {self[-1]}] ({self.size:,} ranks)"
 
 
 # Setters of the slots: quicker than object.__setattr__, and ranks are made for every question.
@@ -301,7 +301,7 @@ class Groups(Sequence[Ranks]):
 
     def __repr__(self) -> str:
         shown = " ".join(map(repr, islice(self, 16)))
-        return shown if self.size <= 16 else f"{shown} ... ({self.size} groups)"
+        return shown if self.size <= 16 else f"{shown} ... ({self.size:,} groups)"
 
 
 _set_starts, _set_group_modes, _set_group_placement = (

@@ -148,7 +148,7 @@ def _declared(
 
 
 def _described(family: Family) -> str:
-    groups = f"{family.count} group{'' if family.count == 1 else 's'} of {family.size}"
+    groups = f"{family.count:,} group{'' if family.count == 1 else 's'} of {family.size:,}"
     if family.shares is not None and family.size > 1:
         return f"{groups}, shared with {family.shares}"
     return groups if family.size > 1 else f"{groups}, nothing to create"

@@ -17,5 +17,5 @@ def listed(names: Iterable[str]) -> str:
 
 def shown_ranks(ranks: Sequence[int]) -> str:
     """`rank 3`, `ranks 0, 1, 2`; cut after 16."""
-    shown = ", ".join(map(str, ranks[:16])) + (f", ... ({len(ranks)} ranks)" if len(ranks) > 16 else "")
+    shown = ", ".join(map(str, ranks[:16])) + (f", ... ({len(ranks):,} ranks)" if len(ranks) > 16 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

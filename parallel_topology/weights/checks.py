@@ -124,7 +124,7 @@ def check(topology: ParallelTopology, sizes: ModelSizes, hosts: Hosts | None = N
         hosts.require(topology)
         findings += [_on_hosts(topology, hosts, axis) for axis in topology.all_axes if topology.size(axis) > 1]
         if spare := hosts.rank_count - topology.world_size:
-            said = f"{hosts} has {hosts.rank_count} places for {topology.world_size} ranks: {spare} stay idle"
+            said = f"{hosts} has {hosts.rank_count:,} places for {topology.world_size:,} ranks: {spare:,} stay idle"
             findings.append(Finding("hosts", "note", said))
     return findings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -71,8 +72,35 @@ def test_beyond_what_python_counts(run):
 def test_orders_that_were_left_out_are_counted():
     done = shell("parallel-topology orders a2-b2-c2-d2-e2-f2-g2-h2 --hosts 32x8")
     assert done.stdout.endswith(
-        "... and 5016 more, all of them with --json\n"
+        "... and 5,016 more, all of them with --json\n"
         "35,280 orders were left out: none of them is better, as far as the axes themselves go\n"
     )
     found = json.loads(shell("parallel-topology orders a2-b2-c2-d2-e2-f2-g2-h2 --hosts 32x8 --json").stdout)
     assert (len(found["orders"]), found["left_out"]) == (5040, 35_280)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"show {SPEC} --hosts 1700000x8",
+        f"show {SPEC} --hosts {HOSTS} --rank 77",
+        "show tp8-dp2000 --axis tp",
+        f"show {SPEC} --axis dp",
+        "diff tp8-dp2000 dp2000-tp8 --hosts 2100x8",
+        "diff tp8-dp2000 tp8-dp4000",
+        "diff tp8-dp4000 tp8-dp2000",
+        "orders a2-b2-c2-d2-e2-f2-g2 --hosts 2000x8",
+        f"check {SPEC} --hosts 1700000x8",
+    ],
+)
+def test_counts_have_commas(run, line: str):
+    """Numbers of ranks and hosts have none; how many there are is written one way everywhere."""
+    done = run(*line.split())
+    assert re.findall(r"\d{4,} (?:more|of \d|ranks|groups|hosts|places|orders)\b|(?:of|to|than) \d{4,}\b", done.out) == []
+    assert re.search(r"\d,\d{3}", done.out)
+
+
+@pytest.mark.parametrize("command", ["show", "orders", "check"])
+def test_places_that_stay_idle_are_said(run, command: str):
+    assert "4 stay idle" in (out := run(command, "tp2-pp2", "--hosts", "4x2").out) or "4 of 8 places stay idle" in out
+    assert "idle" not in run(command, "tp2-pp2", "--hosts", "2x2").out

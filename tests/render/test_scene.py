@@ -124,7 +124,7 @@ def test_one_rank_of_a_large_world(ranks: int):
     topology = ParallelTopology(tp=8, dp=ranks // 128, pp=16)
     hosts = Hosts.uniform(count=ranks // 8, ranks_per_host=8)
     rank = ranks - 3
-    text = show(topology, hosts=hosts, rank=rank, width=300)
+    text = show(topology, hosts=hosts, rank=rank, width=400)
     assert f"╭ host {ranks // 8 - 1} ─" in text
     assert f"rank {rank} on host {ranks // 8 - 1}, local rank 5: tp5 dp{ranks // 128 - 1} pp15\n" in text
     assert f"hosts {15 * ranks // 128}-{ranks // 8 - 1}" in text
@@ -143,7 +143,7 @@ def test_one_rank_of_a_large_world(ranks: int):
     ("text", "hosts", "summary", "line"),
     [
         ("tp8-dp8192-pp4@4", "32769x8", "32,769 hosts of 4 to 8", "host 0  ranks 4-7    tp0-3 dp0 pp0"),
-        ("tp8-dp8192-pp4", "100000,162144", "2 hosts of 100000 to 162144",
+        ("tp8-dp8192-pp4", "100000,162144", "2 hosts of 100,000 to 162,144",
          "host 0  ranks 0-99999        tp0-7 dp0-8191 pp0-1 (not all combinations)"),
         ("dp131072@5+131072x8", "131072x8", "131,072 hosts", "host 0  rank 5   dp0"),
         ("dp131072-tp2@0+131072x2+2x1", "131072x2", "131,072 hosts", "host 0  ranks 0-1    dp0 tp0-1"),

@@ -142,7 +142,7 @@ def test_ranks_that_come_and_go_are_not_listed():
     assert diff.removed == list(range(8))
     assert diff.added.size == 3 * 8 * LARGE + 8
     assert diff.added[0] == diff.before.world_size
-    assert str(parse("tp8").diff(parse(f"tp8-dp{LARGE}"))).endswith(f"added: {8 * LARGE - 8} ranks")
+    assert str(parse("tp8").diff(parse(f"tp8-dp{LARGE}"))).endswith(f"added: {8 * LARGE - 8:,} ranks")
     few = parse(f"dp{LARGE}").diff(parse("dp3@4,2,9"))
     assert few.removed.size == LARGE - 3
     assert few.removed[:7] == [0, 1, 3, 5, 6, 7, 8]
@@ -155,7 +155,7 @@ def test_of_many_ranks_the_text_counts_the_first_ones():
     first, second, *_, last = text.splitlines()
     assert first.endswith(f"65,528 of {128 * LARGE:,} ranks move at least, as the first 65,536 show")
     assert second == "  rank 8: tp=0 dp=1 pp=0 -> tp=0 pp=1 dp=0"
-    assert last == "  ... and 65496 more"
+    assert last == "  ... and 65,496 more"
     assert str(parse(f"tp{LARGE}").diff(parse(f"cp{LARGE}"))).startswith(
         f"tp{LARGE} -> cp{LARGE}: {LARGE:,} of {LARGE:,} ranks move\n  rank 0: tp=0 -> cp=0\n"
     )

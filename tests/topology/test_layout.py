@@ -76,8 +76,8 @@ def test_ranks_refuse_what_a_list_refuses():
 
 def test_long_ranks_and_groups_are_shown_short():
     assert repr(Ranks(0, ((16, 1),))).endswith("15]")
-    assert repr(Ranks(0, ((1000, 1),))).endswith("15, ... 999] (1000 ranks)")
-    assert repr(Groups(Ranks(0, ((1000, 2),)), ((2, 1),))).endswith("[30, 31] ... (1000 groups)")
+    assert repr(Ranks(0, ((1000, 1),))).endswith("15, ... 999] (1,000 ranks)")
+    assert repr(Groups(Ranks(0, ((1000, 2),)), ((2, 1),))).endswith("[30, 31] ... (1,000 groups)")
     assert repr(Groups(Ranks(0, ((2, 2),)), ((2, 1),))) == "[0, 1] [2, 3]"
 
 
