@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from parallel_topology.installed import imported
 
 if TYPE_CHECKING:
     __version__: str
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         LiveGraphError,
         MismatchError,
         MissingExtraError,
+        NoLauncherError,
         NotPicklableError,
         ParallelTopologyError,
         RankError,
@@ -70,6 +72,7 @@ __all__ = [
     "LiveGraphError",
     "MismatchError",
     "MissingExtraError",
+    "NoLauncherError",
     "NotPicklableError",
     "ParallelGroup",
     "ParallelTopology",
@@ -112,14 +115,7 @@ def __getattr__(name: str) -> Any:
         return version("parallel-topology")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "torch":
-            raise
-        from parallel_topology.errors import MissingExtraError
-
-        raise MissingExtraError(f"{name} needs torch, which is not installed: pip install 'torch>=2.8'") from None
+    value = getattr(imported(f"{__name__}.{_HOMES.get(name, 'errors')}", name), name)
     globals()[name] = value
     return value
 

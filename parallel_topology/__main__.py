@@ -3,6 +3,8 @@
 import signal
 import sys
 
+from parallel_topology.errors import MissingExtraError
+
 _TALKING = ("selftest", "demo")
 """Commands with sockets, whose broken pipes are errors of the call and not the end of the program."""
 
@@ -15,9 +17,9 @@ def main() -> None:
         from parallel_topology.cli import app
 
         app(prog_name="parallel-topology")  # however it is started: completion makes a variable of it
+    except MissingExtraError as error:
+        sys.exit(str(error))
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "torch":
-            sys.exit("this command needs torch, which is not installed: pip install 'torch>=2.8'")
         if error.name not in ("rich", "typer"):
             raise
         sys.exit(f"the command line needs {error.name}: pip install 'parallel-topology[cli]'")

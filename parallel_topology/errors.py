@@ -12,6 +12,7 @@ ParallelTopologyError
 ├── NotPicklableError (TypeError)           a manager or group was to be pickled; copies of it are itself
 ├── MissingExtraError (ImportError)        an optional dependency is not installed
 ├── LaunchError (RuntimeError)             the environment does not say which rank this is
+│   └── NoLauncherError                    as there is no launcher's variable in it
 ├── BackendError (RuntimeError)            a backend or device that cannot be used here
 ├── ClosedError (RuntimeError)             use of a manager or group after `close()`
 ├── ClosingError (ExceptionGroup)          what did not end in `close()`, while all else did
@@ -64,6 +65,21 @@ class MissingExtraError(ParallelTopologyError, ImportError):
 
 class LaunchError(ParallelTopologyError, RuntimeError):
     """The environment does not say, or contradicts itself about, which rank this process is."""
+
+
+class NoLauncherError(LaunchError):
+    """No launcher has left its variables.
+
+    Attributes:
+        said: the message, but for the list of launchers that follows in it.
+    """
+
+    def __init__(self, said: str, looked_for: str) -> None:
+        super().__init__(said, looked_for)
+        self.said = said
+
+    def __str__(self) -> str:
+        return f"{self.said}. Looked for {self.args[1]}"
 
 
 class BackendError(ParallelTopologyError, RuntimeError):

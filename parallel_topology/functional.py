@@ -27,6 +27,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from parallel_topology.installed import imported
+
+imported("torch", __name__)  # before it is looked for in vain, in other words than ours
+
 import torch
 from torch import Tensor
 

@@ -26,18 +26,43 @@ def test_dir_lists_what_nobody_has_asked_for():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["GroupManager", "ParallelGroup", "Communicator", "Handle"])
-def test_a_name_that_needs_torch_says_so(name: str):
-    program = f"""
+@pytest.mark.parametrize(
+    ("program", "what"),
+    [
+        ("from parallel_topology import GroupManager", "GroupManager"),
+        ("import parallel_topology; parallel_topology.Handle", "Handle"),
+        ("from parallel_topology.testing import run_ranks", "parallel_topology.testing.run_ranks"),
+        ("from parallel_topology.testing import simulate", "parallel_topology.testing.simulate"),
+        ("from parallel_topology.ray import RayEngine", "parallel_topology.ray.RayEngine"),
+        ("from parallel_topology.ray import Ticket", "parallel_topology.ray.Ticket"),
+        ("import parallel_topology.functional", "parallel_topology.functional"),
+        ("from parallel_topology import functional", "parallel_topology.functional"),
+        ("import parallel_topology.interop", "parallel_topology.interop"),
+        ("from parallel_topology.interop.device_mesh import device_mesh", "parallel_topology.interop"),
+        ("from parallel_topology.interop.deepspeed import mpu", "parallel_topology.interop"),
+        ("from parallel_topology.groups.manager import GroupManager", "parallel_topology.groups"),
+        ("import parallel_topology.communicators.handle", "parallel_topology.communicators"),
+        ("import parallel_topology.meeting.rendezvous", "parallel_topology.meeting"),
+    ],
+)
+def test_every_door_that_needs_torch_says_so(program: str, what: str):
+    done = without_torch(program)
+    said = f"{what} needs torch, which is not installed: pip install 'torch>=2.8'"
+    assert done.stderr.splitlines()[-1] == f"parallel_topology.errors.MissingExtraError: {said}"
+    assert "ModuleNotFoundError" not in done.stderr
+
+
+def test_what_needs_no_torch_goes_on():
+    program = """
 from parallel_topology import MissingExtraError, ParallelTopology
 assert ParallelTopology(tp=2).world_size == 2
-try:
-    from parallel_topology import {name}
-except MissingExtraError as error:
-    print(error)
+from parallel_topology.ray import Place, rank_order
+from parallel_topology.testing import RanksUsageError, strategies
+from parallel_topology.weights import Weights
+import parallel_topology.testing.plugin, parallel_topology.ray, parallel_topology.render.svg
 """
     done = without_torch(program)
-    assert done.stdout == f"{name} needs torch, which is not installed: pip install 'torch>=2.8'\n", done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("command", ["selftest", "demo"])

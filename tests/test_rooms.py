@@ -9,11 +9,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "parallel_topology"
 FLOORS = [
-    *("errors", "topology", "hosts", "launch", "weights", "render", "torch_private", "torch_errors", "wire"),
+    *(
+        "errors",
+        "installed",
+        "topology",
+        "hosts",
+        "launch",
+        "weights",
+        "render",
+        "torch_private",
+        "torch_errors",
+        "wire",
+    ),
     *("communicators", "meeting", "groups", "functional", "interop", "ray", "testing", "selftest", "examples", "cli"),
 ]
 """From the ground up."""
-PURE = ("errors", "topology", "hosts", "launch", "weights", "render")
+PURE = ("errors", "installed", "topology", "hosts", "launch", "weights", "render")
 
 
 def imported(file: Path) -> set[str]:

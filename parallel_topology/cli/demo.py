@@ -12,6 +12,7 @@ import typer
 from parallel_topology.cli.errors import fail, one_line_errors
 from parallel_topology.cli.output import console, print_table, table, without_numpy_warning
 from parallel_topology.errors import TopologyError
+from parallel_topology.installed import imported
 from parallel_topology.render.text import grid
 from parallel_topology.topology.topology import ParallelTopology
 
@@ -32,6 +33,7 @@ def demo(
     """
     out = console()
     without_numpy_warning()
+    imported("torch", "this command")
     with one_line_errors():
         topologies = _engine_topologies(engines)
         content = _content(text)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from parallel_topology.cli.errors import fail, one_line_errors
 from parallel_topology.cli.options import JsonOption
 from parallel_topology.cli.output import print_json, print_table, table
-from parallel_topology.errors import LaunchError
+from parallel_topology.errors import NoLauncherError
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.launch.table import LAUNCHERS
 
@@ -28,12 +28,9 @@ def env(as_json: JsonOption = False) -> None:
     with one_line_errors():
         try:
             found = asdict(LaunchInfo.from_env(os.environ))
-        except LaunchError as error:
-            said, nothing, _ = str(error).partition(" Looked for ")
-            if not nothing:
-                raise
+        except NoLauncherError as error:
             _show_nothing(installed, as_json=as_json)
-            fail(said)
+            fail(f"{error.said}.")
     if as_json:
         print_json({**found, "installed": installed})
     else:

@@ -9,6 +9,7 @@ import typer
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import HostsOption, JsonOption, SpecArgument, names
 from parallel_topology.cli.output import console, print_json, print_table, table
+from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.hosts.traffic import RankedOrder, left_out, ranked_orders
 from parallel_topology.topology.topology import ParallelTopology
 

@@ -13,7 +13,8 @@ import typer
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption, spec
 from parallel_topology.cli.output import console, print_json, print_table, table, without_numpy_warning
-from parallel_topology.errors import LaunchError
+from parallel_topology.errors import NoLauncherError
+from parallel_topology.installed import imported
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.topology.topology import ParallelTopology
 
@@ -46,6 +47,7 @@ def selftest(
     Example: torchrun --standalone --nproc-per-node 2 -m parallel_topology selftest
     """
     without_numpy_warning()
+    imported("torch", "this command")
     with one_line_errors():
         info = _launch_info()
         from parallel_topology.selftest.worlds import alone, default_topology, launched  # torch
@@ -71,10 +73,8 @@ def selftest(
 def _launch_info() -> LaunchInfo | None:
     try:
         return LaunchInfo.from_env(os.environ)
-    except LaunchError as error:
-        if str(error).startswith("no launcher was found"):
-            return None
-        raise
+    except NoLauncherError:
+        return None
 
 
 def _document(topology: ParallelTopology, size: int, verdict: Verdict) -> dict[str, Any]:

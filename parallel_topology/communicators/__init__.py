@@ -33,3 +33,7 @@ factories           which factory a communicator's name stands for
 handle              a collective under way
 compiled            collectives as custom ops, for torch.compile
 """
+
+from parallel_topology.installed import imported
+
+imported("torch", __name__)

@@ -11,3 +11,7 @@ life         what state a manager is in, for all threads, and in forked children
 joining      what the ranks of one manager compare, and the groups they then create
 manager      GroupManager
 """
+
+from parallel_topology.installed import imported
+
+imported("torch", __name__)

@@ -8,3 +8,7 @@ transformer_engine   what `set_context_parallel_group` takes
 Nothing of theirs is imported before it is needed; what takes a group itself (DDP, PipelineStage) needs no adapter.
 See docs/interop.md.
 """
+
+from parallel_topology.installed import imported
+
+imported("torch", __name__)

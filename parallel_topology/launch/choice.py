@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-from parallel_topology.errors import LaunchError
+from parallel_topology.errors import LaunchError, NoLauncherError
 from parallel_topology.launch.launcher import COUNTED, Facts, Launcher, check
 from parallel_topology.launch.table import LAUNCHERS, LIGHTNING, MPI, OTHERS, PALS, PMIX, SLURM, TORCH_NAMES, TORCHRUN
 from parallel_topology.launch.variables import Variables
@@ -19,7 +19,8 @@ def find(env: Variables) -> tuple[str, Facts, tuple[str, ...]]:
     """The name of the launcher that started this process, what it said, and inside which others it was found, and why.
 
     Raises:
-        LaunchError: there is none, or what it or they said cannot be.
+        NoLauncherError: there is none.
+        LaunchError: what it or they said cannot be.
     """
     inner, others = _innermost(env)
     rules: list[str] = []
@@ -46,7 +47,7 @@ def _innermost(env: Variables) -> tuple[Launcher, list[Launcher]]:
         plugins = [PMIX] * any(launcher in MPI for launcher in found) + [PMIX, PALS] * (SLURM in found)
         found = [launcher for launcher in found if launcher not in plugins]
     if not found:
-        raise LaunchError(_nothing_found(env))
+        raise _nothing_found(env)
     if LIGHTNING in found and _claim(env, found[0], "world_size") == 1:
         found.insert(0, found.pop(found.index(LIGHTNING)))
     return found[0], found[1:]
@@ -108,17 +109,18 @@ def _claim(env: Variables, launcher: Launcher, fact: str) -> int | None:
     return launcher.claim(env.apart(), fact)
 
 
-def _nothing_found(env: Variables) -> str:
+def _nothing_found(env: Variables) -> NoLauncherError:
     looked_for = ", ".join(f"{launcher.name} ({', '.join(launcher.marks)})" for launcher in LAUNCHERS)
     hints = [*_halves(env)]
     if "SLURM_JOB_ID" in env:
         job = env.shown("SLURM_JOB_ID").partition("=")[2]
         hints.append(f"This is inside SLURM's job {job}, but not a task of srun: use srun. ")
-    return (
+    said = (
         f"no launcher was found. {''.join(hints)}Start the program with torchrun, or say where the ranks meet with "
         "GroupManager.connect('tcp://host:port', topology, rank=...), or give a store of your own with "
-        f"GroupManager(topology, rank=..., store=...). Looked for {looked_for}"
+        "GroupManager(topology, rank=..., store=...)"
     )
+    return NoLauncherError(said, looked_for)
 
 
 def _halves(env: Variables) -> Iterable[str]:

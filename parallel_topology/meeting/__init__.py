@@ -16,3 +16,7 @@ ballot      all ranks say yes, or it is no for all of them
 witness     who was where, when an operation failed
 creation    the process groups of a manager, and their end
 """
+
+from parallel_topology.installed import imported
+
+imported("torch", __name__)

@@ -6,8 +6,9 @@ first asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from parallel_topology.installed import imported
 
 if TYPE_CHECKING:
     from parallel_topology.testing.agreement import assert_agree, parallel_assert
@@ -66,6 +67,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'failures')}"), name)
+    value = getattr(imported(f"{__name__}.{_HOMES.get(name, 'failures')}", f"{__name__}.{name}"), name)
     globals()[name] = value
     return value
