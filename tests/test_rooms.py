@@ -9,19 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "parallel_topology"
 FLOORS = [
-    *(
-        "errors",
-        "installed",
-        "topology",
-        "hosts",
-        "launch",
-        "weights",
-        "render",
-        "torch_private",
-        "torch_errors",
-        "wire",
-    ),
-    *("communicators", "meeting", "groups", "functional", "interop", "ray", "testing", "selftest", "examples", "cli"),
+    *("errors", "installed", "topology", "hosts", "launch", "weights", "render", "torch_private", "torch_errors"),
+    *("wire", "communicators", "meeting", "groups", "functional", "interop", "ray", "testing", "selftest"),
+    *("examples", "cli"),
 ]
 """From the ground up."""
 PURE = ("errors", "installed", "topology", "hosts", "launch", "weights", "render")
