@@ -9,7 +9,11 @@ weight    Weight: one logical tensor, and how it is cut
 placed    Placed: a weight on a topology; Held: what one rank has; and which ranks hold a range of elements
 weights   Weights: those of a model, its layers and their stages
 place     Place: a box of a weight, and the box of a rank's tensor that keeps it
-rules     Fused, Interleaved, Transposed, Split, Padded: how a side's tensors are made of weights
+forms     what a tensor is made of, whatever the topology; why two cannot be put together
+given     what rules are given, checked
+rules     Fused, Interleaved, Transposed, Split: how a side's tensors are made of weights
+sides     Padded and Sharded: what a side does with weights before, and with tensors after
+made      a tensor that rules have made, and the names of all
 storage   Storage: the tensors that a side has, and where in them weights lie
 checks    will a model divide over a topology, and what would do
 """
@@ -22,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parallel_topology.weights.place import Place
     from parallel_topology.weights.placed import Held, Placed
-    from parallel_topology.weights.rules import Fused, Interleaved, Padded, Split, Transposed
+    from parallel_topology.weights.rules import Fused, Interleaved, Split, Transposed
+    from parallel_topology.weights.sides import Padded, Sharded
     from parallel_topology.weights.storage import Storage, Stored
     from parallel_topology.weights.weight import Weight
     from parallel_topology.weights.weights import Weights
@@ -34,6 +39,7 @@ __all__ = [
     "Padded",
     "Place",
     "Placed",
+    "Sharded",
     "Split",
     "Storage",
     "Stored",
@@ -43,7 +49,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Fused", "Interleaved", "Padded", "Split", "Transposed"), "rules"),
+    **dict.fromkeys(("Fused", "Interleaved", "Split", "Transposed"), "rules"),
+    **dict.fromkeys(("Padded", "Sharded"), "sides"),
     **dict.fromkeys(("Held", "Placed"), "placed"),
     **dict.fromkeys(("Storage", "Stored"), "storage"),
     "Place": "place",

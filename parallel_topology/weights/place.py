@@ -35,7 +35,7 @@ class Place:
 
     def within(self, ranges: Sequence[range]) -> Place | None:
         """What of it is in these ranges of the logical tensor; None if nothing is."""
-        met = tuple(_both(own, asked) for own, asked in zip(self.ranges, ranges, strict=True))
+        met = tuple(both(own, asked) for own, asked in zip(self.ranges, ranges, strict=True))
         if met == self.ranges:
             return self
         if not all(met):
@@ -178,7 +178,7 @@ def interleaved(parts: Sequence[Arranged], dim: int, widths: Sequence[int]) -> A
     return Arranged(shape, tuple(places), _with(parts[0].starts, dim, None))
 
 
-def _both(one: range, other: range) -> range:
+def both(one: range, other: range) -> range:
     return range(max(one.start, other.start), min(one.stop, other.stop))
 
 

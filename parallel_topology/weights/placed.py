@@ -6,7 +6,7 @@ A coordinate along these says which part; ranks that differ along the others hol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -90,14 +90,11 @@ class Placed:
         return tuple(division.within(part) for (_, division), part in zip(self._dims, parts, strict=True))
 
     def nbytes(self, position: int, over: Sequence[str] = (), dtype: str | None = None) -> int:
-        """The bytes held at a position; of a part cut once more along dim 0, by `torch.chunk`, over further axes.
-
-        Those of the axes count that stand in one factorization with what cuts it, and do not cut it themselves.
-        """
-        shape = list(self.held(position).shape)
-        layout, further = self._further(over)
-        for axis in further if shape else ():
-            shape[0] = len(shard(shape[0], layout.index(axis, position), layout.axis_size(axis), uneven="chunk"))
+        """The bytes held at a position; of a part cut once more along dim 0, over further axes: see `further`."""
+        shape = list(map(len, self.parts(position)))
+        if over and shape:
+            group = self.further(over)
+            shape[0] = len(group.part(shape[0], position))
         return bytes_of(prod(shape), dtype or self.dtype)
 
     def holders(self, ranges: Sequence[range] | None = None) -> Iterator[tuple[tuple[range, ...], Ranks]]:
@@ -117,6 +114,15 @@ class Placed:
         Raises:
             TopologyError: not one range a dim.
         """
+        for box, runs in self.meeting(ranges):
+            yield box, self.having(runs)
+
+    def meeting(self, ranges: Sequence[range] | None = None) -> Iterator[tuple[tuple[range, ...], dict[str, Run]]]:
+        """The boxes of parts that meet these ranges, and where along the axes that cut it each is held.
+
+        Raises:
+            TopologyError: as for `holders`.
+        """
         wanted = [range(size) for size in self.weight.shape] if ranges is None else ranges
         if len(wanted) != len(self.weight.shape):
             raise TopologyError(f"{len(wanted)} ranges for weight {self.weight.name!r} of {list(self.weight.shape)}")
@@ -124,7 +130,7 @@ class Placed:
         axes = [axis for axes, _ in self._dims for axis in axes]
         for boxes in product(*met):
             runs = [run for _, found in boxes for run in found]
-            yield tuple(box for box, _ in boxes), self._having(dict(zip(axes, runs, strict=True)))
+            yield tuple(box for box, _ in boxes), dict(zip(axes, runs, strict=True))
 
     @cached_property
     def copies(self) -> int:
@@ -132,8 +138,22 @@ class Placed:
         first = next(ranks for _, ranks in self.holders([range(1) for _ in self.weight.shape]))
         return first.size
 
-    def _further(self, over: Sequence[str]) -> tuple[Layout, list[str]]:
-        """The factorization in which most of the axes `over` stand beside those that cut it, and which these are."""
+    def further(self, over: Sequence[str]) -> Further:
+        """Those of these axes that stand in one factorization with what cuts it, and do not cut it themselves.
+
+        Raises:
+            UnknownAxisError: an axis that is not there.
+        """
+        names = tuple(over)
+        if names not in self._furthers:
+            self._furthers[names] = self._found_further(names)
+        return self._furthers[names]
+
+    @cached_property
+    def _furthers(self) -> dict[tuple[str, ...], Further]:
+        return {}
+
+    def _found_further(self, over: Sequence[str]) -> Further:
         cutting = [axis for axes, _ in self._dims for axis in axes]
         held = [*cutting, *([self._pipeline] if self.stages is not None else [])]
         free = [axis for axis in over if axis not in held and self.topology.size(axis) > 1]
@@ -144,7 +164,7 @@ class Placed:
             except UnknownAxisError:
                 continue
             best, found = layout, [*found, axis]
-        return best, found
+        return Further(best, frozenset(found))
 
     @cached_property
     def layout(self) -> Layout:
@@ -185,27 +205,15 @@ class Placed:
     def _pipeline(self) -> str:
         return pipeline_axis(self.topology)
 
-    @cached_property
-    def _alike(self) -> tuple[int, Modes]:
-        """Ranks that hold the same whatever the part: (where they start, modes)."""
-        cutting = {axis for axes, _ in self._dims for axis in axes}
-        start, free = 0, list[Mode]()
-        for axis, modes in self.layout.modes.items():
-            if axis == self._pipeline and self.stages is not None:
-                first, *other = self.stages
-                start = offset(modes, first)
-                free += [(2, offset(modes, stage) - start) for stage in other]
-            elif axis not in cutting:
-                free += modes
-        return start, tuple(free)
-
-    def _having(self, runs: dict[str, Run]) -> Ranks:
-        """The ranks at these indices along the axes that cut."""
-        start, modes = self._alike
-        free = list(modes)
+    def having(self, runs: Mapping[str, Run], among: Further | None = None, index: int = 0) -> Ranks:
+        """The ranks at these indices along the axes that cut; and at one index of the group along further axes."""
+        layout = self.layout if among is None else among.layout
+        start, free = self._alike(layout, {*runs, *(among.axes if among else ())})
+        if among is not None:
+            start += offset(among.modes, index)
         tables: list[list[int]] = []  # indices whose positions no modes describe
         for axis, (first, count) in runs.items():
-            along = self.layout.modes[axis]
+            along = layout.modes[axis]
             found = compose(along, first, ((count, 1),))
             if found is None:
                 tables.append([offset(along, index) for index in range(first, first + count)])
@@ -220,6 +228,56 @@ class Placed:
         positions = sorted(sum(one) for one in product(Ranks(world.start + start, ordered), *tables))
         places = positions if world.placement is None else [world.placement.ranks[place] for place in positions]
         return Ranks(0, ((len(places), 1),), Placement(tuple(places)))
+
+    def _alike(self, layout: Layout, fixed: Set[str]) -> tuple[int, list[Mode]]:
+        """Ranks that hold the same whatever the part: (where they start, modes)."""
+        start, free = 0, list[Mode]()
+        for axis, modes in layout.modes.items():
+            if axis == self._pipeline and self.stages is not None:
+                first, *other = self.stages
+                start = offset(modes, first)
+                free += [(2, offset(modes, stage) - start) for stage in other]
+            elif axis not in fixed:
+                free += modes
+        return start, free
+
+
+@dataclass(frozen=True)
+class Further:
+    """Axes along which parts are cut once more, together as one group: by `torch.chunk`, as FSDP2 and ZeRO do.
+
+    Attributes:
+        layout: the factorization that has them, and what cuts the weight.
+        axes: members stand in the layout's order, as in `topology.groups(*axes)`.
+    """
+
+    layout: Layout
+    axes: frozenset[str]
+
+    def part(self, length: int, position: int) -> range:
+        """What of so many indices a position keeps."""
+        return self.chunk(length, self.index(position))
+
+    def index(self, position: int) -> int:
+        """Where a position stands in its group."""
+        index, weight = 0, 1
+        for axis in self.layout.modes:
+            if axis in self.axes:
+                index += self.layout.index(axis, position) * weight
+                weight *= self.layout.axis_size(axis)
+        return index
+
+    def chunk(self, length: int, index: int) -> range:
+        return shard(length, index, self.count, uneven="chunk")
+
+    @cached_property
+    def count(self) -> int:
+        return prod(size for size, _ in self.modes)
+
+    @cached_property
+    def modes(self) -> Modes:
+        """Of the group."""
+        return coalesce(mode for axis, modes in self.layout.modes.items() if axis in self.axes for mode in modes)
 
 
 def pipeline_axis(topology: ParallelTopology) -> str:

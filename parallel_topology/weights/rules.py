@@ -6,61 +6,18 @@ In the name of what is made `{}` stands for the layer's number, as in a weight's
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.topology.shares import Uneven
-from parallel_topology.topology.whole import quoted, require
+from parallel_topology.topology.whole import require
+from parallel_topology.weights.forms import Form, differences
+from parallel_topology.weights.given import dim_of, named, put, said, several, whole_dim
 from parallel_topology.weights.place import Arranged, interleaved, joined
 
 INDEX = "{index}"
 """In the name of tensors that are split: which one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Along:
-    """What of one weight runs along a dim: so many indices, divided in this way."""
-
-    size: int
-    axes: tuple[str, ...]
-    units: int | None
-    uneven: Uneven | tuple[int, ...]
-    pad_to: int | None
-
-    def __str__(self) -> str:
-        return "/".join((str(self.size), *self.axes))
-
-
-Dim: TypeAlias = tuple[Along, ...]
-"""What runs along a dim of a tensor: of one weight, or of several."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a tensor is made of, whatever the topology.
-
-    Attributes:
-        name: with `{}` for the layer, and `{index}` where it is split.
-        weights: those that are in it.
-        dims: what runs along each.
-        layers: those that have one; None for what is in none.
-        stage, dtype: of all that is in it.
-        split: whether it is a tensor for each index of what was dim 0.
-    """
-
-    name: str
-    weights: tuple[str, ...]
-    dims: tuple[Dim, ...]
-    layers: Sequence[int] | None
-    stage: str
-    dtype: str
-    split: bool = False
-
-    def __str__(self) -> str:
-        return " ".join("+".join(map(str, dim)) for dim in self.dims)
-
 
 Kept: TypeAlias = Mapping[int | None, Arranged]
 """What one rank has of a form: a tensor, by None; or where it is split those of its indices."""
@@ -91,21 +48,6 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class Node:
-    """A form, and what made it of what; no rule makes a weight's own."""
-
-    form: Form
-    rule: Rule | None = None
-    parts: tuple[Node, ...] = ()
-
-    def kept(self, own: Mapping[str, Arranged]) -> Kept:
-        """What one rank has of it, by what it has of each weight."""
-        if self.rule is None:
-            return {None: own[self.form.name]}
-        return self.rule.kept([part.form for part in self.parts], [part.kept(own) for part in self.parts])
-
-
-@dataclass(frozen=True)
 class Fused(Rule):
     """The parts one after the other along a dim, of each what the rank has: `q | k | v`, `gate | up`.
 
@@ -122,14 +64,14 @@ class Fused(Rule):
     dim: int = 0
 
     def __post_init__(self) -> None:
-        _set(self, name=_named(self, self.name), parts=_several(self, self.parts), dim=_dim(self, self.dim))
+        put(self, name=named(self, self.name), parts=several(self, self.parts), dim=whole_dim(self, self.dim))
 
     @property
     def takes(self) -> tuple[str, ...]:
         return tuple(self.parts)
 
     def form(self, forms: Sequence[Form]) -> Form:
-        return _together(self, forms, _dim_of(self, self.dim, forms[0]))
+        return _together(self, forms, dim_of(self, self.dim, forms[0]))
 
     def kept(self, forms: Sequence[Form], parts: Sequence[Kept]) -> Kept:
         dim = self.dim % len(forms[0].dims)
@@ -154,24 +96,24 @@ class Interleaved(Rule):
     dim: int = 0
 
     def __post_init__(self) -> None:
-        _set(self, name=_named(self, self.name), parts=_several(self, self.parts), dim=_dim(self, self.dim))
-        _set(self, groups=require(1, f"{_said(self)}: groups", self.groups))
+        put(self, name=named(self, self.name), parts=several(self, self.parts), dim=whole_dim(self, self.dim))
+        put(self, groups=require(1, f"{said(self)}: groups", self.groups))
 
     @property
     def takes(self) -> tuple[str, ...]:
         return tuple(self.parts)
 
     def form(self, forms: Sequence[Form]) -> Form:
-        dim = _dim_of(self, self.dim, forms[0])
+        dim = dim_of(self, self.dim, forms[0])
         for form in forms:
             along = form.dims[dim]
             if len(along) != 1:
                 raise TopologyError(
-                    f"{_said(self)}: along dim {dim} of {form.name!r}, {form}, run several weights; expected one"
+                    f"{said(self)}: along dim {dim} of {form.name!r}, {form}, run several weights; expected one"
                 )
             if along[0].size % self.groups:
                 raise TopologyError(
-                    f"{_said(self)}: dim {dim} of {form.name!r}, {form}, is no multiple of groups={self.groups}"
+                    f"{said(self)}: dim {dim} of {form.name!r}, {form}, is no multiple of groups={self.groups}"
                 )
         return _together(self, forms, dim)
 
@@ -193,14 +135,14 @@ class Interleaved(Rule):
             start, length = cast("int", part.starts[dim]), part.shape[dim]
             if start % width or length % width:
                 raise TopologyError(
-                    f"{_said(self)}: a rank has {start}..{start + length} of dim {dim} of {form.name!r}, {form}, which "
+                    f"{said(self)}: a rank has {start}..{start + length} of dim {dim} of {form.name!r}, {form}, which "
                     f"are no whole groups of {width}; expected a cut between groups, as with units={self.groups}"
                 )
             groups = start // width, length // width
             first = first or groups
             if groups != first:
                 raise TopologyError(
-                    f"{_said(self)}: a rank has groups {_run(first)} of {forms[0].name!r} and {_run(groups)} of "
+                    f"{said(self)}: a rank has groups {_run(first)} of {forms[0].name!r} and {_run(groups)} of "
                     f"{form.name!r}; expected the same of all"
                 )
 
@@ -212,7 +154,7 @@ class Transposed(Rule):
     name: str
 
     def __post_init__(self) -> None:
-        _set(self, name=_named(self, self.name))
+        put(self, name=named(self, self.name))
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -221,7 +163,7 @@ class Transposed(Rule):
     def form(self, forms: Sequence[Form]) -> Form:
         (form,) = forms
         if len(form.dims) < 2:
-            raise TopologyError(f"{_said(self)}: {form} has {len(form.dims)} dims; expected at least 2")
+            raise TopologyError(f"{said(self)}: {form} has {len(form.dims)} dims; expected at least 2")
         return replace(form, dims=(*form.dims[:-2], form.dims[-1], form.dims[-2]))
 
     def kept(self, forms: Sequence[Form], parts: Sequence[Kept]) -> Kept:
@@ -243,7 +185,7 @@ class Split(Rule):
     name: str
 
     def __post_init__(self) -> None:
-        _set(self, part=_named(self, self.part), name=_named(self, self.name))
+        put(self, part=named(self, self.part), name=named(self, self.name))
         _require_index(self)
 
     @property
@@ -254,9 +196,9 @@ class Split(Rule):
         (form,) = forms
         if not form.dims or len(form.dims[0]) > 1:
             what = "has no dims" if not form.dims else "has several weights along dim 0"
-            raise TopologyError(f"{_said(self)}: {form.name!r} {what}; expected one weight's, such as experts")
+            raise TopologyError(f"{said(self)}: {form.name!r} {what}; expected one weight's, such as experts")
         if form.split:
-            raise TopologyError(f"{_said(self)}: {form.name!r} is split already; expected what is not")
+            raise TopologyError(f"{said(self)}: {form.name!r} is split already; expected what is not")
         return replace(form, name=self.name, dims=form.dims[1:], split=True)
 
     def kept(self, forms: Sequence[Form], parts: Sequence[Kept]) -> Kept:
@@ -265,27 +207,12 @@ class Split(Rule):
         return {start + index: one for index, one in enumerate(whole.without_first())}
 
 
-@dataclass(frozen=True)
-class Padded:
-    """Dim 0 of a weight is padded otherwise on this side, or not at all; a transfer touches logical elements only.
-
-    Args:
-        weight: its name.
-        to: as `pad_to` of a weight: each part is a multiple of it. Megatron pads a vocabulary so, to 128.
-        whole_to: as `pad_whole_to`: all of it is a multiple, however it is cut. vLLM pads so, to 64.
-    """
-
-    weight: str
-    to: int | None = None
-    whole_to: int | None = None
-
-
 def _together(rule: Rule, forms: Sequence[Form], dim: int) -> Form:
     """One tensor of several, along a dim."""
     first = forms[0]
     for form in forms[1:]:
-        for what in _differences(first, form, dim):
-            raise TopologyError(f"{_said(rule)}: {first.name!r} and {form.name!r} differ in {what}; expected the same")
+        for what in differences(first, form, dim):
+            raise TopologyError(f"{said(rule)}: {first.name!r} and {form.name!r} differ in {what}; expected the same")
     weights = tuple(weight for form in forms for weight in form.weights)
     dims = (*first.dims[:dim], tuple(one for form in forms for one in form.dims[dim]), *first.dims[dim + 1 :])
     if first.split:
@@ -293,75 +220,10 @@ def _together(rule: Rule, forms: Sequence[Form], dim: int) -> Form:
     return replace(first, name=rule.name, weights=weights, dims=dims)
 
 
-def _differences(one: Form, other: Form, dim: int) -> Iterable[str]:
-    if len(one.dims) != len(other.dims):
-        yield f"the number of dims, {one} and {other}"
-        return
-    for at, (own, its) in enumerate(zip(one.dims, other.dims, strict=True)):
-        sizes, axes = ([[getattr(along, what) for along in dims] for dims in (own, its)] for what in ("size", "axes"))
-        if at != dim and sizes[0] != sizes[1]:
-            yield f"dim {at}, {one} and {other}"
-        if {*axes[0]} != {*axes[1]}:
-            yield f"the cut of dim {at}, {one} and {other}"
-        if at != dim and own != its:
-            yield f"how dim {at} is divided, in units, padding or uneven parts"
-    if one.dtype != other.dtype:
-        yield f"dtype, {one.dtype} and {other.dtype}"
-    if (one.layers, one.stage) != (other.layers, other.stage):
-        yield f"where they are, {_where(one)} and {_where(other)}"
-    if one.split != other.split:
-        yield "being split"
-
-
 def _require_index(rule: Rule) -> None:
     if rule.name.count(INDEX) != 1:
-        raise TopologyError(f"{_said(rule)}: expected {INDEX} once in the name, as in 'experts.{INDEX}.up'")
-
-
-def _where(form: Form) -> str:
-    if form.layers is None:
-        return f"stage {form.stage!r}"
-    return f"layers {quoted(form.layers)}"
+        raise TopologyError(f"{said(rule)}: expected {INDEX} once in the name, as in 'experts.{INDEX}.up'")
 
 
 def _run(groups: tuple[int, int]) -> str:
     return f"{groups[0]}..{groups[0] + groups[1]}"
-
-
-def _said(rule: object) -> str:
-    name = getattr(rule, "name", None)
-    return f"{type(rule).__name__}({quoted(name)})"
-
-
-def _named(rule: object, name: object) -> str:
-    if not isinstance(name, str) or not name:
-        raise TopologyError(f"{_said(rule)}: name={quoted(name)}: expected the name of a weight or tensor, as in 'qkv'")
-    return name
-
-
-def _several(rule: object, parts: object) -> tuple[str, ...]:
-    names = () if isinstance(parts, str) or not isinstance(parts, Iterable) else tuple(cast("Iterable[object]", parts))
-    if not names:
-        raise TopologyError(
-            f"{_said(rule)}: parts={quoted(cast('object', parts))}: expected names, as in ['q', 'k', 'v']"
-        )
-    checked = tuple(_named(rule, name) for name in names)
-    if twice := [name for name in checked if checked.count(name) > 1]:
-        raise TopologyError(f"{_said(rule)}: part {twice[0]!r} is named twice; expected each once")
-    return checked
-
-
-def _dim(rule: object, dim: object) -> int:
-    return require(-99, f"{_said(rule)}: dim", dim)
-
-
-def _dim_of(rule: object, dim: int, form: Form) -> int:
-    count = len(form.dims)
-    if not -count <= dim < count:
-        raise TopologyError(f"{_said(rule)}: dim={dim}: expected one of the {count} of {form.name!r}, {form}")
-    return dim % count
-
-
-def _set(rule: object, **values: object) -> None:
-    for name, value in values.items():
-        object.__setattr__(rule, name, value)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from parallel_topology.errors import TopologyError
-from parallel_topology.topology.layout import Ranks
+from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.topology.layout import Placement, Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted
 from parallel_topology.topology.wording import listed
+from parallel_topology.weights.division import Run
 from parallel_topology.weights.dtypes import bytes_of
-from parallel_topology.weights.place import Box, Place, alone
-from parallel_topology.weights.placed import Placed
-from parallel_topology.weights.rules import INDEX, Along, Form, Kept, Node, Padded, Rule
-from parallel_topology.weights.weight import Weight, numbered
+from parallel_topology.weights.forms import form_of
+from parallel_topology.weights.given import axes_over
+from parallel_topology.weights.made import Node, all_names, applied, full_name, read, same_name, shown, unknown
+from parallel_topology.weights.place import Box, Place, alone, both
+from parallel_topology.weights.placed import Further, Placed
+from parallel_topology.weights.rules import Kept, Rule
+from parallel_topology.weights.sides import Cut, Padded, Sharded
+from parallel_topology.weights.weight import numbered
 from parallel_topology.weights.weights import Weights
+
+AnyRule: TypeAlias = Rule | Sharded | Padded
+
+Pieces: TypeAlias = list[tuple[Box, list[int]]]
+"""Boxes, and who has each."""
 
 REMEMBERED = 256
 """Tensors, of one layer, whose places are kept: ranks and layers that have the same parts share them."""
@@ -43,7 +54,7 @@ class Stored:
 class Storage:
     """How one side keeps weights: each in a tensor of its own, but for what the rules say.
 
-    >>> from parallel_topology.weights import Fused
+    >>> from parallel_topology.weights import Fused, Weight
     >>> weights = Weights([Weight("q", "8/tp 4"), Weight("k", "4/tp 4"), Weight("v", "4/tp 4")])
     >>> storage = Storage(weights, [Fused("qkv", ["q", "k", "v"])])
     >>> topology = ParallelTopology(tp=2)
@@ -56,31 +67,39 @@ class Storage:
     Args:
         weights: names, logical shapes, and how this side cuts and pads them.
         rules: one after the other; each may take what those before it made.
+        sharded_over: axes, together one group, over which dim 0 of each tensor is cut once more, as FSDP2 does. Of a
+            tensor whose factorization has none of them, as may be for experts, all is kept.
 
     Raises:
         TopologyError: a rule takes what is not there, or what does not fit together; or two tensors have one name.
     """
 
     weights: Weights
-    rules: tuple[Rule | Padded, ...]
+    rules: tuple[AnyRule, ...]
+    sharded_over: tuple[str, ...]
 
     if TYPE_CHECKING:
         _made: dict[str, Node]  # by name, what is a tensor in the end
         _homes: dict[str, Node]  # name of a weight -> that in which it is in the end
         _names: dict[str, tuple[Node, int | None]]  # name of a tensor that is not split -> what it is, and the layer
-        _known: dict[tuple[str, tuple[Box, ...]], Kept]  # name and parts -> places, of the tensors asked for last
+        _cuts: dict[str, Cut]  # by name, of those that are cut once more
+        _known: dict[tuple[Any, ...], Kept]  # name and parts -> places, of the tensors asked for last
 
-    def __init__(self, weights: Weights, rules: Iterable[Rule | Padded] = ()) -> None:
+    def __init__(
+        self, weights: Weights, rules: Iterable[AnyRule] = (), *, sharded_over: str | Iterable[str] = ()
+    ) -> None:
         put = self.__dict__
         put["rules"] = _rules(rules)
+        put["sharded_over"] = axes_over("sharded_over", sharded_over)
         put["weights"] = weights = _padded(weights, [rule for rule in self.rules if isinstance(rule, Padded)])
-        made = {weight.name: Node(_form(weight, weights)) for weight in weights.weights}
+        made = {weight.name: Node(form_of(weight, weights)) for weight in weights.weights}
         for rule in self.rules:
             if isinstance(rule, Rule):
-                made = _applied(rule, made)
+                made = applied(rule, made)
         put["_made"] = made
         put["_homes"] = {weight: node for node in made.values() for weight in node.form.weights}
-        put["_names"] = _all_names(made.values())
+        put["_names"] = all_names(made.values())
+        put["_cuts"] = self._all_cuts([rule for rule in self.rules if isinstance(rule, Sharded)])
         put["_known"] = {}
 
     # What a rank has
@@ -101,8 +120,10 @@ class Storage:
                 dtype = node.form.dtype
                 for layer in here[of[0]][1]:
                     for index, one in kept.items():
-                        nbytes = bytes_of(prod(one.shape), dtype)
-                        found[_full_name(name, layer, index)] = Stored(one.shape, dtype, nbytes)
+                        full = full_name(name, layer, index)
+                        if full in found:
+                            raise same_name(full)
+                        found[full] = Stored(one.shape, dtype, bytes_of(prod(one.shape), dtype))
         return found
 
     def places(
@@ -126,7 +147,7 @@ class Storage:
         node = self._homes[weight.name]
         found: list[Place] = []
         for index, one in self._at(topology, rank, node, layer).items():
-            tensor = _full_name(node.form.name, layer, index)
+            tensor = full_name(node.form.name, layer, index)
             there = (place.within(wanted) for place in one.places if place.weight == weight.name)
             found += [place.named(name, tensor) for place in there if place]
         return found
@@ -163,28 +184,98 @@ class Storage:
         Raises:
             UnknownAxisError, TopologyError: as for `Weights.placed` and `Placed.holders`.
         """
-        return self.weights.placed(topology, name).holders(ranges)
+        weight, layer = self.weights.home(name)
+        node = self._homes[weight.name]
+        placed = self._placed(topology, node, layer)
+        own = placed[weight.name]
+        further = self._further(node, own)
+        if further is None:
+            yield from own.holders(ranges)
+            return
+        for box, runs in own.meeting(ranges):
+            cut: dict[tuple[tuple[Box, int], ...], list[dict[str, Run]]] = {}
+            for here in _one_by_one(runs):  # they all have this box, but maybe more or less before it in their tensors
+                at = further.layout.position({axis: first for axis, (first, _) in here.items()})
+                kept = self._uncut(node, {one: place.parts(at) for one, place in placed.items()}, placed)
+                pieces = [*_cut_once_more(kept, weight.name, box, self._cuts[node.form.name].dim, further)]
+                cut.setdefault(tuple(pieces), []).append(here)
+            if len(cut) == 1:
+                yield from ((piece, own.having(runs, further, index)) for piece, index in next(iter(cut)))
+                continue
+            sides = [
+                [(piece, [rank for at in here for rank in own.having(at, further, index)]) for piece, index in pieces]
+                for pieces, here in cut.items()
+            ]
+            yield from ((piece, _in_order(topology, ranks)) for piece, ranks in reduce(_met, sides))
 
     # Private
 
     def _at(self, topology: ParallelTopology, rank: int, node: Node, layer: int | None) -> Kept:
         """What a rank has of a form in one layer."""
-        placed = {name: self.weights.placed(topology, numbered(name, layer)) for name in node.form.weights}
+        placed = self._placed(topology, node, layer)
         position = topology.position(rank)
         if not next(iter(placed.values())).has(position):
             return {}
         return self._kept(node, placed, position)
 
+    def _placed(self, topology: ParallelTopology, node: Node, layer: int | None) -> dict[str, Placed]:
+        return {name: self.weights.placed(topology, numbered(name, layer)) for name in node.form.weights}
+
     def _kept(self, node: Node, placed: Mapping[str, Placed], position: int) -> Kept:
+        """What a position has of a form."""
         parts = {name: one.parts(position) for name, one in placed.items()}
+        further = self._further(node, next(iter(placed.values())))
+        if further is None:
+            return self._uncut(node, parts, placed)
+        index = further.index(position)
+        key = node.form.name, tuple(parts.values()), further.count, index
+        known = self._known.get(key)
+        if known is None:
+            dim = self._cuts[node.form.name].dim
+            whole = self._uncut(node, parts, placed)
+            cut = {at: one.window(dim, further.chunk(one.shape[dim], index)) for at, one in whole.items()}
+            known = self._remember(key, cut)
+        return known
+
+    def _uncut(self, node: Node, parts: Mapping[str, Box], placed: Mapping[str, Placed]) -> Kept:
+        """What ranks with these parts have of a form, before it is cut once more."""
         key = node.form.name, tuple(parts.values())
         known = self._known.get(key)
         if known is None:
             own = {name: alone(name, part, placed[name].within(part)) for name, part in parts.items()}
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            known = self._known.setdefault(key, node.kept(own))
+            known = self._remember(key, node.kept(own))
         return known
+
+    def _remember(self, key: tuple[Any, ...], kept: Kept) -> Kept:
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        return self._known.setdefault(key, kept)
+
+    def _further(self, node: Node, placed: Placed) -> Further | None:
+        """Over which ranks a tensor is cut once more, if it is."""
+        cut = self._cuts.get(node.form.name)
+        if cut is None:
+            return None
+        further = placed.further(cut.axes)
+        if cut.required:
+            missing = [axis for axis in cut.axes if axis not in further.axes and placed.topology.size(axis) > 1]
+            if missing:
+                raise UnknownAxisError(
+                    f"tensor {node.form.name!r} is sharded over {'/'.join(cut.axes)}, but no factorization of "
+                    f"{placed.topology} has {missing[0]} beside what cuts it, {node.form}"
+                )
+        return further if further.count > 1 else None
+
+    def _all_cuts(self, rules: Sequence[Sharded]) -> dict[str, Cut]:
+        over = self.sharded_over
+        found = {name: Cut(over, 0, required=False) for name, node in self._made.items() if over and node.form.dims}
+        for rule in rules:
+            if rule.name not in self._made:
+                raise unknown(rule, rule.name, self._made)
+            if sum(rule.name == one.name for one in rules) > 1:
+                raise TopologyError(f"{rule}: {rule.name!r} is sharded twice; expected all axes in one rule")
+            found[rule.name] = rule.of(self._made[rule.name].form)
+        return found
 
     def _named(self, tensor: str) -> tuple[Node, int | None, int | None]:
         """What a tensor's name stands for: what it is, the layer, and the index."""
@@ -192,23 +283,51 @@ class Storage:
             return (*self._names[tensor], None)
         for node in self._made.values():
             if node.form.split:
-                for layer, index in _read(node.form, tensor):
+                for layer, index in read(node.form, tensor):
                     return node, layer, index
-        few = listed([_shown(node.form) for node in self._made.values()][:16])
+        few = listed([shown(node.form) for node in self._made.values()][:16])
         raise TopologyError(f"no tensor is named {quoted(tensor)}: there are {few}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": {}}
 
 
-def _rules(given: object) -> tuple[Rule | Padded, ...]:
+def _cut_once_more(kept: Kept, weight: str, box: Box, dim: int, further: Further) -> Iterator[tuple[Box, int]]:
+    """The parts of a box that lie in one chunk of a tensor each, and in which."""
+    for one in kept.values():
+        for place in one.places:
+            if place.weight == weight and (inside := place.within(box)):
+                length, along = one.shape[dim], inside.local[dim]
+                each = -(-length // further.count)
+                for index in range(along[0] // each, along[-1] // each + 1):
+                    if piece := inside.cut(dim, further.chunk(length, index)):
+                        yield piece.ranges, index
+
+
+def _one_by_one(runs: Mapping[str, Run]) -> Iterator[dict[str, Run]]:
+    for indices in product(*(range(first, first + count) for first, count in runs.values())):
+        yield {axis: (index, 1) for axis, index in zip(runs, indices, strict=True)}
+
+
+def _met(some: Pieces, others: Pieces) -> Pieces:
+    """Pieces of the same box, cut where either is, and the ranks of both."""
+    met = ((tuple(map(both, one, other)), [*ranks, *more]) for one, ranks in some for other, more in others)
+    return [(box, ranks) for box, ranks in met if all(box)]
+
+
+def _in_order(topology: ParallelTopology, ranks: Sequence[int]) -> Ranks:
+    ordered = tuple(sorted(ranks, key=topology.position))
+    return Ranks(0, ((len(ordered), 1),), Placement(ordered))
+
+
+def _rules(given: object) -> tuple[AnyRule, ...]:
     rules = tuple(cast("Iterable[object]", given)) if isinstance(given, Iterable) else (given,)
     for rule in rules:
-        if not isinstance(rule, Rule | Padded):
+        if not isinstance(rule, Rule | Padded | Sharded):
             raise TopologyError(
                 f"{quoted(rule)} is no rule: expected a list of them, as in [Fused('qkv', ['q', 'k', 'v'])]"
             )
-    return cast("tuple[Rule | Padded, ...]", rules)
+    return cast("tuple[AnyRule, ...]", rules)
 
 
 def _padded(weights: Weights, rules: Sequence[Padded]) -> Weights:
@@ -216,91 +335,9 @@ def _padded(weights: Weights, rules: Sequence[Padded]) -> Weights:
     by_name = {weight.name: weight for weight in weights.weights}
     for rule in rules:
         if rule.weight not in by_name:
-            raise _unknown(rule, rule.weight, by_name)
-        by_name[rule.weight] = replace(by_name[rule.weight], pad_to=rule.to)
+            raise unknown(rule, rule.weight, by_name)
+        by_name[rule.weight] = replace(by_name[rule.weight], pad_to=rule.to, pad_whole_to=rule.whole_to)
     return replace(weights, weights=by_name.values()) if rules else weights
-
-
-def _form(weight: Weight, weights: Weights) -> Form:
-    dims = tuple(
-        (
-            Along(
-                size,
-                weight.axes(dim),
-                weight.units.get(dim),
-                weight.uneven if dim in weight.cut else "error",
-                weight.pad_to if dim == 0 else None,
-            ),
-        )
-        for dim, size in enumerate(weight.shape)
-    )
-    layers = None if weight.layer is False else tuple(weight.layers(range(weights.layers)))
-    return Form(weight.name, (weight.name,), dims, layers, weight.stage, weight.dtype or weights.dtype)
-
-
-def _applied(rule: Rule, made: Mapping[str, Node]) -> dict[str, Node]:
-    """With what the rule makes, in the place of the first part that it takes."""
-    parts: list[Node] = []
-    for name in rule.takes:
-        if name not in made:
-            raise _unknown(rule, name, made)
-        parts.append(made[name])
-    node = Node(rule.form([part.form for part in parts]), rule, tuple(parts))
-    if rule.name in made and rule.name not in rule.takes:
-        raise TopologyError(f"{rule}: there is a tensor {rule.name!r} already; expected another name")
-    first, *others = rule.takes
-    return {
-        rule.name if name == first else name: node if name == first else one
-        for name, one in made.items()
-        if name not in others
-    }
-
-
-def _unknown(rule: object, name: str, known: Iterable[str]) -> TopologyError:
-    return TopologyError(f"{rule}: there is no {name!r} here; expected one of {listed(known)}")
-
-
-def _all_names(made: Iterable[Node]) -> dict[str, tuple[Node, int | None]]:
-    """The names of the tensors that are not split; all names differ."""
-    found: dict[str, tuple[Node, int | None]] = {}
-    split: list[Form] = []
-    for node in made:
-        if node.form.split:
-            split.append(node.form)
-            continue
-        for layer in (None,) if node.form.layers is None else node.form.layers:
-            name = numbered(node.form.name, layer)
-            if name in found:
-                raise _same_name(name)
-            found[name] = node, layer
-    for name in found:
-        if any(True for form in split for _ in _read(form, name)):
-            raise _same_name(name)
-    return found
-
-
-def _same_name(name: str) -> TopologyError:
-    return TopologyError(f"two tensors have the name {name!r}; expected each to have one of its own")
-
-
-def _full_name(name: str, layer: int | None, index: int | None) -> str:
-    return numbered(name if index is None else name.replace(INDEX, str(index)), layer)
-
-
-def _read(form: Form, name: str) -> Iterator[tuple[int | None, int]]:
-    """The layer and index of which this is the name; none or one."""
-    pattern = re.escape(form.name if form.layers is None or "{}" in form.name else form.name + ".{}")
-    number = "(0|[1-9][0-9]{0,17})"
-    pattern = pattern.replace(re.escape(INDEX), f"(?P<index>{number})")
-    pattern = pattern.replace(re.escape("{}"), f"(?P<layer>{number})", 1).replace(re.escape("{}"), "(?P=layer)")
-    if found := re.fullmatch(pattern, name):
-        layer = int(found["layer"]) if form.layers is not None else None
-        if form.layers is None or layer in form.layers:
-            yield layer, int(found["index"])
-
-
-def _shown(form: Form) -> str:
-    return form.name if form.layers is None or "{}" in form.name else form.name + ".{}"
 
 
 def _asked(ranges: Sequence[range] | None, shape: tuple[int, ...], of: str) -> Box:

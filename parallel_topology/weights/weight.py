@@ -38,6 +38,7 @@ class Weight:
         units: the cut dim is so many heads, say, that are never split. Fewer than parts are each held by equally many.
             Of several cut dims the first one; or dim -> units.
         pad_to: dim 0 is padded so that each part of it is a multiple of this.
+        pad_whole_to: dim 0 is padded to a multiple of this, however many parts there are.
         uneven: what to do with a dim that does not divide, as for `shares.shard`; or, for one dim cut over one axis,
             the size of each part, in units where it has some.
         dtype: its name in torch; None for the model's.
@@ -53,6 +54,7 @@ class Weight:
     stage: Stage
     units: Mapping[int, int]
     pad_to: int | None
+    pad_whole_to: int | None
     uneven: Uneven | tuple[int, ...]
     dtype: str | None
 
@@ -66,6 +68,7 @@ class Weight:
         stage: Stage = "all",
         units: int | Mapping[int, int] | None = None,
         pad_to: int | None = None,
+        pad_whole_to: int | None = None,
         uneven: Uneven | Iterable[int] = "error",
         dtype: object = None,
     ) -> None:
@@ -82,11 +85,10 @@ class Weight:
                 raise TopologyError(f"both layer= and stage={stage!r} were given; expected one of them")
             put["units"] = _units(units, sizes, axes)
             put["pad_to"] = None if pad_to is None else require(1, "pad_to", pad_to)
-            if pad_to is not None and (not sizes or 0 in put["units"]):
-                raise TopologyError("pad_to= pads dim 0: expected one, and that it is not made of units")
+            put["pad_whole_to"] = None if pad_whole_to is None else require(1, "pad_whole_to", pad_whole_to)
             put["uneven"] = _uneven(uneven, sizes, axes, put["units"])
-            if pad_to is not None and isinstance(put["uneven"], tuple):
-                raise TopologyError("both pad_to= and the sizes of parts were given; expected one of them")
+            if pad_to is not None or pad_whole_to is not None:
+                _require_padding_fits(self)
             put["dtype"] = None if dtype is None else checked_dtype(dtype)
         except TopologyError as error:
             raise TopologyError(f"weight {name!r}: {error}") from None
@@ -119,7 +121,9 @@ class Weight:
         Raises:
             TopologyError: it does not divide; the message says what would.
         """
-        multiple = self.pad_to * prod(sizes.values()) if dim == 0 and self.pad_to is not None else None
+        multiple = None
+        if dim == 0:
+            multiple = self.pad_whole_to if self.pad_to is None else self.pad_to * prod(sizes.values())
         uneven = self.uneven if dim in self.cut else "error"
         try:
             return divided(self.shape[dim], sizes, units=self.units.get(dim), multiple=multiple, uneven=uneven)
@@ -154,6 +158,7 @@ _DEFAULTS: dict[str, Any] = {
     "stage": "all",
     "units": None,
     "pad_to": None,
+    "pad_whole_to": None,
     "uneven": "error",
     "dtype": None,
 }
@@ -212,6 +217,16 @@ def _units(given: object, shape: tuple[int, ...], cut: Mapping[int, str]) -> dic
         if shape[dim] % count:
             raise TopologyError(f"units={count}: expected a number that divides dim {dim} of {list(shape)}")
     return units
+
+
+def _require_padding_fits(weight: Weight) -> None:
+    what = "pad_whole_to" if weight.pad_to is None else "pad_to"
+    if weight.pad_to is not None and weight.pad_whole_to is not None:
+        raise TopologyError("both pad_to= and pad_whole_to= were given; expected one of them")
+    if not weight.shape or 0 in weight.units:
+        raise TopologyError(f"{what}= pads dim 0: expected one, and that it is not made of units")
+    if isinstance(weight.uneven, tuple):
+        raise TopologyError(f"both {what}= and the sizes of parts were given; expected one of them")
 
 
 def _uneven(

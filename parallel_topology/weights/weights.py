@@ -193,7 +193,8 @@ class Weights:
         Args:
             sharded_over: axes along which each rank keeps a part only of what it would hold: what ZeRO and FSDP do with
                 weights, gradients or the optimizer's states. Each tensor's dim 0 is cut as `torch.chunk` does, as in
-                FSDP2. Of a tensor whose factorization has none of them, as may be for experts, all is kept.
+                FSDP2, over the ranks along them all together. Of a tensor whose factorization has none of them, as may
+                be for experts, all is kept.
             dtype: of what is counted, where it is not the weights: `"float32"` for a state of the optimizer.
 
         Raises:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_topology import ParallelTopology, RankError, TopologyError, UnknownAxisError
-from parallel_topology.weights import Fused, Interleaved, Padded, Split, Storage, Transposed, Weight, Weights
+from parallel_topology.weights import Fused, Interleaved, Padded, Sharded, Split, Storage, Transposed, Weight, Weights
 from tests.weights.test_weights import cut_by_hand, placed_weights
 
 NAMES = ("q", "k", "v")
@@ -32,6 +32,7 @@ class Kept:
     turned: bool
     split: bool
     turned_again: bool
+    sharded_dim: int
 
     def whole(self, name: str) -> Any:
         """The elements of a logical tensor, each numbered as no other of the model."""
@@ -51,8 +52,22 @@ class Kept:
             parts = [self._part(name + ending, rank) for name in NAMES]
             for name, array in self._together(parts).items():
                 for index, one in self._apart(array, name + ending, rank).items():
-                    found[name + index + ending] = one
+                    found[name + index + ending] = self._shard(one, rank)
         return found
+
+    def _shard(self, array: Any, rank: int) -> Any:
+        if not self.over:
+            return array
+        group = [*self.topology.group(*self.over, rank=rank)]
+        each = -(-array.shape[self.sharded_dim] // len(group))
+        start = group.index(rank) * each
+        return np.take(array, range(array.shape[self.sharded_dim])[start : start + each], self.sharded_dim)
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        if self.storage.sharded_over:
+            return self.storage.sharded_over
+        return next((tuple(rule.over) for rule in self.storage.rules if isinstance(rule, Sharded)), ())
 
     def _part(self, name: str, rank: int) -> Any:
         weight, whole = self.storage.weights.named(name), self.whole(name)
@@ -125,32 +140,40 @@ def kept(draw: st.DrawFn) -> Kept:
     names = ["all"] if joined else NAMES
     turned = dims > 1 and draw(st.booleans())
     first = dims - 1 if turned and dims == 2 else 0  # the dim that runs along dim 0
-    split = draw(st.booleans()) and not (joined and dim == first)
+    split = draw(st.booleans()) and not (joined and dim == first) and first == 0  # of dim 0, which has its own start
     again = split and dims > 2 and draw(st.booleans())
     rules += [Transposed(name) for name in names if turned]
     rules += [Split(name, name + "@{index}") for name in names if split]
     rules += [Transposed(name + "@{index}") for name in names if again]
-    if split and turned and dims == 2:
-        split = False  # by hand, the start of dim 1 is not looked up
-        rules = [rule for rule in rules if not isinstance(rule, Split)]
-    storage = Storage(Weights(three, layers=layers, dtype="int32"), rules)
-    return Kept(topology, storage, dim, joined, turned, split, again and split)
+    weights = Weights(three, layers=layers, dtype="int32")
+    cutting = {axis for axes in weight.cut.values() for axis in axes.split("/")}
+    free = [axis for axis in topology.axes if axis not in {*cutting, *stages}]
+    over = draw(st.permutations(free))[: draw(st.integers(0, 2))] if cutting <= {*topology.axes} else []
+    left = dims - split  # a split tensor of one dim has none
+    if not over or not left or draw(st.booleans()):
+        storage = Storage(weights, rules, sharded_over=over if left else ())
+        return Kept(topology, storage, dim, joined, turned, split, again, sharded_dim=0)
+    at = draw(st.integers(-left, left - 1))
+    rules += [Sharded(name + "@{index}" * split, over, at) for name in names]
+    return Kept(topology, Storage(weights, rules), dim, joined, turned, split, again, at)
 
 
 def slices(box: Any) -> Any:
     return tuple(slice(one.start, one.stop, one.step) for one in box)
 
 
-@given(kept())
-def test_what_a_rank_keeps_is_what_numpy_puts_together(drawn: Kept):
+@given(kept(), st.data())
+def test_what_a_rank_keeps_is_what_numpy_puts_together(drawn: Kept, data: st.DataObject):
     topology, storage = drawn.topology, drawn.storage
-    for rank in topology.world:
+    for rank in data.draw(st.sets(st.sampled_from(topology.world), min_size=1, max_size=6)):
         expected = drawn.by_hand(rank)
         tensors = storage.tensors(topology, rank)
         assert {name: stored.shape for name, stored in tensors.items()} == {
             name: array.shape for name, array in expected.items()
         }
-        assert sum(stored.nbytes for stored in tensors.values()) == storage.weights.bytes_on(topology, rank)
+        if not drawn.joined and not drawn.turned and not drawn.split and drawn.sharded_dim == 0:
+            predicted = storage.weights.bytes_on(topology, rank, sharded_over=drawn.over)
+            assert sum(stored.nbytes for stored in tensors.values()) == predicted
         for name, array in expected.items():
             found = np.full(array.shape, -1)
             for place in storage.contents(topology, rank, name):
@@ -169,23 +192,17 @@ def boxes(draw: Any, shape: tuple[int, ...]) -> list[range]:
 def test_both_ways_are_inverse_and_cover_each_element_once(drawn: Kept, data: st.DataObject):
     topology, storage = drawn.topology, drawn.storage
     rank = data.draw(st.sampled_from(topology.world))
-    held = storage.weights.on(topology, rank)
     tensors = drawn.by_hand(rank)
+    mine = Counter(number for array in tensors.values() for number in array.ravel().tolist())
     for name in storage.weights.names:
-        wanted = boxes(data.draw, storage.weights.named(name).shape)
-        seen: Counter[tuple[int, ...]] = Counter()
+        wanted, seen = boxes(data.draw, storage.weights.named(name).shape), Counter[int]()
         for place in storage.places(topology, rank, name, wanted):
-            seen.update(product(*place.ranges))
-            part = tensors[place.tensor]
-            assert (place.view(part) == drawn.whole(name)[slices(place.ranges)]).all()
+            numbers = drawn.whole(name)[slices(place.ranges)]
+            seen.update(numbers.ravel().tolist())
+            assert (place.view(tensors[place.tensor]) == numbers).all()
             if all(one.step == 1 for one in place.local):
                 assert place in storage.contents(topology, rank, place.tensor, place.local)
-        both = (
-            [set(asked) & set(own) for asked, own in zip(wanted, held[name].ranges, strict=True)]
-            if name in held
-            else []
-        )
-        assert seen == dict.fromkeys(product(*both) if name in held else [], 1)
+        assert seen == Counter(number for number in drawn.whole(name)[slices(wanted)].ravel().tolist() if mine[number])
     for tensor, array in tensors.items():
         wanted = boxes(data.draw, array.shape)
         numbers = array[slices(wanted)]
@@ -197,6 +214,22 @@ def test_both_ways_are_inverse_and_cover_each_element_once(drawn: Kept, data: st
         assert sorted(found) == sorted(numbers[numbers >= 0].tolist())
         for place in storage.contents(topology, rank, tensor, wanted):
             assert storage.places(topology, rank, place.weight, place.ranges) == [place]
+
+
+@given(kept(), st.data())
+def test_holders_are_those_who_keep_all_of_a_box(drawn: Kept, data: st.DataObject):
+    topology, storage = drawn.topology, drawn.storage
+    name = data.draw(st.sampled_from(storage.weights.names))
+    wanted = boxes(data.draw, storage.weights.named(name).shape)
+    keeping = {
+        rank: {index for place in storage.places(topology, rank, name) for index in product(*place.ranges)}
+        for rank in topology.world
+    }
+    seen: Counter[tuple[int, ...]] = Counter()
+    for box, ranks in storage.holders(topology, name, wanted):
+        seen.update(product(*box))
+        assert [*ranks] == [rank for rank in topology.world if keeping[rank] >= {*product(*box)}]
+    assert seen == dict.fromkeys(product(*wanted), 1)
 
 
 # Where the arrangements come from
@@ -249,6 +282,37 @@ def test_query_heads_of_a_group_its_key_its_value():
     ]
 
 
+def test_fewer_groups_than_ranks_are_cut_where_the_cut_falls():
+    """Megatron's own example: `q1 q2 k1 v1` over two ranks, one has the queries, the other key and value."""
+    heads = [Weight(name, f"{4 * count} 8", units=count) for name, count in (("q", 4), ("k", 2), ("v", 2))]
+    rules = [Interleaved("linear_qkv", ["q", "k", "v"], groups=2), Sharded("linear_qkv", "tp")]
+    storage, topology = Storage(Weights(heads), rules), ParallelTopology(tp=4, dp=2)
+    assert rows(storage, topology, 2, "linear_qkv") == [("q", range(8, 16), range(8))]
+    assert rows(storage, topology, 3, "linear_qkv") == [
+        ("k", range(4, 8), range(4)),
+        ("v", range(4, 8), range(4, 8)),
+    ]
+    assert [(box[0], [*ranks]) for box, ranks in storage.holders(topology, "k")] == [
+        (range(4), [1, 5]),
+        (range(4, 8), [3, 7]),
+    ]
+
+
+def test_shards_of_one_tensor_that_ranks_cut_elsewhere():
+    """Ranks that hold the same key have queries of other lengths before it, so the chunks begin elsewhere."""
+    q, k = Weight("q", "3/tp 2", uneven="chunk"), Weight("k", "4/tp 2", units=1, uneven="chunk")
+    storage = Storage(Weights([q, k]), [Fused("qk", ["q", "k"]), Sharded("qk", "dp")])
+    topology = ParallelTopology(tp=2, dp=2)
+    assert [rows(storage, topology, rank, "qk")[-1][1] for rank in range(4)] == [
+        *(range(1), range(2), range(1, 4), range(2, 4))
+    ]
+    assert [(box[0], [*ranks]) for box, ranks in storage.holders(topology, "k")] == [
+        (range(1), [0, 1]),
+        (range(1, 2), [1, 2]),
+        (range(2, 4), [2, 3]),
+    ]
+
+
 def test_one_column_in_turn_is_a_step():
     topology = ParallelTopology.parse("ep2-etp2")
     storage = Storage(MODEL, GPT_OSS)
@@ -271,8 +335,14 @@ def test_an_expert_has_tensors_of_its_own():
 
 def test_each_side_pads_as_it_does():
     topology = ParallelTopology(tp=2)
-    for rules, length in ((), 512), ([Padded("embed", to=64)], 512), ([Padded("embed")], 500):
-        storage = Storage(MODEL, rules)
+    for rule, length in (
+        (None, 512),
+        (Padded("embed", to=200), 600),
+        (Padded("embed", whole_to=300), 600),
+        (Padded("embed", whole_to=6), 501),
+        (Padded("embed"), 500),
+    ):
+        storage = Storage(MODEL, [rule] if rule else [])
         assert storage.tensors(topology, 0)["embed"].shape == (length, 8)
         (place,) = storage.places(topology, 1, "embed")
         assert (place.ranges[0], len(place.local[0])) == (range(length, 1000), 1000 - length)
@@ -356,6 +426,18 @@ OTHERS = Weights(
         (lambda: [Fused("x", ["a", "wide"], dim=1), Fused("y", ["x", "a"])], "there is no 'a'"),
         (lambda: [Fused("x", ["a", "wide"], dim=1), Interleaved("y", ["x"], 2, dim=1)], "run several weights"),
         (lambda: [Transposed("flat")], "8/tp has 1 dims; expected at least 2"),
+        (lambda: [Padded("a", to=2, whole_to=2)], "both pad_to= and pad_whole_to= were given"),
+        (lambda: [Padded("a", whole_to=0)], "pad_whole_to=0: expected a whole number"),
+        (lambda: [Sharded("a", "tp")], "8/tp 4 is cut over 'tp' already; expected another axis"),
+        (lambda: [Sharded("a", "dp", dim=2)], "dim=2: expected one of the 2 of 'a', 8/tp 4"),
+        (lambda: [Sharded("a", ["d p"])], "over ['d p']: expected an axis, or several"),
+        (lambda: [Sharded("a", ["dp", "dp"])], "expected each axis once"),
+        (lambda: [Sharded("nosuch", "dp")], "there is no 'nosuch' here"),
+        (lambda: [Sharded("a", "dp"), Sharded("a", "cp")], "is sharded twice"),
+        (
+            lambda: [Sharded("a", "dp"), Fused("x", ["a"])],
+            "over=('dp',), dim=0): there is no 'a' here",
+        ),
         (lambda: [Padded("nosuch", to=4)], "there is no 'nosuch' here"),
         (lambda: [Padded("a", to=0)], "pad_to=0: expected a whole number"),
         (lambda: ["fused"], "'fused' is no rule: expected a list of them"),
@@ -396,6 +478,19 @@ def test_a_cut_through_the_groups_is_refused():
     uneven = [Weight("q", "8/tp", units=4, uneven=[1, 3]), Weight("k", "4/tp", units=4, uneven=[3, 1])]
     with pytest.raises(TopologyError, match=r"a rank has groups 0..1 of 'q' and 0..3 of 'k'; expected the same"):
         Storage(Weights(uneven), [Interleaved("x", ["q", "k"], groups=4)]).places(ParallelTopology(tp=2), 0, "q")
+
+
+def test_axes_of_shards_have_to_be_there():
+    topology = ParallelTopology(tp=2, dp=2, views={"expert": "ep2-edp2"})
+    with pytest.raises(UnknownAxisError, match="zero"):
+        Storage(MODEL, sharded_over="zero").tensors(topology, 0)
+    weights = Weights([Weight("up", "4/ep 2"), Weight("norm", "4")])
+    with pytest.raises(UnknownAxisError, match=r"'up' is sharded over dp, but no factorization .* 4/ep 2"):
+        Storage(weights, [Sharded("up", "dp")]).places(topology, 0, "up")
+    storage = Storage(weights, [Sharded("norm", ())], sharded_over=("dp", "edp"))
+    assert [storage.tensors(topology, 0)[name].shape for name in ("up", "norm")] == [(1, 2), (4,)]
+    with pytest.raises(TopologyError, match="sharded_over: over 'd p'"):
+        Storage(weights, sharded_over="d p")
 
 
 def test_a_rank_outside_the_world():
