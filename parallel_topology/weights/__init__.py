@@ -15,6 +15,10 @@ rules     Fused, Interleaved, Transposed, Split: how a side's tensors are made o
 sides     Padded and Sharded: what a side does with weights before, and with tensors after
 made      a tensor that rules have made, and the names of all
 storage   Storage: the tensors that a side has, and where in them weights lie
+model     Model: weights, and the sizes of what flows through them
+activations  what the forward pass keeps for the backward pass, by published formulas
+memory    Memory: what a rank needs, for Training or for Serving
+fit       Load: what the ranks of each stage need, the heaviest first, and why
 checks    will a model divide over a topology, and what would do
 """
 
@@ -24,6 +28,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parallel_topology.weights.fit import Load, loads
+    from parallel_topology.weights.memory import Memory, Serving, Training, memory_on
+    from parallel_topology.weights.model import Model
     from parallel_topology.weights.place import Place
     from parallel_topology.weights.placed import Held, Placed
     from parallel_topology.weights.rules import Fused, Interleaved, Split, Transposed
@@ -36,16 +43,23 @@ __all__ = [
     "Fused",
     "Held",
     "Interleaved",
+    "Load",
+    "Memory",
+    "Model",
     "Padded",
     "Place",
     "Placed",
+    "Serving",
     "Sharded",
     "Split",
     "Storage",
     "Stored",
+    "Training",
     "Transposed",
     "Weight",
     "Weights",
+    "loads",
+    "memory_on",
 ]
 
 _HOMES = {
@@ -53,6 +67,9 @@ _HOMES = {
     **dict.fromkeys(("Padded", "Sharded"), "sides"),
     **dict.fromkeys(("Held", "Placed"), "placed"),
     **dict.fromkeys(("Storage", "Stored"), "storage"),
+    **dict.fromkeys(("Load", "loads"), "fit"),
+    **dict.fromkeys(("Memory", "Serving", "Training", "memory_on"), "memory"),
+    "Model": "model",
     "Place": "place",
     "Weight": "weight",
     "Weights": "weights",

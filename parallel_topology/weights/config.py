@@ -67,6 +67,13 @@ class Config:
             raise TopologyError(f"{name}={quoted(found)}: expected a list of layers")
         return [require(0, name, one) for one in cast("Iterable[object]", found)]
 
+    def texts(self, name: str) -> list[str]:
+        """A field that is a list of words, as `layer_types`; an empty one where it is not there."""
+        found = self.fields.get(name) or ()
+        if not isinstance(found, Iterable) or isinstance(found, str):
+            raise TopologyError(f"{name}={quoted(found)}: expected a list of words, one a layer")
+        return [str(one) for one in cast("Iterable[object]", found)]
+
     def _factor(self, text: str) -> int:
         return int(text) if text.isdigit() else self.size(text)
 

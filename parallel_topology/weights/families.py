@@ -34,6 +34,7 @@ class Row:
         when: fields that all have to say something, or with `not` in front nothing.
         kind: the layers that have it.
         dtype: where it is not the model's.
+        trained: whether it is a parameter; else the training loop moves it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Row:
     when: Sequence[str] = ()
     kind: Kind = "all"
     dtype: str | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,19 @@ class Family:
         sparse: the layers that have experts.
         defaults: what transformers takes where a configuration says nothing, for fields that published ones leave out.
         renamed: fields by another name -> by that of the rows.
+        windowed: the layers whose attention looks back at `sliding_window` tokens only.
+        latent: keys and values are compressed.
+        expert_inner, shared_inner: the fields that say what is inside one expert, and inside the shared ones.
     """
 
     rows: tuple[Row, ...]
     sparse: Callable[[Config], Iterable[int]] = lambda config: ()
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
+    windowed: Callable[[Config], Iterable[int]] = lambda config: ()
+    latent: bool = False
+    expert_inner: str = "moe_intermediate_size"
+    shared_inner: str = ""
 
 
 _QUERIES, _KEYS = "num_attention_heads*head_dim", "num_key_value_heads*head_dim"
@@ -150,30 +159,59 @@ def _every_few(config: Config) -> list[int]:
     return [layer for layer in _every_layer(config) if (layer + 1) % step == 0 and layer not in dense]
 
 
+def _windowed(every: int = 0, switch: str = "", after: str = "") -> Callable[[Config], Iterable[int]]:
+    """The layers with a window: as `layer_types` says, or else from `after` on all but each `every`th."""
+
+    def layers(config: Config) -> Iterable[int]:
+        kinds, count = config.texts("layer_types"), config.size("num_hidden_layers")
+        if kinds and len(kinds) != count:
+            raise TopologyError(f"layer_types has {len(kinds)} words for num_hidden_layers {count}: expected as many")
+        if not config.says("sliding_window") or (switch and not config.says(switch)):
+            return ()
+        if kinds:
+            return [layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"]
+        begin = config.size(after, least=0) if after else 0
+        return [layer for layer in _every_layer(config) if layer >= begin and (not every or (layer + 1) % every)]
+
+    return layers
+
+
+_QWEN_WINDOWS = _windowed(switch="use_sliding_window", after="max_window_layers")
+
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(
         (*_ATTENTION, *_QKV_BIAS, *_OUTPUT_BIAS, *_MLP, *_MLP_BIAS, *_NORMS),
         defaults={**_PLAIN, "mlp_bias": False, "num_key_value_heads": "num_attention_heads"},
     ),
-    "mistral": Family((*_ATTENTION, *_MLP, *_NORMS), defaults=_PLAIN),
-    "qwen2": Family((*_ATTENTION, *_QKV_BIAS, *_MLP, *_NORMS), defaults={**_PLAIN, "qkv_bias": True}),
+    "mistral": Family((*_ATTENTION, *_MLP, *_NORMS), defaults=_PLAIN, windowed=_windowed()),
+    "qwen2": Family(
+        (*_ATTENTION, *_QKV_BIAS, *_MLP, *_NORMS),
+        defaults={**_PLAIN, "qkv_bias": True},
+        windowed=_QWEN_WINDOWS,
+    ),
     "qwen3": Family(
-        (*_ATTENTION, *_QKV_BIAS, *_OUTPUT_BIAS, *_HEAD_NORMS, *_MLP, *_NORMS), defaults={**_PLAIN, "head_dim": 128}
+        (*_ATTENTION, *_QKV_BIAS, *_OUTPUT_BIAS, *_HEAD_NORMS, *_MLP, *_NORMS),
+        defaults={**_PLAIN, "head_dim": 128},
+        windowed=_QWEN_WINDOWS,
     ),
     "gemma": Family((*_ATTENTION, *_QKV_BIAS, *_OUTPUT_BIAS, *_MLP, *_NORMS), defaults={**_GEMMA, "head_dim": 256}),
     "gemma2": Family(
-        (*_ATTENTION, *_QKV_BIAS, *_OUTPUT_BIAS, *_MLP, *_GEMMA_NORMS), defaults={**_GEMMA, "head_dim": 256}
+        (*_ATTENTION, *_QKV_BIAS, *_OUTPUT_BIAS, *_MLP, *_GEMMA_NORMS),
+        defaults={**_GEMMA, "head_dim": 256},
+        windowed=_windowed(2),
     ),
     "gemma3_text": Family(
         (*_ATTENTION, *_QKV_BIAS, *_OUTPUT_BIAS, *_HEAD_NORMS, *_MLP, *_GEMMA_NORMS),
         defaults={
             **_GEMMA, "head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208,
         },
+        windowed=_windowed(6),
     ),
     "mixtral": Family(
         (*_ATTENTION, *_experts("intermediate_size"), *_NORMS),
         _every_layer,
         {**_PLAIN, "experts": "num_local_experts"},
+        windowed=_windowed(), expert_inner="intermediate_size",
     ),
     "qwen3_moe": Family(
         (
@@ -183,12 +221,12 @@ FAMILIES: Mapping[str, Family] = {
         _every_few,
         {**_PLAIN, "experts": "num_experts", "decoder_sparse_step": 1},
         {"num_local_experts": "num_experts"},  # published ones say num_experts, transformers 5 writes the other
+        _QWEN_WINDOWS,
     ),
     "deepseek_v3": Family(
         (
             *(*_LATENT_ATTENTION, *_gated("mlp", "intermediate_size", "dense"), *_experts("moe_intermediate_size")),
-            # no parameter but a buffer, which the training loop moves
-            Row("mlp.gate.e_score_correction_bias", "experts", kind="sparse", dtype="float32"),
+            Row("mlp.gate.e_score_correction_bias", "experts", kind="sparse", dtype="float32", trained=False),
             *_gated("mlp.shared_experts", "n_shared_experts*moe_intermediate_size", "sparse"),
             *_NORMS,
         ),
@@ -197,6 +235,7 @@ FAMILIES: Mapping[str, Family] = {
             **_PLAIN, "experts": "n_routed_experts", "q_lora_rank": False,
             "qk_head_dim": "qk_nope_head_dim+qk_rope_head_dim",
         },
+        latent=True, shared_inner="n_shared_experts*moe_intermediate_size",
     ),
     "gpt_oss": Family(
         (
@@ -205,6 +244,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         _every_layer,
         {**_PLAIN, "attention_bias": True, "head_dim": 64, "experts": "num_local_experts"},
+        windowed=_windowed(2), expert_inner="intermediate_size",
     ),
 }  # fmt: skip
 
@@ -232,13 +272,17 @@ def read_config(given: object) -> Config:
     return Config({**renamed, **fields}, family.defaults)
 
 
+def family_of(config: Config) -> Family:
+    return FAMILIES[config.fields["model_type"]]
+
+
 def read_weights(config: Config, pad_vocab_to: int) -> list[Weight]:
     """The weights of a model, in the order in which its forward pass meets them.
 
     Raises:
         TopologyError: a field that is needed is not there, or is no size.
     """
-    family = FAMILIES[config.fields["model_type"]]
+    family = family_of(config)
     layers = range(config.size("num_hidden_layers"))
     sparse = set(family.sparse(config))
     having: dict[Kind, bool | list[int]] = {

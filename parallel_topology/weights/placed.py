@@ -91,11 +91,14 @@ class Placed:
 
     def nbytes(self, position: int, over: Sequence[str] = (), dtype: str | None = None) -> int:
         """The bytes held at a position; of a part cut once more along dim 0, over further axes: see `further`."""
+        return bytes_of(self.elements(position, over), dtype or self.dtype)
+
+    def elements(self, position: int, over: Sequence[str] = ()) -> int:
+        """The elements held at a position, padding included; of a part cut once more, as for `nbytes`."""
         shape = list(map(len, self.parts(position)))
         if over and shape:
-            group = self.further(over)
-            shape[0] = len(group.part(shape[0], position))
-        return bytes_of(prod(shape), dtype or self.dtype)
+            shape[0] = len(self.further(over).part(shape[0], position))
+        return prod(shape)
 
     def holders(self, ranges: Sequence[range] | None = None) -> Iterator[tuple[tuple[range, ...], Ranks]]:
         """Who has these elements: boxes that make them up, none twice, and the ranks that hold all of each.

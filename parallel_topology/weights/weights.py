@@ -180,6 +180,14 @@ class Weights:
                 return stage
         raise TopologyError(f"layer={quoted(layer)}: expected one of 0..{self.layers - 1}")
 
+    def layers_on(self, stage: int, stages: int) -> list[int]:
+        """The layers that a pipeline stage has, of so many stages, those of its first chunk first.
+
+        Raises:
+            TopologyError: the layers do not divide over the stages.
+        """
+        return [layer for part in self._own_layers(stage, stages) for layer in part] if self.layers else []
+
     def bytes_on(
         self,
         topology: ParallelTopology,
