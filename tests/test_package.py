@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
 import parallel_topology
 
+ROOT = Path(__file__).parents[1]
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 """As where it is not installed: a module of that name that cannot be found hides the real one."""
 
@@ -75,3 +79,20 @@ def test_a_command_that_needs_torch_says_so(command: str):
 def test_names_that_are_not_there():
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = parallel_topology.nothing
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_wheel_is_for_people_who_have_nothing_else(tmp_path: Path):
+    """Builds it as an index gets it: types, examples, a page on which no link leads nowhere."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, timeout=280)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        [about] = (name for name in names if name.endswith("dist-info/METADATA"))
+        page = archive.read(about).decode()
+    assert {"parallel_topology/py.typed", "parallel_topology/examples/two_engines.py"} <= names
+    assert "- Getting started (`docs/getting-started.md`): " in page
+    assert [target for target in re.findall(r"\]\(([^)]+)\)", page) if not target.startswith("https://")] == []
+    assert "\nProject-URL:" not in page

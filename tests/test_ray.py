@@ -467,6 +467,21 @@ def test_what_cannot_be(ray: Any, handles: list[Any], actors: RayActors):
 
 
 @cluster_test
+def test_actors_that_ray_does_not_start_are_not_waited_for_in_silence(
+    ray: Any, few: RayActors, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a machine with fewer cores than actors."""
+    monkeypatch.setattr("parallel_topology.ray.calls.PATIENCE", 1.0)
+    never = ray.remote(num_cpus=1000)(Worker).remote()
+    with pytest.raises(RanksFailedError, match="1 of 4 failed, first actor 3 of those given") as caught:
+        RayActors.find([*few.handles, never], timeout=6)
+    assert [type(error) for error in caught.value.exceptions] == [StuckRankError]
+    said = [record.getMessage() for record in caplog.records if record.name == "parallel_topology.ray"]
+    assert re.match(r"3 of 4 actors answered; Ray starts an actor where .* of 32 CPU and \d of 8 GPU free$", said[-1])
+    assert len(said) == 2  # after 1 s, and after 2 more
+
+
+@cluster_test
 def test_an_actor_that_could_not_be_made_says_why(ray: Any):
     class Unmade:
         def __init__(self) -> None:
@@ -479,8 +494,9 @@ def test_an_actor_that_could_not_be_made_says_why(ray: Any):
 @cluster_test
 def test_the_pages_snippet_runs(ray: Any):
     [snippet] = re.findall(r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs/ray.md").read_text(), re.DOTALL)
+    assert "\nray.init(num_cpus=4)" in snippet
     scope: dict[str, Any] = {}
-    exec(compile(snippet, "docs/ray.md", "exec"), scope)
+    exec(compile(re.sub(r"\nray\.init\(.*", "", snippet), "docs/ray.md", "exec"), scope)  # there is a cluster
     assert [result.tolist() for result in scope["results"]] == [[2.0] * 3] * 4
 
 

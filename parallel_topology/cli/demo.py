@@ -43,14 +43,11 @@ def demo(
             out.print(f"engine {number}: {topology}", style="bold")
             out.print("\n".join(grid(topology)) + "\n")
         out.print(f"{topologies[0].world_size} processes, {len(content):,} bytes of text\n")
-        with out.status("starting", spinner="line") as status:
 
-            def on_phase(name: str) -> None:
-                status.update(name)
-                if not out.is_terminal:
-                    out.print(f"... {name}")
+        def on_phase(name: str) -> None:
+            out.print(f"... {name}")
 
-            outcome = two_engines.run(topologies, content, on_phase)
+        outcome = two_engines.run(topologies, content, on_phase)
     _show_outcome(out, topologies, outcome, two_engines.TOLERANCE)
     if not outcome.agrees:
         sys.exit(1)
@@ -82,6 +79,7 @@ def _content(path: Path | None) -> bytes:
 
 
 def _show_outcome(out: Console, topologies: list[ParallelTopology], outcome: Any, tolerance: float) -> None:
+    out.print()
     rows = table("engine")
     for heading in ("ranks that compared", "largest difference", "after engine 0 closed"):
         rows.add_column(heading)

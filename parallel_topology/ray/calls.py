@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -11,6 +11,9 @@ from parallel_topology.errors import DeadRankError, MissingExtraError, RanksFail
 
 GRACE = 5.0
 """Seconds after the first failure in which the others' are collected: a death is often heard of after its effects."""
+
+PATIENCE = 10.0
+"""Seconds without an answer after which it is told how many have come; then twice as many, and so on."""
 
 
 def require_ray() -> Any:
@@ -27,7 +30,13 @@ def require_ray() -> Any:
         raise MissingExtraError("parallel_topology.ray needs Ray: pip install 'parallel-topology[ray]'") from None
 
 
-def gather(refs: Mapping[int, Any], labels: Mapping[int, str], doing: str, timeout: float) -> list[Any]:
+def gather(
+    refs: Mapping[int, Any],
+    labels: Mapping[int, str],
+    doing: str,
+    timeout: float,
+    tell: Callable[[int], None] | None = None,
+) -> list[Any]:
     """The results of `refs`, in their order, all within `timeout` seconds.
 
     After a first failure the others have a few seconds more: they may wait for who failed, and need not be waited for.
@@ -36,6 +45,7 @@ def gather(refs: Mapping[int, Any], labels: Mapping[int, str], doing: str, timeo
         refs: rank -> the reference to its result.
         labels: rank -> what errors call it.
         doing: what errors say was done.
+        tell: is told how many answers there are, now and then while none comes.
 
     Raises:
         RanksFailedError: not all came: a `DeadRankError` for each actor that died, before all others; the errors that
@@ -44,11 +54,17 @@ def gather(refs: Mapping[int, Any], labels: Mapping[int, str], doing: str, timeo
     """
     ray = require_ray()
     deadline = time.monotonic() + timeout
+    patience = PATIENCE
     waiting = {ref: rank for rank, ref in refs.items()}
     results: dict[int, Any] = {}
     failures: dict[int, Exception] = {}
     while waiting:
-        ready, _ = ray.wait(list(waiting), timeout=max(deadline - time.monotonic(), 0))
+        left = max(deadline - time.monotonic(), 0)
+        ready, _ = ray.wait(list(waiting), timeout=min(left, patience) if tell else left)
+        if not ready and tell and patience < left:
+            tell(len(results))
+            patience *= 2
+            continue
         if not ready:
             break
         rank = waiting.pop(ready[0])

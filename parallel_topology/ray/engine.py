@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from parallel_topology.ray.calls import GRACE, gather, require_ray
 from parallel_topology.ray.places import Place, hosts_of, rank_order
 from parallel_topology.ray.ticket import Ticket
 from parallel_topology.topology.topology import ParallelTopology
+
+_log = logging.getLogger("parallel_topology.ray")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class RayActors:
                 `ray.get_runtime_context().get_node_id()`.
             timeout: seconds for all actors to start and answer.
 
+        While no answer comes, the logger `parallel_topology.ray` warns how many have.
+
         Raises:
             MissingExtraError: Ray is not installed.
             GroupArgumentError: something is no actor's handle, or an actor is there twice.
@@ -55,7 +60,11 @@ class RayActors:
                 raise GroupArgumentError(f"actor {index} is {handle!r}, which is there before; expected each once")
         labels = {index: f"actor {index} of those given, {handle!r}" for index, handle in enumerate(handles)}
         answers = {index: handle.__ray_call__.remote(_own_place) for index, handle in enumerate(handles)}
-        places = gather(answers, labels, "asking actors where they run", timeout)
+
+        def tell(answered: int) -> None:
+            _log.warning("%d of %d actors answered; %s", answered, len(handles), _resources())
+
+        places = gather(answers, labels, "asking actors where they run", timeout, tell)
         order = rank_order(places, first_node=first_node)
         return cls(tuple(handles[index] for index in order), tuple(places[index] for index in order))
 
@@ -197,6 +206,14 @@ def _meeting(name: str, node: str, timeout: float) -> tuple[Any, tuple[str, int]
     called = {0: "the store's process"}
     [meeting] = gather({0: actor.meeting.remote()}, called, f"starting the store of {name}", timeout)
     return actor, meeting
+
+
+def _resources() -> str:
+    """Why actors may not start: Ray waits with those for which no node has free what they ask for."""
+    ray = require_ray()
+    there, free = ray.cluster_resources(), ray.available_resources()
+    shown = [f"{free.get(kind, 0):g} of {there[kind]:g} {kind}" for kind in ("CPU", "GPU") if kind in there]
+    return f"Ray starts an actor where what it asks for is free, and has {' and '.join(shown) or 'nothing'} free"
 
 
 def _own_place(_: object) -> Place:
