@@ -21,6 +21,7 @@ ParallelTopologyError
 ├── DisagreementError (RuntimeError)       the ranks do not hold the same plan
 ├── CreationError (RuntimeError)           a process group could not be created
 ├── RebindError (RuntimeError)             not all ranks could be bound to another topology, so none was
+├── RefitError (RuntimeError)              weights could not be moved to another layout, on no rank
 ├── MismatchError (RuntimeError)           the ranks' collectives do not match: operation, shape, dtype or order
 ├── CollectiveError (RuntimeError)         a collective failed, most often because a peer is gone
 ├── WireError (RuntimeError)               bytes from a peer that are no value, or not one that was allowed
@@ -112,6 +113,10 @@ class CreationError(ParallelTopologyError, RuntimeError):
 
 class RebindError(ParallelTopologyError, RuntimeError):
     """Not all ranks could be bound to another topology, so all keep the one they have; says which rank, and why."""
+
+
+class RefitError(ParallelTopologyError, RuntimeError):
+    """Weights could not be moved to another layout; the message says which rank, why, and what has been written."""
 
 
 class MismatchError(ParallelTopologyError, RuntimeError):

@@ -1,0 +1,31 @@
+"""What moves when the layout changes? The plan is pure; `execute` and what is below it here need torch.
+
+handing   who gives a box of elements to whom
+sides     Side: the weights on one topology, as that side stores them
+plan      RefitPlan: each rank's moves, the bytes, and the lower bound
+proof     that a plan writes every element once, from a rank that holds it
+schedule  a rank's moves as messages of bounded size, in an order that cannot deadlock
+boxes     boxes of logical tensors in the tensors that a side stores
+execute   refit: a plan carried out over a group
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parallel_topology.refit.execute import Refitted, refit
+    from parallel_topology.refit.plan import Move, RefitPlan
+
+__all__ = ["Move", "RefitPlan", "Refitted", "refit"]
+
+_HOMES = {"Move": "plan", "RefitPlan": "plan", "Refitted": "execute", "refit": "execute"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

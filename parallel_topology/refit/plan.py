@@ -1,0 +1,432 @@
+"""RefitPlan: which elements go from whom to whom when the weights of a model go from one layout to another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+from parallel_topology.errors import RankError, TopologyError
+from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.refit.handing import Handing
+from parallel_topology.refit.sides import Side
+from parallel_topology.topology.layout import Ranks
+from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.topology.whole import quoted
+from parallel_topology.topology.wording import listed
+from parallel_topology.weights.dtypes import BITS, bytes_of
+from parallel_topology.weights.placed import Placed
+from parallel_topology.weights.storage import Storage
+from parallel_topology.weights.weight import Weight
+from parallel_topology.weights.weights import Weights
+
+Box = tuple[range, ...]
+"""Elements of a logical tensor: a range a dim."""
+
+
+class Move(NamedTuple):
+    """A box of one logical tensor, from one rank to another or from a rank's old memory to its new one.
+
+    Attributes:
+        weight: the name of the logical tensor, as in `Weights.on`.
+        ranges: of the logical tensor, one a dim.
+        source, target: global ranks.
+        hop: 0 from a rank that held it; 1 from one of the target's host that has just received it.
+    """
+
+    weight: str
+    ranges: Box
+    source: int
+    target: int
+    hop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A box that one part of the source and one part of the target have in common.
+
+    Attributes:
+        number: where it stands among those of its tensor, roughly: what makes boxes take turns.
+    """
+
+    box: Box
+    handing: Handing
+    number: int
+
+    def turn(self, order: int, layer: int | None) -> int:
+        return self.number + order + (layer or 0)
+
+
+class RefitPlan:
+    """What each rank sends, receives and keeps when `weights` go from the layout `source` to the layout `target`.
+
+    >>> weights = Weights([Weight("w", "8/tp 4")])
+    >>> plan = RefitPlan(weights, ParallelTopology(tp=2), ParallelTopology(tp=4))
+    >>> for move in plan.moves(1):
+    ...     print(*move)
+    w (range(2, 4), range(0, 4)) 0 1 0
+    w (range(4, 6), range(0, 4)) 1 2 0
+    w (range(6, 8), range(0, 4)) 1 3 0
+    >>> plan.bytes_moved, plan.lower_bound
+    (48, 48)
+
+    A rank's question costs as many steps as it has moves and the parts that it meets have replicas, whatever the world.
+    Ranks are global, in one numbering for both sides, which may have all, some or none of them in common.
+
+    Args:
+        weights: the logical tensors.
+        source, target: the two layouts.
+        source_as, target_as: what a side has otherwise: a `Storage` that says in which tensors it keeps them, or
+            `Weights` of the same names and shapes that are cut, padded or put on stages in another way, or in another
+            dtype. What the target does not have is left where it is.
+        hosts: where the ranks are; then a rank takes what it lacks from its own host, where that has it.
+        without: ranks that are gone: their copies are not read, and they get none.
+
+    Raises:
+        TopologyError: the sides have other tensors, a layout does not divide them, or nobody is left who has one.
+        RankError: `hosts` lacks a rank.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        source: ParallelTopology,
+        target: ParallelTopology,
+        *,
+        source_as: Weights | Storage | None = None,
+        target_as: Weights | Storage | None = None,
+        hosts: Hosts | None = None,
+        without: Iterable[int] = (),
+    ) -> None:
+        self.weights = weights
+        self.source = Side("source", _stored(source_as or weights), source)
+        self.target = Side("target", _stored(target_as or weights), target)
+        self.hosts = hosts
+        self.without = frozenset(without)
+        self._handings: dict[Any, Handing] = {}
+        if hosts is not None:
+            hosts.require(source)
+            hosts.require(target)
+        self._dtypes = {weight.name: self._checked(weight) for weight in self.target.weights.weights}
+
+    # One rank's questions
+
+    def moves(self, rank: int) -> list[Move]:
+        """The moves that a rank takes part in, those from its own memory to its own memory included.
+
+        Raises:
+            RankError: the rank is in neither layout.
+        """
+        arriving = self._arriving(rank) if self._takes(rank) else ()
+        leaving = self._leaving(rank) if self._gives(rank) else ()
+        return [*arriving, *leaving]
+
+    def bytes_sent(self, rank: int) -> int:
+        """The bytes that a rank sends to others."""
+        return sum(self.nbytes(move) for move in self.moves(rank) if move.source == rank != move.target)
+
+    def bytes_received(self, rank: int) -> int:
+        """The bytes that a rank receives from others."""
+        return sum(self.nbytes(move) for move in self.moves(rank) if move.target == rank != move.source)
+
+    def bytes_kept(self, rank: int) -> int:
+        """The bytes that a rank has already."""
+        return sum(self.nbytes(move) for move in self.moves(rank) if move.target == rank == move.source)
+
+    def lower_bound_on(self, rank: int) -> int:
+        """The bytes that a rank needs and has not: less cannot reach it."""
+        if not self._takes(rank):
+            return 0
+        both = self._gives(rank)
+        total = 0
+        for weight, layers in self.kinds():
+            for layer, count in layers:
+                need = self.target.held(weight, layer, rank)
+                have = self.source.held(self.origin(weight), layer, rank) if both and need else None
+                if need is not None:
+                    total += count * (self._volume(weight, need.ranges) - self._overlap(weight, need.ranges, have))
+        return total
+
+    def nbytes(self, move: Move) -> int:
+        """The bytes of a move on its way, in the narrower one of both sides' dtypes."""
+        return self._volume(self.target.weights.named(move.weight), move.ranges)
+
+    def dtype(self, name: str) -> str:
+        """In which dtype a logical tensor travels."""
+        return self._dtypes[self.target.weights.named(name).name]
+
+    # The whole
+
+    @cached_property
+    def bytes_moved(self) -> int:
+        """The bytes that go from one rank to another, over all ranks."""
+        return sum(
+            count * met.handing.moved * self._volume(weight, met.box)
+            for weight, layers in self.kinds()
+            for layer, count in layers
+            for met in self.met(weight, layer)
+        )
+
+    @cached_property
+    def bytes_total(self) -> int:
+        """The bytes that the target's ranks need, over all of them."""
+        total = 0
+        for weight, layers in self.kinds():
+            for layer, count in layers:
+                for box, ranks in self.target.placed(weight, layer).holders():
+                    total += count * self._volume(weight, box) * len(self._left(ranks))
+        return total
+
+    @cached_property
+    def lower_bound(self) -> int:
+        """The sum over the ranks of what each needs and has not: what a plan without multicast has to move."""
+        mine, theirs = self.source.topology.world, self.target.topology.world
+        few, other = (mine, theirs) if mine.size < theirs.size else (theirs, mine)
+        both = [] if _apart(mine, theirs) else [rank for rank in few if rank in other and rank not in self.without]
+        return self.bytes_total - sum(self._has_already(rank) for rank in both)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits: equal where both layouts, all weights, and where the ranks are, are equal."""
+        parts = [self.source.topology, self.target.topology, self.hosts, sorted(self.without)]
+        parts += [repr(self.source.storage), repr(self.target.storage)]
+        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+
+    def verify(self) -> None:
+        """Prove that every element that the target needs is written once, from a rank that holds it; see `proof`.
+
+        Raises:
+            RefitError: it is not.
+        """
+        from parallel_topology.refit.proof import prove
+
+        prove(self)
+
+    @cached_property
+    def ranks(self) -> list[int]:
+        """All ranks of both sides that are left."""
+        return sorted({*self.source.topology.world, *self.target.topology.world} - self.without)
+
+    @cached_property
+    def span(self) -> int:
+        """More than any rank's number."""
+        return 1 + max(_last(side.topology.world) for side in (self.source, self.target))
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """The names of the tensors that move, layer after layer: what is before the layers, they, and what is after."""
+        weights = self.target.weights
+        names = [weight.name for weight in weights.weights if weight.layer is False and weight.stage != "last"]
+        inside = [weight for weight in weights.weights if weight.layer is not False]
+        for layer in range(weights.layers):
+            names += [weight.full_name(layer) for weight in inside if weight.layers(range(layer, layer + 1))]
+        names += [weight.name for weight in weights.weights if weight.stage == "last"]
+        return {name: number for number, name in enumerate(names)}
+
+    def __repr__(self) -> str:
+        return f"RefitPlan({len(self.order)} tensors, {self.source.topology} -> {self.target.topology})"
+
+    # How it is made
+
+    def kinds(self) -> Iterator[tuple[Weight, list[tuple[int | None, int]]]]:
+        """Each weight, with (a layer, how many lie as this one does): layers of equal stages on both sides."""
+        for weight in self.target.weights.weights:
+            if weight.layer is False:
+                yield weight, [(None, 1)]
+                continue
+            alike: dict[tuple[int, int], list[int]] = {}
+            for layer in weight.layers(range(self.target.weights.layers)):
+                alike.setdefault((self.source.stage(layer), self.target.stage(layer)), []).append(layer)
+            yield weight, [(layers[0], len(layers)) for layers in alike.values()]
+
+    def met(self, weight: Weight, layer: int | None) -> Iterator[Met]:
+        """All boxes of a tensor."""
+        here, there = self.source.placed(self.origin(weight), layer), self.target.placed(weight, layer)
+        for part, having in here.holders():
+            for box, needing in there.holders(part):
+                yield self._met(weight, box, having, needing)
+
+    def origin(self, weight: Weight) -> Weight:
+        """The source's weight of the same name."""
+        return self._origins[weight.name]
+
+    # Private: one rank's part of a tensor, met with the other side's
+
+    def _arriving(self, rank: int) -> Iterator[Move]:
+        known: dict[tuple[str, int], list[Met]] = {}
+        for weight, order, layer in self._tensors(self.target, rank):
+            key = weight.name, self.source.stage(layer)
+            if key not in known:
+                known[key] = list(self._needed(weight, layer, rank))
+            name = weight.full_name(layer)
+            for met in known[key]:
+                turn = met.turn(order, layer)
+                source, hop = met.handing.source_of(rank, turn)
+                yield Move(name, met.box, source, rank, hop)
+                if met.handing.flows and self.hosts is not None:
+                    for target, hop in met.handing.handed_on_by(rank, turn):
+                        yield Move(name, met.box, rank, target, hop)
+
+    def _leaving(self, rank: int) -> Iterator[Move]:
+        known: dict[tuple[str, int], list[Met]] = {}
+        for weight, order, layer in self._tensors(self.source, rank):
+            key = weight.name, self.target.stage(layer)
+            if key not in known:
+                known[key] = list(self._had(weight, layer, rank))
+            name = weight.full_name(layer)
+            for met in known[key]:
+                for target, hop in met.handing.given_by(rank, met.turn(order, layer)):
+                    yield Move(name, met.box, rank, target, hop)
+
+    def _needed(self, weight: Weight, layer: int | None, rank: int) -> Iterator[Met]:
+        """What a rank needs of a tensor, box by box."""
+        here, there = self.source.placed(self.origin(weight), layer), self.target.placed(weight, layer)
+        need = _held(there, rank)
+        alike = next((ranks for _, ranks in there.holders(need)), None)
+        if alike is not None:
+            yield from (self._met(weight, box, having, alike) for box, having in here.holders(need))
+
+    def _had(self, weight: Weight, layer: int | None, rank: int) -> Iterator[Met]:
+        """What others may need of what a rank has of a tensor, box by box."""
+        here, there = self.source.placed(self.origin(weight), layer), self.target.placed(weight, layer)
+        have = _held(here, rank)
+        alike = next((ranks for _, ranks in here.holders(have)), None)
+        if alike is not None:
+            yield from (self._met(weight, box, alike, needing) for box, needing in there.holders(have))
+
+    def _met(self, weight: Weight, box: Box, having: Ranks, needing: Ranks) -> Met:
+        key = self._key(having, self.source), self._key(needing, self.target)
+        handing = self._handings.get(key)
+        if handing is None:
+            have = self._left(having)
+            if not have:
+                raise TopologyError(
+                    f"weight {weight.name!r}: of {_shown(box)} no copy is left, they were on ranks {having}"
+                )
+            host_of = None if self.hosts is None else self.hosts.host_of
+            handing = self._handings.setdefault(key, Handing(have, self._left(needing), host_of))
+        return Met(box, handing, sum(part.start // len(part) for part in box))
+
+    def _key(self, ranks: Ranks, side: Side) -> object:
+        plain = ranks.placement is side.topology.world.placement
+        return (ranks.start, ranks.modes) if plain else tuple(ranks)
+
+    def _left(self, ranks: Ranks) -> tuple[int, ...]:
+        return tuple(rank for rank in ranks if rank not in self.without)
+
+    # Private: tensors
+
+    def _tensors(self, side: Side, rank: int) -> Iterator[tuple[Weight, int, int | None]]:
+        """(weight, its number, layer) of what a rank has on a side, if it moves."""
+        own = side.names_on(rank)
+        for order, weight in enumerate(self.target.weights.weights):
+            if weight.layer is False:
+                if weight.name in own:
+                    yield weight, order, None
+            else:
+                for layer in weight.layers(range(self.target.weights.layers)):
+                    if weight.full_name(layer) in own:
+                        yield weight, order, layer
+
+    @cached_property
+    def _origins(self) -> dict[str, Weight]:
+        return {weight.name: weight for weight in self.source.weights.weights}
+
+    def _checked(self, weight: Weight) -> str:
+        """The dtype in which a weight travels; that both sides have it, alike, and that it divides."""
+        origin = self._origins.get(weight.name)
+        if origin is None:
+            raise TopologyError(
+                f"the target has a weight {weight.name!r}, which the source has not: it has "
+                f"{listed([*self._origins][:16])}"
+            )
+        layers = (side.layers(range(weights.layers)) for side, weights in self._pairs(weight, origin))
+        if weight.shape != origin.shape or len({tuple(found) for found in layers}) > 1:
+            raise TopologyError(
+                f"weight {weight.name!r} is {list(weight.shape)} in layer={weight.layer} at the target, but "
+                f"{list(origin.shape)} in layer={origin.layer} at the source: expected the same logical tensors"
+            )
+        for layer in [None] if weight.layer is False else [*weight.layers(range(self.target.weights.layers))][:1]:
+            self.source.placed(origin, layer)  # raises what does not divide
+            self.target.placed(weight, layer)
+        return _travelling(weight.name, *(side.dtype or weights.dtype for side, weights in self._pairs(origin, weight)))
+
+    def _pairs(self, first: Weight, second: Weight) -> list[tuple[Weight, Weights]]:
+        return [(first, self.source.weights), (second, self.target.weights)]
+
+    def _volume(self, weight: Weight, box: Box) -> int:
+        return bytes_of(prod(map(len, box)), self._dtypes[weight.name])
+
+    def _overlap(self, weight: Weight, box: Box, have: Any) -> int:
+        if have is None:
+            return 0
+        met = [range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, have.ranges, strict=True)]
+        return self._volume(weight, tuple(met))
+
+    def _has_already(self, rank: int) -> int:
+        total = 0
+        for weight, layers in self.kinds():
+            for layer, count in layers:
+                need = self.target.held(weight, layer, rank)
+                if need is not None:
+                    have = self.source.held(self.origin(weight), layer, rank)
+                    total += count * self._overlap(weight, need.ranges, have)
+        return total
+
+    def _takes(self, rank: int) -> bool:
+        return self._among(rank) and rank in self.target.topology.world and rank not in self.without
+
+    def _gives(self, rank: int) -> bool:
+        return rank in self.source.topology.world and rank not in self.without
+
+    def _among(self, rank: int) -> bool:
+        if rank in self.target.topology.world or rank in self.source.topology.world:
+            return True
+        raise RankError(
+            f"rank {quoted(rank)} is in neither layout: the source is on {self.source.topology.world}, "
+            f"the target on {self.target.topology.world}"
+        )
+
+
+def _stored(given: Weights | Storage) -> Storage:
+    return given if isinstance(given, Storage) else Storage(given)
+
+
+def _held(placed: Placed, rank: int) -> Box:
+    held = placed.on(rank)
+    return () if held is None else held.ranges
+
+
+def _travelling(name: str, source: str, target: str) -> str:
+    """The narrower one, if one can become the other."""
+    kinds = {dtype.rstrip("0123456789") if BITS[dtype] > 8 else dtype for dtype in (source, target)} - {"bfloat"}
+    if source != target and kinds - {"float"}:
+        raise TopologyError(
+            f"weight {name!r} is {source} at the source and {target} at the target: expected one dtype, or floats of "
+            "16 bits and more; quantized weights are weights of their own, beside their scales"
+        )
+    return source if BITS[source] < BITS[target] else target
+
+
+def _apart(first: Ranks, second: Ranks) -> bool:
+    """Whether two worlds are seen at once to have no rank in common: two runs."""
+    if first.plain() is None or second.plain() is None:
+        return False
+    return _last(first) < _first(second) or _last(second) < _first(first)
+
+
+def _first(ranks: Ranks) -> int:
+    plain = ranks.plain()
+    return min(ranks) if plain is None else plain[0] + sum(min(0, (size - 1) * step) for size, step in plain[1])
+
+
+def _last(ranks: Ranks) -> int:
+    plain = ranks.plain()
+    return max(ranks) if plain is None else plain[0] + sum(max(0, (size - 1) * step) for size, step in plain[1])
+
+
+def _shown(box: Box) -> str:
+    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in box) + "]"

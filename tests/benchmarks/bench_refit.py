@@ -1,0 +1,149 @@
+"""What a refit costs: planning, and carrying it out against the best plain loop of point-to-point calls.
+
+    python -m tests.benchmarks.bench_refit [--megabytes 1024] [--rounds 5]
+
+The plain loop sends the same bytes between the same ranks, each pair's as one contiguous tensor, all at once by
+`batch_isend_irecv`, from memory that is ready: what an executor could at best be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import tracemalloc
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+
+from parallel_topology import GroupManager, ParallelTopology
+from parallel_topology.refit import RefitPlan, refit
+from parallel_topology.testing import run_ranks
+from parallel_topology.weights import Fused, Storage, Weight, Weights
+
+SOURCE, TARGET = ParallelTopology(tp=2, pp=2, dp=2), ParallelTopology(tp=4, dp=2)
+
+
+def mixture_of_experts(layers: int = 96, hidden: int = 4096, inner: int = 1536, experts: int = 128) -> Weights:
+    """Like Qwen3-235B-A22B."""
+    return Weights(
+        [
+            Weight("embed", f"151936/tp {hidden}", stage="first", pad_to=64),
+            Weight("q", f"8192/tp {hidden}", units=64, layer=True),
+            Weight("k", f"512/tp {hidden}", units=4, layer=True),
+            Weight("v", f"512/tp {hidden}", units=4, layer=True),
+            Weight("o", f"{hidden} 8192/tp", layer=True),
+            Weight("norm", f"{hidden}", layer=True),
+            Weight("router", f"{experts} {hidden}", layer=True),
+            Weight("gate", f"{experts}/ep {inner}/etp {hidden}", layer=True),
+            Weight("up", f"{experts}/ep {inner}/etp {hidden}", layer=True),
+            Weight("down", f"{experts}/ep {hidden} {inner}/etp", layer=True),
+            Weight("head", f"151936/tp {hidden}", stage="last", pad_to=64),
+        ],
+        layers=layers,
+    )
+
+
+def planning() -> None:
+    weights = mixture_of_experts()
+    source = ParallelTopology(tp=4, dp=4, pp=8, views={"expert": "etp1-ep16-pp8"})
+    for target in (ParallelTopology(tp=8, dp=16, first_rank=128), ParallelTopology(tp=8, dp=4, first_rank=128)):
+        seconds: list[float] = []
+        moves: list[int] = []
+        tracemalloc.start()
+        for rank in (0, 64, 127, *target.world[:3]):
+            plan = RefitPlan(weights, source, target)
+            begun = time.perf_counter()
+            moves.append(len(plan.moves(rank)))
+            seconds.append(time.perf_counter() - begun)
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+        tracemalloc.stop()
+        plain: list[float] = []
+        for rank in (0, 64, 127, *target.world[:3]):
+            begun = time.perf_counter()
+            RefitPlan(weights, source, target).moves(rank)
+            plain.append(time.perf_counter() - begun)
+        ratio = plan.bytes_moved / plan.lower_bound
+        print(
+            f"plan 128 -> {target.world_size}: {max(plain) * 1e3:.0f} ms a rank at most, {max(moves)} moves, "
+            f"{peak:.0f} MB, {plan.bytes_moved / 1e9:.1f} GB moved, {ratio:.3f} of the lower bound"
+        )
+
+
+def model(megabytes: int) -> Weights:
+    """Dense, bfloat16, of about so many MB."""
+    hidden = 1024
+    layers = max(4, round(megabytes * 2**20 / 2 / (12 * hidden * hidden)))
+    return Weights(
+        [
+            Weight("q", f"{hidden}/tp {hidden}", units=16, layer=True),
+            Weight("k", f"{hidden}/tp {hidden}", units=16, layer=True),
+            Weight("v", f"{hidden}/tp {hidden}", units=16, layer=True),
+            Weight("o", f"{hidden} {hidden}/tp", layer=True),
+            Weight("gate", f"{hidden * 8 // 3 // 64 * 64}/tp {hidden}", layer=True),
+            Weight("up", f"{hidden * 8 // 3 // 64 * 64}/tp {hidden}", layer=True),
+            Weight("down", f"{hidden} {hidden * 8 // 3 // 64 * 64}/tp", layer=True),
+            Weight("norm", f"{hidden}", layer=True),
+        ],
+        layers=layers - layers % 2,
+    )
+
+
+def measured(groups: GroupManager, megabytes: int, rounds: int, fused: bool) -> list[tuple[float, float, int]]:
+    weights = model(megabytes)
+    rules = [Fused("qkv", ["q", "k", "v"]), Fused("gate_up", ["gate", "up"])]
+    plan = RefitPlan(weights, SOURCE, TARGET, target_as=Storage(weights, rules) if fused else weights)
+    rank = groups.rank
+    have, into = (
+        {name: torch.ones(one.shape, dtype=torch.bfloat16) for name, one in side.tensors_on(rank).items()}
+        for side in (plan.source, plan.target)
+    )
+    pairs: Counter[tuple[int, int]] = Counter()
+    for move in plan.moves(rank):
+        if move.source != move.target:
+            pairs[move.source, move.target] += plan.nbytes(move)
+    buffers = {pair: torch.zeros(nbytes, dtype=torch.uint8) for pair, nbytes in pairs.items()}
+    group = groups.world.cpu_group
+    found: list[tuple[float, float, int]] = []
+    for _ in range(rounds):
+        groups.world.barrier()
+        begun = time.perf_counter()
+        calls = [
+            dist.P2POp(dist.isend, buffers[pair], group=group, group_peer=pair[1])
+            if pair[0] == rank
+            else dist.P2POp(dist.irecv, buffers[pair], group=group, group_peer=pair[0])
+            for pair in sorted(pairs)
+        ]
+        for work in dist.batch_isend_irecv(calls) if calls else ():
+            work.wait()
+        groups.world.barrier()
+        plain = time.perf_counter() - begun
+        begun = time.perf_counter()
+        done = refit(plan, groups.world, have, into)
+        groups.world.barrier()
+        found.append((time.perf_counter() - begun, plain, done.staged))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--megabytes", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    planning()
+    for fused in (False, True):
+        weights = model(asked.megabytes)
+        plan = RefitPlan(weights, SOURCE, TARGET)
+        results = run_ranks(8, measured, asked.megabytes, asked.rounds, fused, world="processes", timeout=500, check=False)
+        slowest = [[max(one[what] for one in turn) for turn in zip(*results, strict=True)] for what in (0, 1)]
+        ours, plain = map(statistics.median, slowest)
+        staged = max(turn[2] for one in results for turn in one)
+        print(
+            f"refit {SOURCE} -> {TARGET}{', fused at the target' if fused else ''}: {plan.bytes_moved / 1e6:.0f} MB "
+            f"moved in {ours:.2f} s, {ours / plain:.2f}x of the plain loop, {staged / 2**20:.0f} MiB staged"
+        )
+
+
+if __name__ == "__main__":
+    main()
