@@ -77,7 +77,7 @@ def refit(
         transfer = Transfer(plan, group, have, into, staging_bytes, progress)
     except ParallelTopologyError as error:  # the others are told, instead of waiting for this rank
         refused = str(error)
-    _agree(who, group, [plan.fingerprint, version, staging_bytes], refused)
+    _agree(group, [plan.fingerprint, version, staging_bytes], refused)
     if transfer is None:
         raise RefitError(f"{who}: {refused}; {UNTOUCHED}")
     begun = time.monotonic()
@@ -91,7 +91,7 @@ def refit(
     return Refitted(version, transfer.sent, transfer.received, transfer.kept, staged, seconds)
 
 
-def _agree(who: str, group: ParallelGroup, mine: list[Any], refused: str | None) -> None:
+def _agree(group: ParallelGroup, mine: list[Any], refused: str | None) -> None:
     said: list[list[Any]] = group.all_gather_object([*mine, refused])
     for place, what in enumerate(("plan", "version", "staging_bytes")):
         ranks_by: dict[Any, list[int]] = {}
@@ -99,8 +99,8 @@ def _agree(who: str, group: ParallelGroup, mine: list[Any], refused: str | None)
             ranks_by.setdefault(one[place], []).append(rank)
         if len(ranks_by) > 1:
             shown = "; ".join(f"{value} on ranks {ranks}" for value, ranks in ranks_by.items())
-            raise RefitError(f"{who}: the ranks have not the same {what}: {shown}; {UNTOUCHED}")
-    _require_all(who, group, [one[-1] for one in said], UNTOUCHED)
+            raise RefitError(f"refit: the ranks do not have the same {what}: {shown}; {UNTOUCHED}")
+    _require_all("refit", group, [one[-1] for one in said], UNTOUCHED)
 
 
 def _require_all(who: str, group: ParallelGroup, errors: Sequence[str | None], state: str) -> None:

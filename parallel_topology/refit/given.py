@@ -46,7 +46,7 @@ def _checked(called: str, name: str, given: Tensor, stored: Stored, device: torc
 
 def require_apart(have: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     """Raises:
-    RefitError: a tensor of one side lies in the memory of one of the other, and is not the same one.
+    RefitError: a tensor of one side lies in the memory of one of the other.
     """
     places = sorted((*_memory(tensor), "source", name) for name, tensor in have.items() if tensor.numel())
     places += sorted((*_memory(tensor), "target", name) for name, tensor in into.items() if tensor.numel())

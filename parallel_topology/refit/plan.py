@@ -343,7 +343,7 @@ class RefitPlan:
                 f"the target has a weight {weight.name!r}, which the source has not: it has "
                 f"{listed([*self._origins][:16])}"
             )
-        layers = (side.layers(range(weights.layers)) for side, weights in self._pairs(weight, origin))
+        layers = (side.layers(range(weights.layers)) for side, weights in self._pairs(origin, weight))
         if weight.shape != origin.shape or len({tuple(found) for found in layers}) > 1:
             raise TopologyError(
                 f"weight {weight.name!r} is {list(weight.shape)} in layer={weight.layer} at the target, but "

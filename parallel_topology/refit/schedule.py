@@ -13,13 +13,13 @@ from math import prod
 from typing import NamedTuple
 
 from parallel_topology.refit.plan import Box, Move, RefitPlan
-from parallel_topology.weights.dtypes import bytes_of
+from parallel_topology.weights.dtypes import BITS, bytes_of
 
-ALIGNED = 16
-"""Bytes to which each piece is aligned in its message."""
 OF_ITS_OWN = 256 * 2**10
 """From how many bytes on a piece is a message of its own, which may need no copy."""
 
+Sized = tuple[str, Box, int]
+"""(weight, box, bytes)"""
 Key = tuple[int, int, int, int, int]
 """(stretch of tensors, hop, number in the pair, how far the target is from the source, source)"""
 
@@ -88,9 +88,9 @@ def schedule(plan: RefitPlan, rank: int, largest: int) -> Schedule:
     messages: list[Message] = []
     for (stretch, hop, source, target), moves in pairs.items():
         moves.sort(key=lambda move: (plan.order[move.weight], [part.start for part in move.ranges]))
-        for number, (pieces, nbytes) in enumerate(_filled(_cut(plan, moves, largest), largest)):
+        for number, pieces in enumerate(_filled(plan, _cut(plan, moves, largest), largest)):
             key = stretch, hop, number, (target - source) % plan.span, source
-            messages.append(Message(key, source, target, pieces, nbytes))
+            messages.append(Message(key, source, target, tuple(pieces), sum(piece.nbytes for piece in pieces)))
     messages.sort(key=lambda message: message.key)
     nbytes = sum(message.nbytes for message in messages)
     nbytes += sum(plan.nbytes(move) for moves in kept.values() for move in moves)
@@ -109,7 +109,7 @@ def stretches(plan: RefitPlan) -> dict[str, int]:
     return found
 
 
-def _cut(plan: RefitPlan, moves: Iterable[Move], largest: int) -> Iterator[tuple[str, Box, int]]:
+def _cut(plan: RefitPlan, moves: Iterable[Move], largest: int) -> Iterator[Sized]:
     """Boxes of at most `largest` bytes: halves of what is larger, along the first dim that has more than one index."""
     for move in moves:
         dtype = plan.dtype(move.weight)
@@ -129,18 +129,28 @@ def _cut(plan: RefitPlan, moves: Iterable[Move], largest: int) -> Iterator[tuple
             ]
 
 
-def _filled(cut: Iterable[tuple[str, Box, int]], largest: int) -> Iterator[tuple[tuple[Piece, ...], int]]:
+def _filled(plan: RefitPlan, cut: Iterable[Sized], largest: int) -> Iterator[list[Piece]]:
     """Messages: small pieces together, large ones alone."""
-    pieces: list[Piece] = []
-    end = 0
-    for weight, box, nbytes in cut:
-        if nbytes >= OF_ITS_OWN:
-            yield (Piece(weight, box, 0, nbytes),), nbytes
+    small: list[Sized] = []
+    total = 0
+    for one in cut:
+        if one[2] >= OF_ITS_OWN:
+            yield [Piece(*one[:2], 0, one[2])]
             continue
-        if pieces and end + nbytes > largest:
-            yield tuple(pieces), pieces[-1].offset + pieces[-1].nbytes
-            pieces, end = [], 0
+        if small and total + one[2] > largest:
+            yield _packed(plan, small)
+            small, total = [], 0
+        small.append(one)
+        total += one[2]
+    if small:
+        yield _packed(plan, small)
+
+
+def _packed(plan: RefitPlan, small: Iterable[Sized]) -> list[Piece]:
+    """One after the other, those of the widest elements first: so each is aligned, and nothing is between them."""
+    end = 0
+    pieces: list[Piece] = []
+    for weight, box, nbytes in sorted(small, key=lambda one: -BITS[plan.dtype(one[0])]):
         pieces.append(Piece(weight, box, end, nbytes))
-        end += -(-nbytes // ALIGNED) * ALIGNED
-    if pieces:
-        yield tuple(pieces), pieces[-1].offset + pieces[-1].nbytes
+        end += nbytes
+    return pieces

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], object]
 
 class UnderWay(NamedTuple):
     message: Message
-    handle: Handle[object]
+    handle: Handle[Tensor] | Handle[None]
     staged: Tensor | None
 
 
@@ -64,7 +64,7 @@ class Transfer:
         given = checked(plan.target, rank, into, group.device)
         self._coming: Coming | None = None
         if isinstance(have, Mapping):
-            had = checked(plan.source, rank, have, group.device)
+            had = checked(plan.source, rank, cast("Mapping[str, Tensor]", have), group.device)
             require_apart(had, given)
             tensor = had.__getitem__
         else:
@@ -133,11 +133,11 @@ class Transfer:
         if message.source == self._rank:
             self._through(sent=message.nbytes)
         else:
-            for piece in message.pieces if staged is not None else ():
-                with self._noting():
-                    self._into.write(piece.weight, piece.box, self._values(staged, piece))
             self._through(received=message.nbytes)
         if staged is not None:
+            for piece in message.pieces if message.target == self._rank else ():
+                with self._noting():
+                    self._into.write(piece.weight, piece.box, self._values(staged, piece))
             self.staging.put_back(staged)
 
     def _buffer(self, boxes: Boxes, message: Message) -> tuple[Tensor, Tensor | None]:
@@ -157,7 +157,7 @@ class Transfer:
         return memory.view(self._dtypes[piece.weight]).view([len(part) for part in piece.box])
 
     @contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _noting(self) -> Generator[None]:
         try:
             yield
         except Exception as error:

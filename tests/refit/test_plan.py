@@ -188,9 +188,9 @@ def test_a_plan_that_is_wrong_does_not_pass(monkeypatch):
         (ONE, Weights([Weight("x", "8/tp 4")]), r"the target has a weight 'x', which the source has not: it has 'w'"),
         (ONE, Weights([Weight("w", "8/tp 8")]), r"weight 'w' is \[8, 8\] .* but \[8, 4\]"),
         (ONE, Weights([Weight("w", "8/tp 4", layer=True)], layers=2), r"weight 'w' is \[8, 4\] in layer=True"),
-        (ONE, Weights([Weight("w", "8/tp 4")], dtype="float8_e4m3fn"), "bfloat16 at the source and float8_e4m3fn at the"),
+        (ONE, Weights([Weight("w", "8/tp 4")], dtype="float8_e4m3fn"), "bfloat16 at the source and float8_e4m3fn"),
         (ONE, Weights([Weight("w", "8/tp 4")], dtype="int16"), "bfloat16 at the source and int16 at the target"),
-        (Weights([Weight("w", "6/tp 4")]), None, r"target tp4-.*weight 'w'.*6 elements over tp 4 leave 2 over|target .*tp4.*6"),
+        (Weights([Weight("w", "6/tp 4")]), None, "target tp4: weight 'w'.*6 elements over tp 4 leave 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_refused(here, there, says):
