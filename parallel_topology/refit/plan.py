@@ -183,7 +183,7 @@ class RefitPlan:
     @cached_property
     def lower_bound(self) -> int:
         """The sum over the ranks of what each needs and has not: what a plan without multicast has to move."""
-        mine, theirs = self.source.topology.world, self.target.topology.world
+        mine, theirs = self.source.world, self.target.world
         few, other = (mine, theirs) if mine.size < theirs.size else (theirs, mine)
         both = [] if _apart(mine, theirs) else [rank for rank in few if rank in other and rank not in self.without]
         return self.bytes_total - sum(self._has_already(rank) for rank in both)
@@ -208,12 +208,12 @@ class RefitPlan:
     @cached_property
     def ranks(self) -> list[int]:
         """All ranks of both sides that are left."""
-        return sorted({*self.source.topology.world, *self.target.topology.world} - self.without)
+        return sorted({*self.source.world, *self.target.world} - self.without)
 
     @cached_property
     def span(self) -> int:
         """More than any rank's number."""
-        return 1 + max(_last(side.topology.world) for side in (self.source, self.target))
+        return 1 + max(_last(side.world) for side in (self.source, self.target))
 
     @cached_property
     def order(self) -> dict[str, int]:
@@ -311,7 +311,7 @@ class RefitPlan:
         return Met(box, handing, sum(part.start // len(part) for part in box))
 
     def _key(self, ranks: Ranks, side: Side) -> object:
-        plain = ranks.placement is side.topology.world.placement
+        plain = ranks.placement is side.world.placement
         return (ranks.start, ranks.modes) if plain else tuple(ranks)
 
     def _left(self, ranks: Ranks) -> tuple[int, ...]:
@@ -377,17 +377,17 @@ class RefitPlan:
         return total
 
     def _takes(self, rank: int) -> bool:
-        return self._among(rank) and rank in self.target.topology.world and rank not in self.without
+        return self._among(rank) and rank in self.target.world and rank not in self.without
 
     def _gives(self, rank: int) -> bool:
-        return rank in self.source.topology.world and rank not in self.without
+        return rank in self.source.world and rank not in self.without
 
     def _among(self, rank: int) -> bool:
-        if rank in self.target.topology.world or rank in self.source.topology.world:
+        if rank in self.target.world or rank in self.source.world:
             return True
         raise RankError(
-            f"rank {quoted(rank)} is in neither layout: the source is on {self.source.topology.world}, "
-            f"the target on {self.target.topology.world}"
+            f"rank {quoted(rank)} is in neither layout: the source is on {self.source.world}, "
+            f"the target on {self.target.world}"
         )
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from parallel_topology.refit.plan import Box, Move, RefitPlan
 from parallel_topology.weights.dtypes import BITS, bytes_of
 
-OF_ITS_OWN = 256 * 2**10
+OF_ITS_OWN = 2 * 2**20
 """From how many bytes on a piece is a message of its own, which may need no copy."""
 
 Sized = tuple[str, Box, int]

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from parallel_topology.errors import ParallelTopologyError, TopologyError
+from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.weights.place import Place
 from parallel_topology.weights.placed import Held, Placed, pipeline_axis
@@ -62,11 +63,16 @@ class Side:
 
     def tensors_on(self, rank: int) -> dict[str, Stored]:
         """The tensors of a rank; none if it is not on this side."""
-        return self.storage.tensors(self.topology, rank) if rank in self.topology.world else {}
+        return self.storage.tensors(self.topology, rank) if rank in self.world else {}
 
     def places(self, rank: int, name: str, box: Sequence[range]) -> list[Place]:
         """Where in its tensors a rank keeps a box."""
         return self.storage.places(self.topology, rank, name, box)
+
+    @cached_property
+    def world(self) -> Ranks:
+        """All ranks."""
+        return self.topology.world
 
     @cached_property
     def _stages(self) -> list[int]:
