@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, Self, cast
@@ -382,3 +383,38 @@ def default_store_at(port: int) -> dist.Store | None:
         return None
     store = base_store(default_store())
     return store if isinstance(store, dist.TCPStore) and store.port == port else None
+
+
+# Autograd's threads, and what torch.compile leaves alone: 2.8 and 2.13.
+
+ENGINE: Any = cast("Any", torch.autograd.graph)._engine_run_backward
+"""The function of torch's through which every `backward` goes."""
+
+BACKWARD_CARRIES_CONTEXT: bool = "_stash_obj_in_tls" in ENGINE.__code__.co_names
+"""Whether autograd's threads can ask for the context in which `backward` was called: in 2.13, not in 2.8."""
+
+
+def context_of_backward() -> Context | None:
+    """The context in which the `backward` was called that this thread works for; None outside of one."""
+    bindings: Any = cast("Any", torch)._C
+    return bindings._get_obj_in_tls("context") if bindings._is_key_in_tls("context") else None
+
+
+@contextmanager
+def context_of_backward_kept() -> Generator[None]:
+    """Around a `backward` inside of another one: torch forgets the outer one's context when the inner one has ended."""
+    context = context_of_backward()
+    try:
+        yield
+    finally:
+        if context is not None:  # until the outer one has ended
+            cast("Any", torch)._C._stash_obj_in_tls("context", context)
+
+
+def in_backward() -> bool:
+    """Whether this thread runs a node of autograd's."""
+    return cast("Any", torch)._C._current_graph_task_id() != -1
+
+
+UNTRACED = f"{os.path.dirname(torch.__file__)}/_dynamo/<parallel_topology>"
+"""A file name for code that `torch.compile` shall call and not trace: it leaves out what seems to be its own."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,8 @@ def test_the_names_are_there():
         assert hasattr(dist.ProcessGroup, name)
     for name in ("_Options", "create_device", "create_default_device"):
         assert hasattr(dist.ProcessGroupGloo, name)
+    for name in ("_stash_obj_in_tls", "_get_obj_in_tls", "_is_key_in_tls", "_current_graph_task_id"):
+        assert hasattr(torch._C, name)
     assert {"_devices", "_timeout"} <= set(dir(torch_private._gloo._Options))
 
 
@@ -59,3 +63,21 @@ def test_a_hand_made_group_works_without_a_default_group_and_is_in_no_registry()
     assert gathered.item() == 1
     assert not dist.is_initialized()
     assert group not in dist.distributed_c10d._world.pg_map
+
+
+def test_every_backward_goes_through_the_engines_function():
+    engine, seen = torch_private.ENGINE, list[int]()
+
+    def profiled(frame: Any, *_: Any) -> None:
+        if frame.f_code is engine.__code__:
+            seen.append(frame.f_lineno)
+
+    x = torch.ones(1, requires_grad=True)
+    sys.setprofile(profiled)
+    try:
+        (x * x).sum().backward()
+        torch.autograd.grad((x * x).sum(), x)
+        torch.autograd.backward((x * x).sum())
+    finally:
+        sys.setprofile(None)
+    assert len(seen) >= 3

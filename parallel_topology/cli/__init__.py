@@ -12,6 +12,7 @@ from parallel_topology.cli.demo import demo
 from parallel_topology.cli.diff import diff
 from parallel_topology.cli.env import env
 from parallel_topology.cli.errors import OneLineErrors
+from parallel_topology.cli.globals import read_globals
 from parallel_topology.cli.orders import orders
 from parallel_topology.cli.selftest import selftest
 from parallel_topology.cli.show import show
@@ -45,3 +46,4 @@ def _root(
 
 for _command in (show, check, orders, diff, env, selftest, demo):  # as --help lists them
     app.command()(_command)
+app.command("globals")(read_globals)

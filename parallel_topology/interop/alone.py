@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from parallel_topology import torch_private
 from parallel_topology.errors import ClosedError, MissingExtraError
+from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 
 
@@ -42,9 +43,12 @@ class ProcessGroups:
         Raises:
             UnknownAxisError: an axis is not there, or no group has these ranks; says what to declare.
         """
+        return self.group(*axes).device_group or self.alone
+
+    def group(self, *axes: str) -> ParallelGroup:
+        """The group with these ranks, as `along` finds it."""
         ranks = self._groups.topology.group(*axes, rank=self._groups.rank)
-        same = next((group for group in self._shared if group.ranks == ranks), None) or self._groups[axes]
-        return same.device_group or self.alone
+        return next((group for group in self._shared if group.ranks == ranks), None) or self._groups[axes]
 
     @cached_property
     def alone(self) -> dist.ProcessGroup:

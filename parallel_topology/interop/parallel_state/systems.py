@@ -1,0 +1,8 @@
+"""The systems whose globals are known."""
+
+from __future__ import annotations
+
+from parallel_topology.interop.parallel_state.megatron import MEGATRON
+from parallel_topology.interop.parallel_state.rows import Table
+
+SYSTEMS: dict[str, Table] = {table.system: table for table in (MEGATRON,)}
