@@ -9,12 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "parallel_topology"
 FLOORS = [
-    *("errors", "installed", "topology", "hosts", "launch", "weights", "render", "torch_private", "torch_errors"),
-    *("wire", "communicators", "meeting", "groups", "functional", "refit", "interop", "ray", "testing", "selftest"),
-    *("examples", "cli"),
+    *("errors", "installed", "topology", "hosts", "launch", "weights", "render", "reads", "torch_private"),
+    *("torch_errors", "wire", "communicators", "meeting", "groups", "functional", "refit", "interop", "ray"),
+    *("testing", "selftest", "examples", "cli"),
 ]
 """From the ground up."""
-PURE = ("errors", "installed", "topology", "hosts", "launch", "weights", "render")
+PURE = ("errors", "installed", "topology", "hosts", "launch", "weights", "render", "reads")
 
 
 def imported(file: Path) -> set[str]:
@@ -49,7 +49,7 @@ def test_imports_run_downwards(room: str):
 
 
 @pytest.mark.parametrize(
-    "room", ["topology", "hosts", "weights", "render", "wire", "communicators", "meeting", "groups", "refit"]
+    "room", ["topology", "hosts", "weights", "render", "reads", "wire", "communicators", "meeting", "groups", "refit"]
 )
 def test_a_room_says_which_modules_it_has(room: str):
     said = (ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or "").replace(",", " ").split()

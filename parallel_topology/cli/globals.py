@@ -12,7 +12,7 @@ import typer
 from parallel_topology.cli.errors import fail
 from parallel_topology.cli.options import JsonOption
 from parallel_topology.cli.output import print_json
-from parallel_topology.interop.parallel_state.reads import Found, find
+from parallel_topology.reads.tree import Found, find
 
 
 def read_globals(

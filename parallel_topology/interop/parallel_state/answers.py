@@ -14,7 +14,7 @@ from parallel_topology.groups.manager import GroupManager
 from parallel_topology.interop.alone import ProcessGroups
 from parallel_topology.interop.parallel_state.buffers import Buffers
 from parallel_topology.interop.parallel_state.required import members, require, resolved
-from parallel_topology.interop.parallel_state.rows import (
+from parallel_topology.reads.rows import (
     Ask,
     Buffer,
     Composed,

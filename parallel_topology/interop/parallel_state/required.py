@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.interop.parallel_state.rows import Required
+from parallel_topology.reads.rows import Required
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.rank_view import RankGroup, RankView
 from parallel_topology.topology.topology import ParallelTopology

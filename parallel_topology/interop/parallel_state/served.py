@@ -13,9 +13,9 @@ from parallel_topology.groups.manager import GroupManager
 from parallel_topology.interop.alone import required
 from parallel_topology.interop.parallel_state.answers import Answers
 from parallel_topology.interop.parallel_state.blocks import Place
-from parallel_topology.interop.parallel_state.rows import Options, Own, Refused, Row, Table
 from parallel_topology.interop.parallel_state.swaps import Answer, Answering, Swaps
-from parallel_topology.interop.parallel_state.systems import SYSTEMS
+from parallel_topology.reads.rows import Options, Own, Refused, Row, Table
+from parallel_topology.reads.systems import SYSTEMS
 
 
 @contextmanager

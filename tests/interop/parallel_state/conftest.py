@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from parallel_topology import GroupManager, ParallelTopology
-from parallel_topology.interop.parallel_state.systems import SYSTEMS
+from parallel_topology.reads.systems import SYSTEMS
 from tests.interop.parallel_state.library import TABLE
 
 

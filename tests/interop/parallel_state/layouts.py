@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopologyError
 from parallel_topology.interop.parallel_state import serving
-from parallel_topology.interop.parallel_state.rows import Ask, Composed, Constant, Kept, Options, Own, Table
+from parallel_topology.reads.rows import Ask, Composed, Constant, Kept, Options, Own, Table
 
 
 def questions(table: Table) -> Iterator[tuple[str, str, tuple[str, ...]]]:

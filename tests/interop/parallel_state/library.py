@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from parallel_topology.interop.parallel_state.rows import (
+from parallel_topology.reads.rows import (
     Constant,
     Kept,
     Options,

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology, TopologyError
 from parallel_topology.interop.parallel_state import serving
-from parallel_topology.interop.parallel_state.megatron import MEGATRON
+from parallel_topology.reads.megatron import MEGATRON
 from tests.interop.parallel_state.layouts import answers, names, served
 from tests.interop.world import run_in_world
 

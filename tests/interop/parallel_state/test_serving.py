@@ -29,8 +29,8 @@ from parallel_topology import (
     TopologyError,
 )
 from parallel_topology.interop.parallel_state import blocks, serving
-from parallel_topology.interop.parallel_state.rows import Table
-from parallel_topology.interop.parallel_state.systems import SYSTEMS
+from parallel_topology.reads.rows import Table
+from parallel_topology.reads.systems import SYSTEMS
 from tests.interop.parallel_state import library
 from tests.interop.parallel_state.library import get_rank as alias
 

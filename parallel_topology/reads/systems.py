@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parallel_topology.interop.parallel_state.megatron import MEGATRON
-from parallel_topology.interop.parallel_state.rows import Table
+from parallel_topology.reads.megatron import MEGATRON
+from parallel_topology.reads.rows import Table
 
 SYSTEMS: dict[str, Table] = {table.system: table for table in (MEGATRON,)}

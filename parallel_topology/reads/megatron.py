@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from parallel_topology.interop.parallel_state.rows import (
+from parallel_topology.reads.rows import (
     Ask,
     Buffer,
     Composed,

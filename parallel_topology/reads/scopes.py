@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, cast
 
+_WORD = re.compile(r"[^\W\d]\w*")
+_NEWLINE = re.compile(r"\r\n|\r|\n")
+_RENAMED = re.compile(r"\bas\s+(\w+)|^\s*(\w+)\s*=(?!=)")
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_INSIDE = ("body", "elt", "key", "value", "generators")
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, *_COMPREHENSIONS)
 
 
@@ -60,33 +66,68 @@ class Use:
         return self.call is not None and any(argument is not self.node for argument in self.call.args)
 
 
+class Lines:
+    """The lines of a text that hold some words, or names that such lines give to what they name.
+
+    Most of a file has nothing to do with what is looked for, and to look at every node of it takes long.
+
+    Args:
+        words: what is looked for.
+        origins: words of imports that may give other names to it.
+    """
+
+    def __init__(self, text: str, words: Collection[str], origins: Collection[str]) -> None:
+        lines = [(line, set[str](_WORD.findall(line))) for line in _NEWLINE.split(text)]
+        wanted, known = set(words), 0
+        while len(wanted) > known:  # names of names of names
+            known = len(wanted)
+            for line, found in lines:
+                if not wanted.isdisjoint(found) or not found.isdisjoint(origins):
+                    wanted.update(name for pair in _RENAMED.findall(line) for name in pair if name)
+        self._before = list(accumulate((not wanted.isdisjoint(found) for _, found in lines), initial=0))
+
+    def matter_in(self, node: ast.AST) -> bool:
+        """Whether one of them is among the node's."""
+        first, last = getattr(node, "lineno", None), getattr(node, "end_lineno", None)
+        if first is None or last is None:
+            return True
+        for decorator in getattr(node, "decorator_list", ()):
+            first = min(first, decorator.lineno)
+        return self._before[int(last)] > self._before[int(first) - 1]
+
+
 class Uses:
     """All uses of imported names in a module.
 
     Args:
         package: of the module, for its relative imports.
         known: the dotted names that `import *` may bring.
+        lines: those outside of which nothing is looked for.
     """
 
-    def __init__(self, package: list[str], known: Collection[str]) -> None:
+    def __init__(self, package: list[str], known: Collection[str], lines: Lines) -> None:
         self._package = package
         self._known = known
+        self._lines = lines
+        self._found: list[Use] = []
 
-    def of(self, tree: ast.Module) -> Iterator[Use]:
+    def of(self, tree: ast.Module) -> list[Use]:
         """In the order of the text."""
-        yield from self._in(tree, self._opened(tree, None), None)
+        self._look(tree, self._opened(tree, None), None)
+        return self._found
 
-    def _in(self, node: ast.AST, scope: Scope, call: ast.Call | None) -> Iterator[Use]:
+    def _look(self, node: ast.AST, scope: Scope, call: ast.Call | None) -> None:
         if isinstance(node, ast.expr) and (name := _dotted(node, scope)) is not None:
-            yield Use(name, node, scope, call)
+            self._found.append(Use(name, node, scope, call))
             return
         inside = self._opened(node, scope) if isinstance(node, _SCOPES) else scope
-        for field_name, value in ast.iter_fields(node):
+        for field_name in node._fields:
             # What a definition itself evaluates stands outside of it: decorators, bases, annotations.
-            within = inside if field_name in ("body", "elt", "key", "value", "generators") else scope
-            for child in _parts(value):
-                called = node if isinstance(node, ast.Call) and child is _callee(node) else None
-                yield from self._in(child, within, called)
+            within = inside if field_name in _INSIDE else scope
+            for child in _parts(getattr(node, field_name, None)):
+                if self._lines.matter_in(child):
+                    called = node if isinstance(node, ast.Call) and child is _callee(node) else None
+                    self._look(child, within, called)
 
     def _opened(self, node: ast.AST, outer: Scope | None) -> Scope:
         name = "<module>" if outer is None else outer.name
@@ -160,7 +201,7 @@ def _of_scope(node: ast.AST) -> Iterator[ast.AST]:
         if name in ("body", "generators"):
             waiting += _parts(value)
     while waiting:
-        part = waiting.pop(0)
+        part = waiting.pop()
         yield part
         if not isinstance(part, _SCOPES):
             waiting += ast.iter_child_nodes(part)

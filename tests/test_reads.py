@@ -10,8 +10,8 @@ from textwrap import dedent
 
 import pytest
 
-from parallel_topology.interop.parallel_state.reads import find
-from parallel_topology.interop.parallel_state.systems import SYSTEMS
+from parallel_topology.reads.systems import SYSTEMS
+from parallel_topology.reads.tree import find
 
 
 def reads(folder: Path, text: str, name: str = "code.py") -> list[tuple[int, str, str]]:
@@ -172,7 +172,7 @@ def test_files_that_cannot_be_read_are_named_and_others_are_left_out(tmp_path: P
 
 
 def test_no_torch_is_needed():
-    code = "import sys, parallel_topology.interop.parallel_state.reads; assert 'torch' not in sys.modules"
+    code = "import sys, parallel_topology.reads.tree; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

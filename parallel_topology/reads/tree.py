@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel_topology.interop.parallel_state.rows import Options, Own, Row, Table
-from parallel_topology.interop.parallel_state.scopes import Use, Uses
-from parallel_topology.interop.parallel_state.systems import SYSTEMS
+from parallel_topology.reads.rows import Options, Own, Row, Table
+from parallel_topology.reads.scopes import Lines, Use, Uses
+from parallel_topology.reads.systems import SYSTEMS
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,18 @@ def _files(path: Path) -> list[Path]:
 
 
 def _reads(file: Path) -> Iterator[Read]:
-    text = file.read_bytes()
-    if not _WORDS.intersection(_WORD.findall(text.decode("utf-8", "replace"))):
+    source = file.read_bytes()
+    text = source.decode("utf-8", "replace")
+    if _WORDS.isdisjoint(_WORD.findall(text)):
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs
-        tree = ast.parse(text)
+        tree = ast.parse(source)
     module = _module_of(file)
     if ".".join(module) in _MODULES:
         return
     package = module if file.name == "__init__.py" else module[:-1]
-    for use in Uses(package, _GLOBALS).of(tree):
+    for use in Uses(package, _GLOBALS, Lines(text, _WORDS, _ROOTS)).of(tree):
         if (one := _global(use.name)) is not None:
             yield Read(str(file), use.node.lineno, use.scope.name, one.name, one.table.system, _instead(one.row, use))
 
