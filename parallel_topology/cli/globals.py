@@ -26,7 +26,7 @@ def read_globals(
 
     Exit status: 0 when there are none, or no more than --at-most; 1 when there are more; 2 when the input is wrong.
 
-    Example: parallel-topology globals src --at-most 120
+    Example: parallel-topology globals docs --at-most 120
     """
     try:
         found = find(path)
