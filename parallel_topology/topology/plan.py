@@ -116,8 +116,8 @@ class Plan:
         lines = [f"{family.name.ljust(width)}  {_described(family)}" for family in self.families.values()]
         naive = sum(family.count for family in self.families.values())  # as a plain loop over `new_group` does
         total = (
-            f"created: {self.created} in all, at most {self.created_per_rank} per rank; "
-            f"created naively: {naive} on every rank"
+            f"created: {self.created:,} in all, at most {self.created_per_rank:,} per rank; "
+            f"created naively: {naive:,} on every rank"
         )
         return "\n".join([*lines, total])
 

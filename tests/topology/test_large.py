@@ -52,8 +52,8 @@ def test_groups_compare_contain_and_hash(topology: ParallelTopology):
     assert groups[groups.size - 1] in groups
     assert groups.index(list(range(last - 7, last + 1))) == groups.size - 1
     assert [1, 2] not in groups
-    assert repr(topology.world).endswith(f"({topology.world_size} ranks)")
-    assert repr(groups).endswith(f"({groups.size} groups)")
+    assert repr(topology.world).endswith(f"({topology.world_size:,} ranks)")
+    assert repr(groups).endswith(f"({groups.size:,} groups)")
 
 
 def test_a_view_is_a_topology_of_its_own(topology: ParallelTopology):

@@ -48,8 +48,8 @@ def test_totals(plan):
     assert plan.created == len(list(plan.sequence))
     naive = sum(len(plan.topology.groups(*family.axes)) for family in plan.families.values())
     assert str(plan).endswith(
-        f"created: {plan.created} in all, at most {plan.created_per_rank} per rank; "
-        f"created naively: {naive} on every rank"
+        f"created: {plan.created:,} in all, at most {plan.created_per_rank:,} per rank; "
+        f"created naively: {naive:,} on every rank"
     )
 
 
@@ -106,7 +106,7 @@ def test_a_plan_costs_the_same_at_any_world_size(world_size):
         assert plan.families["-".join(part.axes)].shares == "world"
         assert len(plan.of_rank(part.world[-1])) == plan.created_per_rank
         assert next(plan.sequence) == ("world", part.world)
-        assert f"world  1 group of {part.world_size}" in " ".join(str(plan).split()).replace("world 1", "world  1")
+        assert f"world  1 group of {part.world_size:,}" in " ".join(str(plan).split()).replace("world 1", "world  1")
 
 
 def test_members_in_another_order_are_another_group():
