@@ -47,7 +47,7 @@ def test_more_ranks_than_a_machine_should_start():
         alone(large, size=64, timeout=5)
     info = LaunchInfo.from_env({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
     with pytest.raises(
-        TopologyError, match=r"started ranks 0\.\.1, but tp8-dp1600000 has \[0, 1, 2, .* \(12800000 ranks\)"
+        TopologyError, match=r"started ranks 0\.\.1, but tp8-dp1600000 has \[0, 1, 2, .* \(12,800,000 ranks\)"
     ):
         launched(large, info, size=64, timeout=5)
 
