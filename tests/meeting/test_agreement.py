@@ -96,7 +96,7 @@ def names(store: dist.Store, world: int, lives: list[int | None], timeout: float
     return [None if isinstance(found, Exception) else found for found in outcomes(world, body)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     earlier=st.lists(
         st.tuples(st.integers(2, 4), st.lists(st.none() | st.integers(0, 14), max_size=4)), min_size=1, max_size=3
@@ -135,10 +135,10 @@ class TestRetries:
         def body(rank: int) -> int:
             if rank == late:
                 assert first_tries.acquire(timeout=20)  # the other has given up once, and tries again
-            for attempt in range(8):
+            for attempt in range(30):  # short tries; a busy machine may need some
                 try:
                     own = dist.FileStore(str(path), -1) if "file" in kind else store
-                    with GroupManager(TP2, rank=rank, store=own, timeout=1) as groups:
+                    with GroupManager(TP2, rank=rank, store=own, timeout=0.3, operation_timeout=20) as groups:
                         assert groups.tp.all_reduce(torch.ones(1)).item() == 2
                     return attempt
                 except GroupTimeoutError:
