@@ -1,4 +1,4 @@
-"""The only module that uses names torch keeps private or has renamed. Seen in torch 2.8 (source and stubs), 2.13 (run).
+"""The only module that uses names torch keeps private or has renamed. Seen in torch 2.8, 2.13 and 2.14 (run).
 
 `new_process_group` does by hand what `torch.distributed.distributed_c10d._new_process_group_helper` does, without the
 default group and without torch's registry of groups by name.
@@ -34,7 +34,9 @@ is_transformed: Callable[[torch.Tensor], bool] = cast("Any", torch)._C._functorc
 """Whether a tensor stands for another inside `torch.func.grad`, `vmap` and the like."""
 
 
-GLOO_SCATTERS_SUMS: bool = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+
+GLOO_SCATTERS_SUMS: bool = _VERSION < (2, 13)
 """Whether gloo's reduce-scatter may take the sum whatever it is asked for: seen in torch 2.8, and not in 2.13."""
 
 
@@ -223,7 +225,8 @@ def new_process_group(
     if device is not None:
         group.bound_device_id = device
     for device_type, backend in backends.items():
-        backend._set_sequence_number_for_group()
+        if _VERSION < (2, 14):  # does nothing since, but warn on every rank
+            backend._set_sequence_number_for_group()
         group._register_backend(torch.device(device_type), backend_type, backend)
     group._set_group_name(key)
     group._set_group_desc(description)

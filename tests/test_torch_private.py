@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import warnings
 from datetime import timedelta
@@ -81,3 +82,21 @@ def test_every_backward_goes_through_the_engines_function():
     finally:
         sys.setprofile(None)
     assert len(seen) >= 3
+
+
+def test_nothing_is_said_beside_the_program():
+    """By torch, on either stream, in a process that has warned of nothing yet (2.14 warns once, of what 2.13 needs)."""
+    program = """
+import torch
+from parallel_topology.testing import run_ranks
+
+def body(groups):
+    groups.tp.all_reduce(torch.ones(3))
+    groups.world.barrier()
+    groups.world.all_gather_object("x")
+
+run_ranks("tp2-pp2", body)
+print("said")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "said\n", "")
