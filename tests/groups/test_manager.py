@@ -428,6 +428,7 @@ class TestWaysIn:
         with pytest.raises(RankError, match=re.escape("env started rank 0 of 2, but tp4 has [0, 1, 2, 3]")):
             GroupManager.from_env(ParallelTopology(tp=4), env=env)
 
+    @pytest.mark.slow  # the program of docs/getting-started.md, which tests/test_docs.py runs, comes in so too
     def test_under_torchrun(self, tmp_path: Path):
         script = tmp_path / "job.py"
         script.write_text(
