@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +10,7 @@ import typer
 
 from parallel_topology.errors import ParallelTopologyError
 from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.launch.placement import hosts_from
 from parallel_topology.topology.topology import ParallelTopology
 
 Value = TypeVar("Value")
@@ -39,11 +41,16 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.replace("-", ",").split(",")] if text else []
 
 
+def _hosts(text: str) -> Hosts:
+    return hosts_from(os.environ) if text == "env" else Hosts.parse(text)
+
+
 _HOSTS = typer.Option(
     "--hosts",
     metavar="HOSTS",
-    help="Which ranks are on which host: 2x4 is 2 hosts of 4, 4,4,2 lists what each has, 0,4/1,5 every rank.",
-    parser=reader(Hosts.parse),
+    help="Which ranks are on which host: 2x4 is 2 hosts of 4, 4,4,2 lists what each has, 0,4/1,5 every rank; "
+    "env: as the launcher says.",
+    parser=reader(_hosts),
     show_default=False,
 )
 HostsOption = Annotated[Hosts, _HOSTS]
