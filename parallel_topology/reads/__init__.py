@@ -2,6 +2,7 @@
 
 rows        the words of the tables
 megatron    Megatron-core's functions
+vllm        vLLM's
 systems     which tables there are
 tree        where a tree of files asks them, and what to write instead
 scopes      what a name stands for where it is used

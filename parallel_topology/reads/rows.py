@@ -13,7 +13,8 @@ class Ask:
 
     Attributes:
         axes: of the group; `("world",)` for all ranks, none for this rank alone.
-        what: the attribute; several that are tried in turn are joined by `or`.
+        what: the attribute; several that are tried in turn are joined by `or`. `coordinator` is the group itself, as an
+            object of that system's.
     """
 
     axes: tuple[str, ...]
@@ -26,6 +27,8 @@ class Ask:
         group = f"groups.{self.axes[0]}" if len(self.axes) == 1 else f"groups[{quoted}]"
         if self.what == "ranks":
             return f"list({group}.ranks)"
+        if self.what == "coordinator":
+            return group
         return " or ".join(f"{group}.{what}" for what in self.what.split(" or "))
 
 
@@ -86,7 +89,8 @@ class Required:
     Attributes:
         sizes: argument -> axis; an argument that is None, 1 or left out is size 1.
         expert: argument -> axis of a second factorization, whose other axes are those of the base.
-        free: the axis that takes all other ranks.
+        free: the axis that takes all other ranks; `rest` is one that may be several.
+        parts: argument -> axis of which only the size is looked at.
         order: the argument that names the axes, fastest first, or the order itself.
         kept: argument -> the value it sets, if it is given, and the one that is 0 then.
         refused: argument -> (what it may be, why it may not be anything else).
@@ -96,6 +100,7 @@ class Required:
     order: str
     free: str = "dp"
     expert: Mapping[str, str] = field(default_factory=dict[str, str])
+    parts: Mapping[str, str] = field(default_factory=dict[str, str])
     kept: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
     refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict[str, tuple[Any, str]])
     line: str = "groups.require(topology)"

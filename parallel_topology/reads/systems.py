@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from parallel_topology.reads.megatron import MEGATRON
 from parallel_topology.reads.rows import Table
+from parallel_topology.reads.vllm import VLLM
 
-SYSTEMS: dict[str, Table] = {table.system: table for table in (MEGATRON,)}
+SYSTEMS: dict[str, Table] = {table.system: table for table in (MEGATRON, VLLM)}

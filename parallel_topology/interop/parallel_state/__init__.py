@@ -2,6 +2,7 @@
 
 served      the block
 answers     what a function asks, answered by one manager
+coordinator a group as the GroupCoordinator of vLLM and SGLang
 required    whether `initialize_*` asks for the manager's topology; who is in a group
 buffers     memory by name, for each manager
 blocks      which block is open here: contexts, generators, autograd's threads

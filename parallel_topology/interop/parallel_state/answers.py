@@ -6,13 +6,16 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import FunctionType
 from typing import Any, NoReturn
 
 from parallel_topology.errors import ClosedError, GroupArgumentError, UnknownAxisError
+from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.interop.alone import ProcessGroups
 from parallel_topology.interop.parallel_state.buffers import Buffers
+from parallel_topology.interop.parallel_state.coordinator import coordinator
 from parallel_topology.interop.parallel_state.required import members, require, resolved
 from parallel_topology.reads.rows import (
     Ask,
@@ -27,8 +30,8 @@ from parallel_topology.reads.rows import (
     Table,
 )
 
-GROUPS = ("device_group", "cpu_group")
-"""What is asked of a group and is one of torch's."""
+GROUPS = ("device_group", "cpu_group", "coordinator")
+"""What is asked of a group and ends with it."""
 _UNKNOWN: Any = object()
 
 
@@ -95,7 +98,7 @@ class Answers:
         if isinstance(one, Ask):
             if not isinstance(row, Options | Composed):
                 _require_none(own, arguments)
-            value = self._asked(groups, own.__name__, one, insisting)
+            value = self._asked(groups, own, one, insisting)
             if not isinstance(row, Composed) and key is not None and one.what != "ranks":
                 (self._lent if one.what in GROUPS else self._known)[key] = value
             return value
@@ -125,7 +128,8 @@ class Answers:
                 return row  # composed
         return None
 
-    def _asked(self, groups: GroupManager, name: str, ask: Ask, insisting: bool) -> Any:
+    def _asked(self, groups: GroupManager, own: FunctionType, ask: Ask, insisting: bool) -> Any:
+        name, module = own.__name__, sys.modules[own.__module__]
         axes = resolved(groups.topology, ask.axes, self._table.without)
         if ask.what not in GROUPS:
             group = members(groups, axes)
@@ -136,13 +140,18 @@ class Answers:
         if groups.closed:
             raise _closed(groups, name)
         try:
-            group = ProcessGroups(groups).group(*axes) if axes else None
+            group = _declared(groups, axes)
         except UnknownAxisError as error:
             error = UnknownAxisError(f"{name}(): {error}")
             if insisting:
                 raise error from None
             return Undeclared(error)
-        return (group and getattr(group, ask.what)) or self._once("alone", lambda: ProcessGroups(groups).alone)
+        alone = partial(self._once, "alone", lambda: ProcessGroups(groups).alone)
+        if ask.what == "coordinator":
+            return self._once(
+                group.label, lambda: coordinator(module.GroupCoordinator, group, groups.local_rank, alone)
+            )
+        return getattr(group, ask.what) or alone()
 
     def _once(self, what: str, make: Callable[[], Any]) -> Any:
         with self._lock:
@@ -159,6 +168,14 @@ class Undeclared:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise self._error
+
+
+def _declared(groups: GroupManager, axes: tuple[str, ...]) -> ParallelGroup:
+    if axes == ("world",) or (len(axes) == 1 and axes[0] in groups.plan.families):
+        return groups[axes[0]]
+    if not axes:
+        return groups._alone("alone")  # pyright: ignore[reportPrivateUsage] (the manager's way to make one)
+    return ProcessGroups(groups).group(*axes)
 
 
 def _closed(groups: GroupManager, name: str) -> ClosedError:

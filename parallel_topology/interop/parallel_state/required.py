@@ -18,7 +18,8 @@ def resolved(topology: ParallelTopology, axes: tuple[str, ...], without: Without
     """The axes, those of a view that was not declared being what they are without it."""
     found: list[str] = []
     for axis in axes:
-        found += without[axis] if axis in without and axis not in topology.all_axes else (axis,)
+        gone = axis in without and axis not in topology.all_axes
+        found += resolved(topology, without[axis], without) if gone else (axis,)
     return tuple(found)
 
 
@@ -44,7 +45,13 @@ def require(view: RankView, name: str, row: Required, arguments: Mapping[str, An
             raise TopologyError(f"{name}({argument}={given!r}): {why}")
     asked = _topology(view.topology.world_size, name, row, arguments)
     there = asked.at(view.topology.position(view.rank))
+    for argument, axis in row.parts.items():
+        size = members(view, resolved(view.topology, (axis,), without)).size
+        if (arguments.get(argument) or 1) != size:
+            raise TopologyError(f"{name}({argument}={arguments[argument]}): {view.topology} has {axis} {size}")
     for axis in asked.all_axes:
+        if axis == "rest":
+            continue
         ours = members(view, resolved(view.topology, (axis,), without))
         if [view.topology.position(rank) for rank in ours.ranks] != list(there[axis].ranks):
             raise TopologyError(

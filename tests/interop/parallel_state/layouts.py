@@ -29,6 +29,15 @@ def comparable(value: Any) -> Any:
     """A process group by its members, anything else as it is."""
     if isinstance(value, dist.ProcessGroup):
         return [dist.get_rank()] if value.size() == 1 else dist.get_process_group_ranks(value)
+    if hasattr(value, "rank_in_group"):
+        names = (
+            "rank", "ranks", "world_size", "rank_in_group", "first_rank", "last_rank", "next_rank", "prev_rank",
+            "is_first_rank", "is_last_rank",
+        )  # fmt: skip
+        return {name: getattr(value, name) for name in names} | {
+            name: sorted(comparable(getattr(value, name)))
+            for name in ("device_group", "cpu_group")  # as new_group does
+        }
     return value
 
 
