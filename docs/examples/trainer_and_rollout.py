@@ -1,7 +1,8 @@
 """A trainer and a rollout engine in the same processes, with different topologies: weights go from one to the other.
 
 The trainer is torch's FSDP2 and tensor parallelism over `from_world`; the rollout engine has a manager over a store of
-its own, as an inference engine would, and takes its shard of each weight. So reinforcement learning colocates them.
+its own, as an inference engine would, and stores weights in its own way. A plan, made once, says what goes from whom to
+whom after each step. So reinforcement learning colocates them.
 
     torchrun --nproc-per-node 4 -m parallel_topology.examples.trainer_and_rollout tp2-dp2 tp4
 """
@@ -9,19 +10,34 @@ its own, as an inference engine would, and takes its shard of each weight. So re
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from parallel_topology import GroupManager, ParallelGroup, ParallelTopology
+from parallel_topology import GroupManager, ParallelTopology
+from parallel_topology.refit import RefitPlan, refit
+from parallel_topology.weights import Storage, Transposed, Weight, Weights
 
 from .fsdp2_tp import HIDDEN, LAYERS, LEARNING_RATE, batch, parallelize, whole_model
 
-Named = tuple[str, Tensor]
+
+def weights(fsdp: bool) -> Weights:
+    """The weights of the model, cut over tp; under FSDP2 each part once more along dim 0, over dp, as `torch.chunk`."""
+    rows, others = ("/tp/dp", "/dp") if fsdp else ("/tp", "")
+    return Weights(
+        [
+            Weight("{}.norm.weight", f"{HIDDEN}{others}", layer=True, uneven="chunk"),
+            Weight("{}.norm.bias", f"{HIDDEN}{others}", layer=True, uneven="chunk"),
+            Weight("{}.up.weight", f"{4 * HIDDEN}{rows} {HIDDEN}", layer=True, uneven="chunk"),
+            Weight("{}.up.bias", f"{4 * HIDDEN}{rows}", layer=True, uneven="chunk"),
+            Weight("{}.down.weight", f"{HIDDEN}{others} {4 * HIDDEN}/tp", layer=True, uneven="chunk"),
+            Weight("{}.down.bias", f"{HIDDEN}{others}", layer=True, uneven="chunk"),
+        ],
+        layers=LAYERS,
+        dtype="float64",
+    )
 
 
 class Trainer:
@@ -41,36 +57,22 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def weights(self) -> Iterator[Named]:
-        """Every weight by name, whole, one after the other: no rank ever holds the whole model."""
-        for name, parameter in self.model.named_parameters():
-            yield name, (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
-
 
 class Rollout:
-    """The same model for inference, tensor-parallel along a group of its own manager."""
+    """The same model for inference, tensor-parallel along a group of its own manager; `down` is stored transposed."""
 
-    def __init__(self, tp: ParallelGroup) -> None:
-        self.tp = tp
-        self.shards: dict[str, Tensor] = {}
-
-    def load(self, weights: Iterable[Named]) -> None:
-        """Keep this rank's shard of each weight: rows of `up`, columns of `down`, the rest whole."""
-        for name, weight in weights:
-            dim = 0 if ".up." in name else 1 if name.endswith("down.weight") else None
-            part = range(len(weight)) if dim is None else self.tp.shard(weight.shape[dim])
-            self.shards[name] = weight.narrow(dim or 0, part.start, len(part)).clone()
+    def __init__(self, groups: GroupManager) -> None:
+        self.tp = groups.tp
+        self.storage = Storage(weights(fsdp=False), [Transposed("{}.down.weight")])
+        stored = self.storage.tensors(groups.topology, groups.rank)
+        self.shards = {name: torch.empty(one.shape, dtype=torch.float64) for name, one in stored.items()}
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, hidden]` -> `[batch, hidden]`."""
         for layer in range(LAYERS):
             normed = F.layer_norm(x, (HIDDEN,), self._shard(layer, "norm.weight"), self._shard(layer, "norm.bias"))
             up = F.gelu(F.linear(normed, self._shard(layer, "up.weight"), self._shard(layer, "up.bias")))
-            x = (
-                x
-                + self.tp.all_reduce(F.linear(up, self._shard(layer, "down.weight")))
-                + self._shard(layer, "down.bias")
-            )
+            x = x + self.tp.all_reduce(up @ self._shard(layer, "down.weight")) + self._shard(layer, "down.bias")
         return x
 
     def _shard(self, layer: int, name: str) -> Tensor:
@@ -79,12 +81,14 @@ class Rollout:
 
 def run(training: GroupManager, serving: GroupManager, rounds: int) -> list[Tensor]:
     """Train, hand the weights over, infer, and again: what the rollout engine gave for the same input each round."""
-    trainer, rollout = Trainer(training), Rollout(serving.tp)
+    trainer, rollout = Trainer(training), Rollout(serving)
+    here = weights(fsdp=training.dp.size > 1)
+    plan = RefitPlan(here, training.topology, serving.topology, target_as=rollout.storage)
     prompt, _ = batch(1000)
     outputs: list[Tensor] = []
     for number in range(rounds):
         trainer.step(number)
-        rollout.load(trainer.weights())
+        refit(plan, training.world, dict(trainer.model.named_parameters()), rollout.shards, version=number)
         outputs.append(rollout.forward(prompt))
     return outputs
 

@@ -14,6 +14,7 @@ from parallel_topology.cli.env import env
 from parallel_topology.cli.errors import OneLineErrors
 from parallel_topology.cli.globals import read_globals
 from parallel_topology.cli.orders import orders
+from parallel_topology.cli.refit import refit
 from parallel_topology.cli.selftest import selftest
 from parallel_topology.cli.show import show
 
@@ -44,6 +45,6 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _command in (show, check, orders, diff, env, selftest, demo):  # as --help lists them
+for _command in (show, check, orders, diff, refit, env, selftest, demo):  # as --help lists them
     app.command()(_command)
 app.command("globals")(read_globals)

@@ -4,6 +4,7 @@ handing   who gives a box of elements to whom
 sides     Side: the weights on one topology, as that side stores them
 plan      RefitPlan: each rank's moves, the bytes, and the lower bound
 proof     that a plan writes every element once, from a rank that holds it
+facts     who sends how much to whom, and a tensor's way in words
 schedule  a rank's moves as messages of bounded size, in an order that cannot deadlock
 given     the tensors of a rank: that they are what its side says
 boxes     boxes of logical tensors in the tensors that a side stores

@@ -142,17 +142,19 @@ class RefitPlan:
             return 0
         both = self._gives(rank)
         total = 0
-        for weight, layers in self.kinds():
-            for layer, count in layers:
+        for weight, kinds in self.kinds():
+            for layer, *others in kinds:
                 need = self.target.held(weight, layer, rank)
                 have = self.source.held(self.origin(weight), layer, rank) if both and need else None
                 if need is not None:
-                    total += count * (self._volume(weight, need.ranges) - self._overlap(weight, need.ranges, have))
+                    total += (1 + len(others)) * (
+                        self.volume(weight, need.ranges) - self._overlap(weight, need.ranges, have)
+                    )
         return total
 
     def nbytes(self, move: Move) -> int:
         """The bytes of a move on its way, in the narrower one of both sides' dtypes."""
-        return self._volume(self.target.weights.named(move.weight), move.ranges)
+        return self.volume(self.target.weights.named(move.weight), move.ranges)
 
     def dtype(self, name: str) -> str:
         """In which dtype a logical tensor travels."""
@@ -164,9 +166,9 @@ class RefitPlan:
     def bytes_moved(self) -> int:
         """The bytes that go from one rank to another, over all ranks."""
         return sum(
-            count * met.handing.moved * self._volume(weight, met.box)
-            for weight, layers in self.kinds()
-            for layer, count in layers
+            (1 + len(others)) * met.handing.moved * self.volume(weight, met.box)
+            for weight, kinds in self.kinds()
+            for layer, *others in kinds
             for met in self.met(weight, layer)
         )
 
@@ -174,10 +176,10 @@ class RefitPlan:
     def bytes_total(self) -> int:
         """The bytes that the target's ranks need, over all of them."""
         total = 0
-        for weight, layers in self.kinds():
-            for layer, count in layers:
+        for weight, kinds in self.kinds():
+            for layer, *others in kinds:
                 for box, ranks in self.target.placed(weight, layer).holders():
-                    total += count * self._volume(weight, box) * len(self._left(ranks))
+                    total += (1 + len(others)) * self.volume(weight, box) * len(self._left(ranks))
         return total
 
     @cached_property
@@ -187,6 +189,16 @@ class RefitPlan:
         few, other = (mine, theirs) if mine.size < theirs.size else (theirs, mine)
         both = [] if _apart(mine, theirs) else [rank for rank in few if rank in other and rank not in self.without]
         return self.bytes_total - sum(self._has_already(rank) for rank in both)
+
+    def explain(self, name: str) -> str:
+        """In words, how a logical tensor lies on both sides, and how each box of it goes over.
+
+        Raises:
+            TopologyError: there is no tensor of this name.
+        """
+        from parallel_topology.refit.facts import explained
+
+        return explained(self, name)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -231,16 +243,16 @@ class RefitPlan:
 
     # How it is made
 
-    def kinds(self) -> Iterator[tuple[Weight, list[tuple[int | None, int]]]]:
-        """Each weight, with (a layer, how many lie as this one does): layers of equal stages on both sides."""
+    def kinds(self) -> Iterator[tuple[Weight, list[list[int | None]]]]:
+        """Each weight, with its layers; those together that are on the same stages of both sides, and so lie alike."""
         for weight in self.target.weights.weights:
             if weight.layer is False:
-                yield weight, [(None, 1)]
+                yield weight, [[None]]
                 continue
-            alike: dict[tuple[int, int], list[int]] = {}
+            alike: dict[tuple[int, int], list[int | None]] = {}
             for layer in weight.layers(range(self.target.weights.layers)):
                 alike.setdefault((self.source.stage(layer), self.target.stage(layer)), []).append(layer)
-            yield weight, [(layers[0], len(layers)) for layers in alike.values()]
+            yield weight, list(alike.values())
 
     def met(self, weight: Weight, layer: int | None) -> Iterator[Met]:
         """All boxes of a tensor."""
@@ -357,23 +369,24 @@ class RefitPlan:
     def _pairs(self, first: Weight, second: Weight) -> list[tuple[Weight, Weights]]:
         return [(first, self.source.weights), (second, self.target.weights)]
 
-    def _volume(self, weight: Weight, box: Box) -> int:
+    def volume(self, weight: Weight, box: Box) -> int:
+        """The bytes of a box on its way."""
         return bytes_of(prod(map(len, box)), self._dtypes[weight.name])
 
     def _overlap(self, weight: Weight, box: Box, have: Any) -> int:
         if have is None:
             return 0
         met = [range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, have.ranges, strict=True)]
-        return self._volume(weight, tuple(met))
+        return self.volume(weight, tuple(met))
 
     def _has_already(self, rank: int) -> int:
         total = 0
-        for weight, layers in self.kinds():
-            for layer, count in layers:
+        for weight, kinds in self.kinds():
+            for layer, *others in kinds:
                 need = self.target.held(weight, layer, rank)
                 if need is not None:
                     have = self.source.held(self.origin(weight), layer, rank)
-                    total += count * self._overlap(weight, need.ranges, have)
+                    total += (1 + len(others)) * self._overlap(weight, need.ranges, have)
         return total
 
     def _takes(self, rank: int) -> bool:

@@ -20,8 +20,8 @@ def prove(plan: RefitPlan) -> None:
     """Raises:
     RefitError: an element is written twice, or not, or is read where it is not.
     """
-    for weight, layers in plan.kinds():
-        for layer, _ in layers:
+    for weight, kinds in plan.kinds():
+        for layer, *_ in kinds:
             written: Counter[int] = Counter()
             boxes: list[Box] = []
             for met in plan.met(weight, layer):
