@@ -295,10 +295,16 @@ def forget_meshes() -> None:
     It knows a mesh by its ranks and names: where an equal mesh was used before, results would carry that one, whose
     groups may have ended (torch 2.13: "Could not resolve the process group registered under the name").
     """
-    if "torch.distributed.tensor" in sys.modules:
-        clear = getattr(import_module("torch.distributed.tensor.debug"), "_clear_sharding_prop_cache", None)
-        if clear is not None:  # seen in torch 2.13; where there is none, torch's own error stays
-            clear()
+    if "torch.distributed.tensor" not in sys.modules:
+        return
+    debug = import_module("torch.distributed.tensor.debug")
+    names = ("_clear_sharding_prop_cache", "_clear_python_sharding_prop_cache", "_clear_fast_path_sharding_prop_cache")
+    clears = [getattr(debug, name) for name in names if hasattr(debug, name)]  # torch 2.13: the first; 2.10: the others
+    if not clears:  # torch 2.8
+        tensors: Any = import_module("torch.distributed.tensor._api")
+        clears = [tensors.DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding.cache.cache_clear]
+    for clear in clears:
+        clear()
 
 
 def clone_store(store: dist.Store) -> dist.Store:
