@@ -33,9 +33,8 @@ def _meshes(groups: GroupManager, wanted: list[list[Dim] | None]) -> Any:
         dims = axes or list(mesh.mesh_dim_names or ())
         sliced = [mesh[name] if mesh.ndim > 1 else mesh for name in mesh.mesh_dim_names or ()]
         same = [one.get_group() is groups[dim].device_group for one, dim in zip(sliced, dims, strict=True)]
-        found.append(
-            (mesh.mesh_dim_names, mesh.mesh.tolist(), same, tuple(mesh.get_coordinate()))
-        )  # a list before torch 2.13
+        here = tuple(mesh.get_coordinate() or ())  # a list before torch 2.13
+        found.append((mesh.mesh_dim_names, mesh.mesh.tolist(), same, here))
     return found, registered() - before
 
 
