@@ -92,7 +92,10 @@ def refit(
 
 
 def _agree(group: ParallelGroup, mine: list[Any], refused: str | None) -> None:
-    said: list[list[Any]] = group.all_gather_object([*mine, refused])
+    try:
+        said: list[list[Any]] = group.all_gather_object([*mine, refused])
+    except ParallelTopologyError as error:
+        raise RefitError(f"refit: {error}; {UNTOUCHED}") from error
     for place, what in enumerate(("plan", "version", "staging_bytes")):
         ranks_by: dict[Any, list[int]] = {}
         for rank, one in zip(group.ranks, said, strict=True):

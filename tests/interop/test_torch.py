@@ -12,6 +12,8 @@ import torch
 from parallel_topology import GroupManager, ParallelTopology
 from parallel_topology.examples import fsdp2_tp, trainer_and_rollout  # pyright: ignore[reportAttributeAccessIssue]
 from parallel_topology.interop.device_mesh import as_device_mesh
+from parallel_topology.refit import RefitPlan, refit
+from parallel_topology.weights import Weight, Weights
 from tests.interop.world import registered, run_in_world
 
 Use = Callable[[GroupManager, Path], tuple[Any, Any]]
@@ -155,6 +157,49 @@ def _compiled(groups: GroupManager, _: Path) -> Any:
 
     first = X + groups.tp.first_rank
     return step(mine), 2 * (2 * first + 1) + first
+
+
+def _refitted(groups: GroupManager, whole: torch.Tensor, target: dict[int, str]) -> torch.Tensor:
+    """This rank's part of a tensor that is cut by rows over tp, once it is cut so."""
+    here, there = (Weights([Weight("w", whole.shape, cut=cut)], dtype="float64") for cut in ({0: "tp"}, target))
+    plan = RefitPlan(here, groups.topology, groups.topology, target_as=there)
+    into = {"w": torch.empty(there.on(groups.topology, groups.rank)["w"].shape, dtype=torch.float64)}
+    refit(plan, groups.world, {"w": groups.tp.shard_of(whole, dim=0).contiguous()}, into)
+    return into["w"]
+
+
+@use
+def _refit_as_dtensor_redistributes(groups: GroupManager, _: Path) -> Any:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    ours: list[torch.Tensor] = []
+    theirs: list[torch.Tensor] = []
+    before = distribute_tensor(X, as_device_mesh(groups, ["dp", "tp"]), [Replicate(), Shard(0)])
+    wanted: list[tuple[list[Any], dict[int, str]]] = [
+        ([Replicate(), Replicate()], {}),
+        ([Replicate(), Shard(1)], {1: "tp"}),
+        ([Shard(0), Shard(1)], {0: "dp", 1: "tp"}),
+        ([Shard(1), Replicate()], {1: "dp"}),
+        ([Shard(0), Shard(0)], {0: "dp/tp"}),
+    ]
+    for placements, cut in wanted:
+        theirs.append(before.redistribute(placements=placements).to_local())
+        ours.append(_refitted(groups, X, cut))
+    return ours, theirs
+
+
+@use
+def _refit_as_a_checkpoint_is_loaded(groups: GroupManager, folder: Path) -> Any:
+    """Saved in one layout and loaded in another, by torch.distributed.checkpoint."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh, world = as_device_mesh(groups, ["dp", "tp"]), groups.world.device_group
+    saved = {"w": distribute_tensor(X, mesh, [Replicate(), Shard(0)])}
+    dcp.save(saved, checkpoint_id=folder / "refit", process_group=world)
+    loaded = {"w": distribute_tensor(torch.zeros_like(X), mesh, [Shard(1), Shard(0)])}
+    dcp.load(loaded, checkpoint_id=folder / "refit", process_group=world)
+    return _refitted(groups, X, {0: "tp", 1: "dp"}), loaded["w"].to_local()
 
 
 def _all(groups: GroupManager, folder: str) -> dict[str, Any]:
