@@ -11,6 +11,7 @@ boxes     boxes of logical tensors in the tensors that a side stores
 staging   buffers, never more than was allowed
 transfer  one rank's messages, sent and received
 execute   refit: a plan carried out over a group
+checkpoint  load: a rank's tensors out of safetensors files
 """
 
 from __future__ import annotations

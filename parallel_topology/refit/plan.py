@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from parallel_topology.errors import RankError, TopologyError
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.refit.handing import Handing
-from parallel_topology.refit.sides import Side
+from parallel_topology.refit.sides import Side, stored
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted
@@ -102,8 +102,8 @@ class RefitPlan:
         without: Iterable[int] = (),
     ) -> None:
         self.weights = weights
-        self.source = Side("source", _stored(source_as or weights), source)
-        self.target = Side("target", _stored(target_as or weights), target)
+        self.source = Side("source", stored(source_as or weights), source)
+        self.target = Side("target", stored(target_as or weights), target)
         self.hosts = hosts
         self.without = frozenset(without)
         self._handings: dict[Any, Handing] = {}
@@ -402,10 +402,6 @@ class RefitPlan:
             f"rank {quoted(rank)} is in neither layout: the source is on {self.source.world}, "
             f"the target on {self.target.world}"
         )
-
-
-def _stored(given: Weights | Storage) -> Storage:
-    return given if isinstance(given, Storage) else Storage(given)
 
 
 def _held(placed: Placed, rank: int) -> Box:

@@ -81,3 +81,8 @@ class Side:
             return [self.weights.stage_of(layer, stages) for layer in range(self.weights.layers)]
         except TopologyError as error:
             raise TopologyError(f"{self.called} {self.topology}: {error}") from None
+
+
+def stored(given: Weights | Storage) -> Storage:
+    """How a side stores weights: each in a tensor of its own, unless it is said."""
+    return given if isinstance(given, Storage) else Storage(given)
