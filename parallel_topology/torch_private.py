@@ -427,3 +427,28 @@ def in_backward() -> bool:
 
 UNTRACED = f"{os.path.dirname(torch.__file__)}/_dynamo/<parallel_topology>"
 """A file name for code that `torch.compile` shall call and not trace: it leaves out what seems to be its own."""
+
+
+def shard_order(placements: Sequence[Any], sizes: Sequence[int]) -> dict[int, list[int]] | None:
+    """Tensor dim -> the dims of the mesh that cut it, the first one first; None where the placements say no such order.
+
+    `placements` are a DTensor's on a mesh of these sizes. Mesh dims cut in their order, but for a `_StridedShard`
+    (FSDP2's, over tensor parallelism): the dims behind it, of as many ranks as its `split_factor`, cut before it. The
+    class is in torch 2.8 and 2.13; in 2.13 it is no `Shard` any more, and `Shard` has no `split_factor` in either.
+    """
+    found: dict[int, list[int]] = {}
+    for at in range(len(placements) - 1, -1, -1):
+        placement = placements[at]
+        if placement.is_replicate():
+            continue
+        if placement.is_partial():
+            return None
+        later = found.setdefault(placement.dim, [])
+        factor, before = getattr(placement, "split_factor", 1), 0
+        while factor > 1 and before < len(later) and factor % sizes[later[before]] == 0:
+            factor //= sizes[later[before]]
+            before += 1
+        if factor > 1:
+            return None
+        later.insert(before, at)
+    return found

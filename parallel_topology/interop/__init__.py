@@ -1,6 +1,7 @@
 """Hand a manager's groups to other people's code, creating no process groups: a module for each of these.
 
 device_mesh          torch's DeviceMesh, and with it FSDP2, DTensor, tensor parallelism, Transformers, Accelerate
+modules              how a live module keeps its weights, by its parameters
 megatron             Megatron-core's ProcessGroupCollection
 deepspeed            the `mpu` of `deepspeed.initialize`
 transformer_engine   what `set_context_parallel_group` takes

@@ -5,6 +5,7 @@ To install it, see tests/peers/test_peers.py.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import torch.distributed as dist
 
 from parallel_topology import BackendError, GroupManager, ParallelTopology, UnknownAxisError
 from parallel_topology.interop.megatron import AXES, process_group_collection
+from parallel_topology.interop.modules import storage_of
 from parallel_topology.testing import run_ranks
+from parallel_topology.weights import Interleaved, Sharded, Storage, Weight, Weights
 from tests.interop.world import fake_world, registered, run_in_world
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
@@ -174,3 +177,84 @@ def _setup(groups: GroupManager) -> Any:
 
 def test_its_data_parallel_and_optimizers_find_all_they_need():
     assert run_in_world("tp2-cp1-dp2-pp1/expert:etp2-ep1-edp2-pp1", _setup, timeout=200) == [0] * 4
+
+
+def _wide_layer(groups: GroupManager, experts: int) -> Any:
+    """A layer with grouped queries and a gated feed-forward, or experts: the same full weights under every topology."""
+    from megatron.core.models.gpt.gpt_layer_specs import (  # pyright: ignore[reportMissingImports]
+        get_gpt_layer_local_spec,
+    )
+    from megatron.core.transformer.spec_utils import build_module  # pyright: ignore[reportMissingImports]
+    from megatron.core.transformer.transformer_config import (  # pyright: ignore[reportMissingImports]
+        TransformerConfig,
+    )
+
+    topology = groups.topology
+    among = {"num_moe_experts": experts, "expert_model_parallel_size": topology.size("ep"), "moe_ffn_hidden_size": 24}
+    config = TransformerConfig(
+        num_layers=1,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_query_groups=2,
+        ffn_hidden_size=48,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        tensor_model_parallel_size=groups.tp.size,
+        expert_tensor_parallel_size=topology.size("etp"),
+        use_cpu_initialization=True,
+        gradient_accumulation_fusion=False,
+        params_dtype=torch.float32,
+        **(among if experts else {}),
+    )
+    spec = get_gpt_layer_local_spec(num_experts=experts or None, normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = torch.nn.Identity
+    torch.manual_seed(0)
+    return build_module(spec, config=config, layer_number=1, pg_collection=process_group_collection(groups))
+
+
+def _stored(groups: GroupManager, experts: int) -> Any:
+    """What storage_of and a declared storage say of a layer, against its parameters."""
+    layer, topology, rank = _wide_layer(groups, experts), groups.topology, groups.rank
+    parameters = dict(layer.named_parameters())
+    held = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+    storage = storage_of(layer, topology)
+    assert storage.weights.bytes_on(topology, rank) == held
+    first = topology.at(rank)["ep"].rank * experts // topology.size("ep")
+    tensors = storage.tensors(topology, rank)
+    for name, parameter in parameters.items():
+        numbered = re.sub(r"(?<=local_experts\.)[0-9]+", lambda found: str(int(found[0]) + first), name)
+        assert tensors.pop(numbered).shape == tuple(parameter.shape)
+    assert not tensors
+
+    qkv = "self_attention.linear_qkv.weight"
+    with GroupManager(ParallelTopology.parse("tp1-cp1-dp1-pp1/expert:etp1-ep1-edp1-pp1"), rank=0) as one:
+        whole = dict(_wide_layer(one, 0).named_parameters())[qkv]
+        for weight in ("q", "k", "v"):
+            cut = "" if topology.size("tp") > 2 else "/tp"
+            size = 32 if weight == "q" else 16
+            rules: list[Any] = [Interleaved(qkv, ["q", "k", "v"], groups=2)]
+            heads = [Weight(name, f"{32 if name == 'q' else 16}{cut} 32") for name in ("q", "k", "v")]
+            there = Storage(Weights(heads), rules)
+            here = Storage(Weights(heads), [*rules, *([] if cut else [Sharded(qkv, "tp")])])
+            found = torch.full((size, 32), float("nan"))
+            for place in there.places(one.topology, 0, weight):
+                found[slice(place.ranges[0].start, place.ranges[0].stop)] = place.view(whole.data)
+            assert not found.isnan().any()
+            for place in here.places(topology, rank, weight):
+                rows = place.ranges[0]
+                assert torch.equal(found[rows.start : rows.stop], place.view(parameters[qkv].data))
+            assert here.tensors(topology, rank)[qkv].shape == tuple(parameters[qkv].shape)
+
+
+@pytest.mark.parametrize(
+    ("text", "experts"),
+    [
+        ("tp2-cp1-dp1-pp1/expert:etp1-ep1-edp2-pp1", 0),
+        ("tp4-cp1-dp1-pp1/expert:etp1-ep1-edp4-pp1", 0),
+        ("tp2-cp1-dp2-pp1/expert:etp1-ep4-edp1-pp1", 8),
+        ("tp2-cp1-dp2-pp1/expert:etp2-ep2-edp1-pp1", 8),
+    ],
+)
+def test_layers_keep_what_is_predicted(text: str, experts: int):
+    run_in_world(text, _stored, experts, timeout=200)
