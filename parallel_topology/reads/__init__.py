@@ -3,6 +3,8 @@
 rows        the words of the tables
 megatron    Megatron-core's functions
 vllm        vLLM's
+sglang      SGLang's
+deepspeed   DeepSpeed's
 systems     which tables there are
 tree        where a tree of files asks them, and what to write instead
 scopes      what a name stands for where it is used

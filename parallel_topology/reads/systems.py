@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from parallel_topology.reads.deepspeed import DEEPSPEED
 from parallel_topology.reads.megatron import MEGATRON
 from parallel_topology.reads.rows import Table
+from parallel_topology.reads.sglang import SGLANG
 from parallel_topology.reads.vllm import VLLM
 
-SYSTEMS: dict[str, Table] = {table.system: table for table in (MEGATRON, VLLM)}
+SYSTEMS: dict[str, Table] = {table.system: table for table in (MEGATRON, VLLM, SGLANG, DEEPSPEED)}

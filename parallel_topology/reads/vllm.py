@@ -17,7 +17,8 @@ _COMMUNICATORS = Refused("who carries calls out is said when the manager is made
 _DECLARED = Refused("groups are declared when the manager is made: GroupManager(..., groups=[...])")
 
 
-def _world(module: Any, groups: Any, arguments: Mapping[str, Any]) -> Any:
+def same_world(module: Any, groups: Any, arguments: Mapping[str, Any]) -> Any:
+    """What `init_distributed_environment` gives: nothing, if it is about the manager's ranks."""
     for argument, there in (("world_size", groups.world.size), ("rank", groups.world.rank)):
         if arguments[argument] not in (-1, there):
             return Refused(f"{argument}={arguments[argument]} is not {there}, as of the manager")
@@ -50,7 +51,7 @@ _INITIALIZED = Required(
 )
 
 _ROWS: dict[str, Row] = {
-    "init_distributed_environment": Composed("groups.require(topology)", _world),
+    "init_distributed_environment": Composed("groups.require(topology)", same_world),
     "initialize_model_parallel": _INITIALIZED,
     "ensure_model_parallel_initialized": _INITIALIZED,
     "model_parallel_is_initialized": _OPEN,

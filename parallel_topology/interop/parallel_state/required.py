@@ -11,15 +11,19 @@ from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.rank_view import RankGroup, RankView
 from parallel_topology.topology.topology import ParallelTopology
 
+CONVENTIONAL = ("tp", "cp", "dp", "pp")
+"""Axes that answer where they were not declared."""
 Without = Mapping[str, tuple[str, ...]]
 
 
 def resolved(topology: ParallelTopology, axes: tuple[str, ...], without: Without) -> tuple[str, ...]:
-    """The axes, those of a view that was not declared being what they are without it."""
+    """The axes, those that were not declared being what they are without it, if that is there."""
+    there = {*topology.all_axes, *without, *CONVENTIONAL}
     found: list[str] = []
     for axis in axes:
-        gone = axis in without and axis not in topology.all_axes
-        found += resolved(topology, without[axis], without) if gone else (axis,)
+        instead = without.get(axis)
+        gone = instead is not None and axis not in topology.all_axes and there.issuperset(instead)
+        found += resolved(topology, instead, without) if gone and instead is not None else (axis,)
     return tuple(found)
 
 
