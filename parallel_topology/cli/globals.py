@@ -22,7 +22,7 @@ def read_globals(
 ) -> None:
     """List where code reads the globals of a parallel_state, and what to write instead.
 
-    It knows those of Megatron-core and vLLM, by import and name; nothing is imported or run.
+    It knows those of Megatron-core, vLLM, SGLang and DeepSpeed, by import and name; nothing is imported or run.
 
     Exit status: 0 when there are none, or no more than --at-most; 1 when there are more; 2 when the input is wrong.
 

@@ -76,7 +76,7 @@ _ROWS: dict[str, Row] = {
     **_group("moe_tp", "moe_tp", "moe_tensor_parallel"),
     **_group("dcp", "dcp", "dcp"),
     "get_dcp_group_no_assert": Composed("groups.dcp", _decoding),
-    "get_shared_experts_tp_group": ask("attn_tp.coordinator"),
+    "get_shared_experts_tp_group": Refused("SGLang has one only where shared experts have a width of their own"),
     "get_self_pp_group": ask(".coordinator"),
     "get_mooncake_transfer_engine": Constant(None, "None"),
     "graph_capture": Own("groups.capture()"),

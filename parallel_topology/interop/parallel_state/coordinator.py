@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -181,6 +181,73 @@ class Coordinator:
         return f"<GroupCoordinator served by {self.group!r}>"
 
 
+class SglangCoordinator(Coordinator):
+    """Where SGLang's methods have other arguments, or are in none of vLLM's."""
+
+    def all_gather(self, input_: Tensor, dim: int = -1, output_tensor_list: list[Tensor] | None = None) -> Any:
+        if output_tensor_list is None:
+            return super().all_gather(input_, dim)
+        whole = self.group.all_gather(input_.unsqueeze(0), dim=0)
+        for output, part in zip(output_tensor_list, whole, strict=True):
+            output.copy_(part)
+        return None
+
+    def all_gather_into_tensor(self, output: Tensor, input: Tensor) -> None:
+        output.copy_(self.group.all_gather(input, dim=0).view(output.shape))
+
+    def all_gatherv(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_: Any, sizes: Sequence[int] | None = None, output: Tensor | None = None
+    ) -> Any:
+        found = super().all_gatherv(input_, 0, sizes)
+        return found if output is None else output.copy_(found)
+
+    def all_gather_object(self, obj: Any) -> list[Any]:
+        return self.group.all_gather_object(obj)
+
+    def reduce_scatter(self, output: Tensor, input_list: list[Tensor]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return output.copy_(self.group.reduce_scatter(torch.stack(input_list), dim=0).view(output.shape))
+
+    def reduce_scatter_along_dim(self, input_: Tensor, dim: int = -1) -> Tensor:
+        return super().reduce_scatter(input_, dim)
+
+    def reduce_scatter_tensor(self, output: Tensor, input: Tensor) -> None:
+        output.copy_(self.group.reduce_scatter(input, dim=0).view(output.shape))
+
+    def reduce_scatterv(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_: Tensor, output: Tensor | None = None, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        found = super().reduce_scatter(input_, 0) if sizes is None else super().reduce_scatterv(input_, 0, sizes)
+        return found if output is None else output.copy_(found)
+
+    def all_to_all_single(self, output: Tensor, input: Tensor) -> None:
+        output.copy_(self.group.all_to_all(input))
+
+    def send_object(self, obj: Any, dst: int, async_send: bool = False, tag: int = 0) -> list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.group.send_object(obj, dst)
+        return []
+
+    def recv_object(self, src: int, tag: int = 0) -> Any:
+        return self.group.recv_object(src)
+
+    def send_tensor_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        tensor_dict: dict[str, Any],
+        dst: int | None = None,
+        all_gather_group: Coordinator | None = None,
+        async_send: bool = False,
+    ) -> Any:
+        if not async_send or self.world_size == 1:
+            return super().send_tensor_dict(tensor_dict, dst, all_gather_group)
+        return [P2PWork(self.group.isend_tensors(tensor_dict, dst, split=_over(all_gather_group)))]
+
+
+class P2PWork(NamedTuple):
+    """What SGLang waits for: `for work in works: work.work.wait()`."""
+
+    work: Handle[None]
+    payload: Tensor | None = None
+
+
 def coordinator(
     theirs: type, group: ParallelGroup, local_rank: int, alone: Callable[[], dist.ProcessGroup]
 ) -> Coordinator:
@@ -189,10 +256,9 @@ def coordinator(
 
 
 def _class(theirs: type) -> type:
-    missing = {
-        name: _refusing(name) for name in vars(theirs) if not name.startswith("__") and not hasattr(Coordinator, name)
-    }
-    return type("ServedCoordinator", (Coordinator, theirs), missing)
+    ours = SglangCoordinator if theirs.__module__.startswith("sglang.") else Coordinator
+    names = [name for name in vars(theirs) if not name.startswith("__") and not hasattr(ours, name)]
+    return type("ServedCoordinator", (ours, theirs), {name: _refusing(name) for name in names})
 
 
 def _refusing(name: str) -> property:

@@ -19,6 +19,8 @@ def questions(table: Table) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """(module, function, arguments that are true), of all that only ask."""
     for module, rows in table.modules.items():
         for name, row in rows.items():
+            if name.startswith("init") or (isinstance(row, Own) and not row.line):
+                continue
             if isinstance(row, Options):
                 yield from ((module, name, names) for names in row.rows)
             elif isinstance(row, Ask | Constant | Composed | Own) or (isinstance(row, Kept) and name.startswith("get")):
