@@ -23,6 +23,8 @@ class Ask:
     @property
     def line(self) -> str:
         """What to write instead of the call."""
+        if not self.axes:
+            return f"# this rank alone: its {self.what}"
         quoted = ", ".join(f'"{axis}"' for axis in self.axes)
         group = f"groups.{self.axes[0]}" if len(self.axes) == 1 else f"groups[{quoted}]"
         if self.what == "ranks":
