@@ -1,7 +1,7 @@
-"""What the functions of vllm.distributed.parallel_state ask of a manager. Read in vLLM 0.33.0.
+"""What the functions of vllm.distributed.parallel_state ask of a manager. Read in vLLM 0.33.0, and in 0.4.3.
 
 Axes as in `order="vllm"`: `tp`, `pcp`, `pp`, `dp`, and `dcp`, `ep` of views; those that were not declared are what vLLM
-makes of a model without them.
+makes of a model without them. `VLLM_2024` is the module of globals that docs/coming-from-vllm.md speaks of.
 """
 
 from __future__ import annotations
@@ -114,4 +114,44 @@ VLLM = Table(
     modules={"vllm.distributed.parallel_state": _ROWS},
     aliases={"vllm.distributed": "vllm.distributed.parallel_state"},
     without={"ep": ("tp", "pcp", "dp"), "pcp": (), "dcp": ()},
+)
+
+
+_INITIALIZED_2024 = Required(
+    sizes={"tensor_model_parallel_size": "tp", "pipeline_model_parallel_size": "pp"}, order="tp-pp-rest", free="rest"
+)
+_ROWS_2024: dict[str, Row] = {
+    "init_distributed_environment": Composed("groups.require(topology)", same_world),
+    "initialize_model_parallel": _INITIALIZED_2024,
+    "ensure_model_parallel_initialized": _INITIALIZED_2024,
+    "model_parallel_is_initialized": _OPEN,
+    "destroy_model_parallel": _DESTROYED,
+    "get_local_rank": Composed("groups.local_rank", lambda module, groups, arguments: groups.local_rank),
+    "get_cpu_world_group": ask("world.cpu_group"),
+    "get_tensor_model_parallel_group": ask("tp.device_group"),
+    "get_tensor_model_parallel_cpu_group": ask("tp.cpu_group"),
+    "get_tensor_model_parallel_world_size": ask("tp.size"),
+    "get_tensor_model_parallel_rank": ask("tp.rank"),
+    "get_tensor_model_parallel_src_rank": ask("tp.first_rank"),
+    "get_pipeline_model_parallel_group": ask("pp.device_group"),
+    "get_pipeline_model_parallel_cpu_group": ask("pp.cpu_group"),
+    "get_pipeline_model_parallel_world_size": ask("pp.size"),
+    "get_pipeline_model_parallel_rank": ask("pp.rank"),
+    "get_pipeline_model_parallel_first_rank": ask("pp.first_rank"),
+    "get_pipeline_model_parallel_last_rank": ask("pp.last_rank"),
+    "get_pipeline_model_parallel_next_rank": ask("pp.next_rank"),
+    "get_pipeline_model_parallel_prev_rank": ask("pp.prev_rank"),
+    # communicators of their own, of which a manager's groups have none to show
+    "get_tp_pynccl_communicator": Constant(None, "None"),
+    "get_pp_pynccl_communicator": Constant(None, "None"),
+    "get_tp_ca_communicator": Constant(None, "None"),
+    "set_custom_all_reduce": _COMMUNICATORS,
+}
+
+VLLM_2024 = Table(
+    system="vllm-2024",
+    package="vllm==0.4.3",
+    versions="vLLM 0.4.3",
+    modules={"vllm.distributed.parallel_state": _ROWS_2024},
+    aliases={"vllm.distributed": "vllm.distributed.parallel_state"},
 )

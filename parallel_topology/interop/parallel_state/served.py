@@ -32,7 +32,7 @@ def serving(groups: GroupManager, system: str) -> Generator[None]:
 
     Args:
         groups: with the combinations of axes that the code asks for declared.
-        system: `"megatron"`, `"vllm"`, `"sglang"` or `"deepspeed"`; docs/migrating.md says which versions.
+        system: `"megatron"`, `"vllm"`, `"vllm-2024"`, `"sglang"` or `"deepspeed"`, of docs/migrating.md's versions.
 
     Raises:
         GroupArgumentError: there is no such system.
