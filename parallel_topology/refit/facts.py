@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from parallel_topology.refit.plan import Box, Met, RefitPlan
+from parallel_topology.refit.plan import Met, RefitPlan, shown
 
 MOST_BOXES = 16
 """Boxes that are told one by one."""
@@ -46,15 +46,6 @@ def explained(plan: RefitPlan, name: str) -> str:
     if len(boxes) > MOST_BOXES:
         lines.append(f"  ... and {len(boxes) - MOST_BOXES:,} more")
     return "\n".join(lines)
-
-
-def shown(box: Box) -> str:
-    """As slices.
-
-    >>> shown((range(2, 4), range(8)))
-    '[2:4, 0:8]'
-    """
-    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in box) + "]"
 
 
 def _pairs(met: Met, turn: int) -> Iterator[tuple[int, int]]:

@@ -43,12 +43,13 @@ class Handing:
     """Who gives one box to whom.
 
     Attributes:
-        own: ranks that have it and need it.
+        having, needing: ranks.
+        own: those that are both.
         flows: one across hosts, and one inside each host where somebody has it.
     """
 
     def __init__(self, having: Iterable[int], needing: Iterable[int], host_of: Callable[[int], int] | None) -> None:
-        have, need = tuple(having), tuple(needing)
+        self.having, self.needing = have, need = tuple(having), tuple(needing)
         known = set(have)
         self.own = tuple(rank for rank in need if rank in known)
         lacking = [rank for rank in need if rank not in known]

@@ -152,6 +152,34 @@ class RefitPlan:
                     )
         return total
 
+    # One host's
+
+    def bytes_into(self, host: int) -> int:
+        """The bytes that come to the ranks of a host from other hosts.
+
+        Raises:
+            TopologyError: the plan was made without `hosts=`.
+        """
+        hosts = self._hosts()
+        here = [rank for rank in hosts.ranks_of(host) if rank in self.target.world and rank not in self.without]
+        arriving = (move for rank in here for move in self._arriving(rank) if move.target == rank)
+        return sum(self.nbytes(move) for move in arriving if hosts.host_of(move.source) != host)
+
+    def lower_bound_into(self, host: int) -> int:
+        """The bytes that a rank of a host needs and no rank of it has: less cannot reach it.
+
+        Raises:
+            TopologyError: the plan was made without `hosts=`.
+        """
+        here = {*self._hosts().ranks_of(host)}
+        return sum(
+            len(layers) * self.volume(weight, met.box)
+            for weight, kinds in self.kinds()
+            for layers in kinds
+            for met in self.met(weight, layers[0])
+            if not here.isdisjoint(met.handing.needing) and here.isdisjoint(met.handing.having)
+        )
+
     def nbytes(self, move: Move) -> int:
         """The bytes of a move on its way, in the narrower one of both sides' dtypes."""
         return self.volume(self.target.weights.named(move.weight), move.ranges)
@@ -316,7 +344,7 @@ class RefitPlan:
             have = self._left(having)
             if not have:
                 raise TopologyError(
-                    f"weight {weight.name!r}: of {_shown(box)} no copy is left, they were on ranks {having}"
+                    f"weight {weight.name!r}: of {shown(box)} no copy is left, they were on ranks {having}"
                 )
             host_of = None if self.hosts is None else self.hosts.host_of
             handing = self._handings.setdefault(key, Handing(have, self._left(needing), host_of))
@@ -389,6 +417,11 @@ class RefitPlan:
                     total += (1 + len(others)) * self._overlap(weight, need.ranges, have)
         return total
 
+    def _hosts(self) -> Hosts:
+        if self.hosts is None:
+            raise TopologyError("this plan knows no hosts: expected RefitPlan(..., hosts=Hosts.parse('2x8'))")
+        return self.hosts
+
     def _takes(self, rank: int) -> bool:
         return self._among(rank) and rank in self.target.world and rank not in self.without
 
@@ -437,5 +470,10 @@ def _last(ranks: Ranks) -> int:
     return max(ranks) if plain is None else plain[0] + sum(max(0, (size - 1) * step) for size, step in plain[1])
 
 
-def _shown(box: Box) -> str:
+def shown(box: Box) -> str:
+    """As slices.
+
+    >>> shown((range(2, 4), range(8)))
+    '[2:4, 0:8]'
+    """
     return "[" + ", ".join(f"{part.start}:{part.stop}" for part in box) + "]"

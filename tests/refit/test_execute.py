@@ -50,21 +50,18 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))
 
 
-def carry_out(groups: GroupManager, plan: RefitPlan, staging_bytes: int = 4096, *, as_iterable: bool = False) -> None:
+def carry_out(groups: GroupManager, plan: RefitPlan, staging_bytes: int = 4096) -> None:
     """Refit, and compare."""
     rank = groups.rank
     values = whole(plan.source.weights)
     have, into = stored(plan.source, rank, values), stored(plan.target, rank, None)
     before = {name: tensor.clone() for name, tensor in have.items()}
 
-    def coming() -> Iterator[tuple[str, torch.Tensor]]:
-        yield from have.items()
-
     said: list[tuple[int, int]] = []
     done = refit(
         plan,
         groups.world,
-        coming() if as_iterable else have,
+        have,
         into,
         staging_bytes,
         version=3,
@@ -166,11 +163,7 @@ def test_each_side_stores_them_in_its_own_way(source: str, target: str, storages
     if there is MEGATRON:
         target = target.replace("tp8", "tp4-dp2")
     plan = RefitPlan(MODEL, layout(source), layout(target), source_as=here, target_as=there)
-    run_ranks(everyone(plan), carry_out, plan, as_iterable(storages))
-
-
-def as_iterable(storages: Any) -> int:
-    return 1 << 20 if storages[0] is MODEL else 4096
+    run_ranks(everyone(plan), carry_out, plan, 1 << 20 if here is MODEL else 4096)
 
 
 @pytest.mark.parametrize("place", ["threads", "processes"])

@@ -111,6 +111,10 @@ def test_nothing_enters_a_host_twice(drawn, data):
             for element in elements(held.ranges)
         }
         assert arrived == Counter(needed - here_already)
+        entering = {name: 0 for name, _ in arrived}
+        for name, _ in arrived:
+            entering[name] += plan.volume(there.named(name), (range(1),))
+        assert plan.bytes_into(host) == plan.lower_bound_into(host) == sum(entering.values())
 
 
 @given(st.sets(st.integers(0, 15), min_size=1), st.sets(st.integers(0, 15)), st.integers(0, 99), st.integers(1, 4))
@@ -196,6 +200,13 @@ def test_a_plan_that_is_wrong_does_not_pass(monkeypatch):
 def test_what_cannot_be_planned_is_refused(here, there, says):
     with pytest.raises(TopologyError, match=says):
         RefitPlan(here, ParallelTopology(tp=2, pp=2), ParallelTopology(tp=4), target_as=there)
+
+
+def test_a_plan_without_hosts_knows_none():
+    plan = RefitPlan(ONE, ParallelTopology(tp=2), ParallelTopology(tp=4))
+    for ask in (plan.bytes_into, plan.lower_bound_into):
+        with pytest.raises(TopologyError, match="this plan knows no hosts"):
+            ask(0)
 
 
 def test_a_rank_of_neither_side_is_refused():
