@@ -51,8 +51,8 @@ class Rule(ABC):
 class Fused(Rule):
     """The parts one after the other along a dim, of each what the rank has: `q | k | v`, `gate | up`.
 
-    So vLLM's QKVParallelLinear and MergedColumnParallelLinear keep them (vllm/model_executor/layers/linear.py, 0.11.0),
-    and along dim 1, behind the experts, its FusedMoE; and Megatron `gate | up` (`linear_fc1`, the `glu` of
+    So vLLM's QKVParallelLinear and MergedColumnParallelLinear keep them (vllm/model_executor/layers/linear.py at
+    0036d38), and along dim 1, behind the experts, the `w13_weight` of its FusedMoE; and Megatron `gate | up` (`linear_fc1`, the `glu` of
     megatron/core/transformer/mlp.py, 0.16.1). Of one part, it is another name for it.
 
     >>> Fused("qkv", ["q", "k", "v"])
@@ -84,7 +84,7 @@ class Interleaved(Rule):
 
     With as many groups as key and value heads, Megatron's `linear_qkv`: the query heads of a group, its key, its value
     (`get_query_key_value_tensors`, megatron/core/transformer/attention.py, 0.16.1). With as many as there are indices,
-    one of each in turn: `gate_up_proj` of GPT-OSS (transformers/models/gpt_oss/modeling_gpt_oss.py, 4.57).
+    one of each in turn: `gate_up_proj` of GPT-OSS (transformers/models/gpt_oss/modeling_gpt_oss.py, 5.24).
 
     >>> Interleaved("linear_qkv", ["q", "k", "v"], groups=8)
     Interleaved(name='linear_qkv', parts=('q', 'k', 'v'), groups=8, dim=0)

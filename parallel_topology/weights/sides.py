@@ -68,7 +68,7 @@ class Padded:
         to: each part is a multiple of this. So Megatron pads a vocabulary, to 128 (`--make-vocab-size-divisible-by`,
             megatron/training/arguments.py).
         whole_to: all of it is a multiple of this, however it is cut. So vLLM does, to 64 (`pad_vocab_size`,
-            vllm/model_executor/layers/vocab_parallel_embedding.py, 0.11.0).
+            vllm/model_executor/layers/vocab_parallel_embedding.py at 00db011).
     """
 
     weight: str
