@@ -26,10 +26,10 @@ EXPERT_AXES = {"ep": None, "etp": "tp"}
 """Axes of experts where no factorization has them: all experts everywhere, each cut as all else is.
 
 As Megatron's, whose `expert_model_parallel_size` is 1 and whose `expert_tensor_parallel_size` is that of `tp` unless
-they are given (`initialize_model_parallel` and its defaults, megatron/core/parallel_state.py, 0.16.1). As vLLM's without
-`--enable-expert-parallel` where there is no data parallelism; with it, vLLM cuts experts over the ranks of `dp` and `tp`
-together, and with expert parallelism has whole experts on each of these (`FusedMoEParallelConfig.make`,
-vllm/model_executor/layers/fused_moe/config.py at 002d607): a view of its own then, as in `expert:etp8-ep1`.
+they are given (megatron/core/parallel_state.py, 0.16.1); and vLLM's, if there is no data parallelism and no
+`--enable-expert-parallel`. Under data parallelism vLLM cuts each expert over the ranks of `dp` and `tp` together, or
+with expert parallelism has whole experts on each of them (`FusedMoEParallelConfig.make`,
+vllm/model_executor/layers/fused_moe/config.py at 002d607): that is a view of its own.
 """
 
 

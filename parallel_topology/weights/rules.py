@@ -52,8 +52,8 @@ class Fused(Rule):
     """The parts one after the other along a dim, of each what the rank has: `q | k | v`, `gate | up`.
 
     So vLLM's QKVParallelLinear and MergedColumnParallelLinear keep them (vllm/model_executor/layers/linear.py at
-    0036d38), and along dim 1, behind the experts, the `w13_weight` of its FusedMoE; and Megatron `gate | up` (`linear_fc1`, the `glu` of
-    megatron/core/transformer/mlp.py, 0.16.1). Of one part, it is another name for it.
+    0036d38), and along dim 1, behind the experts, the `w13_weight` of its FusedMoE; and Megatron `gate | up`
+    (`linear_fc1`, the `glu` of megatron/core/transformer/mlp.py, 0.16.1). Of one part, it is another name for it.
 
     >>> Fused("qkv", ["q", "k", "v"])
     Fused(name='qkv', parts=('q', 'k', 'v'), dim=0)
