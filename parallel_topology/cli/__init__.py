@@ -12,6 +12,7 @@ from parallel_topology.cli.demo import demo
 from parallel_topology.cli.diff import diff
 from parallel_topology.cli.env import env
 from parallel_topology.cli.errors import OneLineErrors
+from parallel_topology.cli.fit import fit
 from parallel_topology.cli.globals import read_globals
 from parallel_topology.cli.orders import orders
 from parallel_topology.cli.refit import refit
@@ -45,6 +46,6 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _command in (show, check, orders, diff, refit, env, selftest, demo):  # as --help lists them
+for _command in (show, check, fit, orders, diff, refit, env, selftest, demo):  # as --help lists them
     app.command()(_command)
 app.command("globals")(read_globals)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
-from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.errors import ParallelTopologyError, TopologyError
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.launch.placement import hosts_from
 from parallel_topology.topology.topology import ParallelTopology
@@ -57,3 +59,24 @@ HostsOption = Annotated[Hosts, _HOSTS]
 OptionalHostsOption = Annotated[Hosts | None, _HOSTS]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+ModelOption = Annotated[
+    Path, typer.Option("--model", help="A model's config.json, as on Hugging Face.", metavar="FILE", show_default=False)
+]
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """The configuration in a file.
+
+    Raises:
+        TopologyError: there is none.
+    """
+    try:
+        found: object = json.loads(path.read_bytes())
+    except OSError as error:
+        raise TopologyError(f"--model {path}: {error.strerror}; expected a model's config.json") from None
+    except (ValueError, RecursionError):
+        raise TopologyError(f"--model {path} is no JSON; expected a model's config.json") from None
+    if not isinstance(found, dict):
+        raise TopologyError(f"--model {path} is no configuration; expected a model's config.json")
+    return cast("dict[str, Any]", found)

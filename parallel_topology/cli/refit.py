@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from parallel_topology.cli.errors import one_line_errors
-from parallel_topology.cli.options import JsonOption, OptionalHostsOption, spec
+from parallel_topology.cli.options import JsonOption, ModelOption, OptionalHostsOption, read_model, spec
 from parallel_topology.cli.output import print_json, print_table, table
-from parallel_topology.errors import TopologyError
 from parallel_topology.refit.facts import matrix
 from parallel_topology.refit.plan import RefitPlan
 from parallel_topology.topology.topology import ParallelTopology
@@ -26,7 +23,7 @@ MOST_SHOWN = 16
 def refit(
     source: Annotated[ParallelTopology, spec("SOURCE", "The layout there is, fastest axis first, as in tp2-pp4.")],
     target: Annotated[ParallelTopology, spec("TARGET", "The one to which the weights go; tp4@8,9,10,11 is on ranks.")],
-    model: Annotated[Path, typer.Option("--model", help="A model's config.json, as on Hugging Face.", metavar="FILE")],
+    model: ModelOption,
     hosts: OptionalHostsOption = None,
     explain: Annotated[str, typer.Option("--explain", help="The way of one tensor in words.", metavar="NAME")] = "",
     as_json: JsonOption = False,
@@ -38,7 +35,7 @@ def refit(
     Example: parallel-topology refit tp2-pp2 tp4 --model docs/examples/llama.json
     """
     with one_line_errors():
-        plan = RefitPlan(Weights.from_config(_read(model)), source, target, hosts=hosts)
+        plan = RefitPlan(Weights.from_config(read_model(model)), source, target, hosts=hosts)
         plan.verify()
         if explain:
             typer.echo(plan.explain(explain))
@@ -48,18 +45,6 @@ def refit(
             print_json(_document(plan, pairs))
         else:
             _show(plan, pairs)
-
-
-def _read(model: Path) -> dict[str, Any]:
-    try:
-        found: object = json.loads(model.read_bytes())
-    except OSError as error:
-        raise TopologyError(f"--model {model}: {error.strerror}; expected a model's config.json") from None
-    except ValueError:
-        raise TopologyError(f"--model {model} is no JSON; expected a model's config.json") from None
-    if not isinstance(found, dict):
-        raise TopologyError(f"--model {model} is no configuration; expected a model's config.json")
-    return cast("dict[str, Any]", found)
 
 
 def _loads(pairs: dict[tuple[int, int], int], side: int) -> dict[int, int]:

@@ -1,0 +1,152 @@
+"""`parallel-topology fit`: what the ranks of a model need, the heaviest first, and whether they have it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import typer
+
+from parallel_topology.cli.errors import one_line_errors
+from parallel_topology.cli.options import JsonOption, ModelOption, SpecArgument, read_model, reader
+from parallel_topology.cli.output import print_json, print_table, table
+from parallel_topology.errors import TopologyError
+from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.topology.whole import quoted
+from parallel_topology.topology.wording import shown_bytes
+from parallel_topology.weights.fit import Load, loads
+from parallel_topology.weights.memory import Serving, Training
+from parallel_topology.weights.model import Model
+
+UNITS = {
+    "": 1,
+    **{f"{letter}iB": 2 ** (10 * power) for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}B": 10 ** (3 * power) for power, letter in enumerate("KMGT", 1)},
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A number of bytes, as an option says it."""
+
+    bytes: int
+
+
+def _size(text: str) -> Size:
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([KMGT]i?B)?", text, re.ASCII)
+    nbytes = int(float(found[1]) * UNITS[found[2] or ""]) if found else 0
+    if not nbytes:
+        raise TopologyError(f"{quoted(text)} is no size; expected one such as 80GiB or 80GB")
+    return Size(nbytes)
+
+
+_MEMORY = typer.Option(
+    "--memory", metavar="SIZE", help="What each rank has, as 80GiB.", parser=reader(_size), show_default=False
+)
+
+
+def fit(
+    spec: SpecArgument,
+    model: ModelOption,
+    memory: Annotated[Size, _MEMORY],
+    optimizer: Annotated[str, typer.Option("--optimizer", help="Train with adam; else the model is served.")] = "",
+    zero: Annotated[int, typer.Option("--zero", help="ZeRO 0 to 3; FSDP is 3.", metavar="N")] = 0,
+    batch: Annotated[
+        int, typer.Option("--batch", help="Sequences at a time of each data-parallel rank.", metavar="N")
+    ] = 1,
+    context: Annotated[int, typer.Option("--context", help="Tokens in each of them.", metavar="N")] = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what memory a model takes, stage by stage, the heaviest first, and whether that is there.
+
+    Exit status: 0 when it fits, 1 when it does not, 2 when the input is wrong.
+
+    Example: parallel-topology fit tp2-pp2-dp2 --model docs/examples/llama.json --memory 80GiB --optimizer adam
+    """
+    with one_line_errors():
+        use = _use(optimizer, zero, batch, context)
+        read = Model.from_config(read_model(model))
+        found = loads(read, spec, use)
+        fits = found[0].memory.total <= memory.bytes
+        would = [] if fits else _would_fit(read, spec, use, memory.bytes)
+    if as_json:
+        print_json(_document(spec, found, memory.bytes, would))
+    else:
+        _show(found, memory.bytes, would)
+    if not fits:
+        sys.exit(1)
+
+
+def _use(optimizer: str, zero: int, batch: int, context: int) -> Training | Serving:
+    if optimizer:
+        return Training(optimizer=optimizer, zero=zero, batch=batch, context=context)
+    if zero:
+        raise TopologyError(f"--zero {zero} divides what training keeps; expected --optimizer adam with it")
+    return Serving(batch=batch, context=context)
+
+
+def _would_fit(model: Model, topology: ParallelTopology, use: Training | Serving, memory: int) -> list[str]:
+    """What would do without another layout: the first that fits of each kind."""
+    return [
+        said
+        for ways in _ways(use)
+        if (said := next((said for said, other in ways if _most(model, topology, other) <= memory), None))
+    ]
+
+
+def _ways(use: Training | Serving) -> Iterator[list[tuple[str, Training | Serving]]]:
+    if isinstance(use, Training):
+        yield [(f"--zero {zero}", replace(use, zero=zero)) for zero in range(use.zero + 1, 4)]
+    for name in ("batch", "context"):
+        whole: int = getattr(use, name)
+        sizes = [whole >> halved for halved in range(1, whole.bit_length())]
+        yield [(f"--{name} {size}", replace(use, **{name: size})) for size in sizes]
+    if isinstance(use, Training):
+        yield [("all activations computed again", replace(use, recompute="full"))]
+
+
+def _most(model: Model, topology: ParallelTopology, use: Training | Serving) -> int:
+    return loads(model, topology, use)[0].memory.total
+
+
+def _document(topology: ParallelTopology, found: list[Load], memory: int, would: list[str]) -> dict[str, Any]:
+    stages = [
+        {
+            "stages": list(load.stages),
+            "layers": load.layers,
+            "rank": load.rank,
+            "bytes": load.memory.total,
+            "parts": load.memory.parts,
+            "lightest": load.lightest,
+            "why": load.why,
+        }
+        for load in found
+    ]
+    fits = found[0].memory.total <= memory
+    return {"topology": str(topology), "memory": memory, "fits": fits, "would_fit": would, "stages": stages}
+
+
+def _show(found: list[Load], memory: int, would: list[str]) -> None:
+    parts = list(dict.fromkeys(part for load in found for part in load.memory.parts))
+    rows = table("stage", "rank", "layers", *parts, "total", "")
+    for load in found:
+        sizes = (shown_bytes(load.memory.parts.get(part, 0)) for part in parts)
+        total = shown_bytes(load.memory.total)
+        rows.add_row(_run(load.stages), f"{load.rank:,}", str(load.layers), *sizes, total, load.why)
+    print_table(rows)
+    most = found[0].memory.total
+    typer.echo()
+    if most <= memory:
+        typer.echo(f"fits: {shown_bytes(memory - most)} of {shown_bytes(memory)} are left on rank {found[0].rank:,}")
+        return
+    typer.echo(f"does not fit: rank {found[0].rank:,} lacks {shown_bytes(most - memory)} of {shown_bytes(most)}")
+    typer.echo(f"would fit: {'; or '.join(would) or 'nothing but another layout, or more memory'}")
+
+
+def _run(stages: tuple[int, ...]) -> str:
+    first, last = min(stages), max(stages)
+    whole = 0 < last - first == len(stages) - 1
+    return f"{first}..{last}" if whole else ",".join(map(str, stages))
