@@ -97,18 +97,19 @@ def require_lines(report: str) -> None:
             assert "# here" in "\n".join(section.splitlines()[:16]), section
 
 
-def check(pytester: pytest.Pytester, world: str, ranks: int, *options: str) -> None:
-    together = {**(TOGETHER if ranks > 1 else {}), **(DEATHS if world == "processes" else {})}
-    plain, alone = outcomes(pytester, written("", "", together), *options)
-    decorate = f"@pytest.mark.ranks({ranks}, world={world!r}, timeout=4)"
-    ranked, result = outcomes(pytester, written(decorate, ", groups", together), *options)
+def check(pytester: pytest.Pytester, world: str, ranks: int, *options: str, together: bool = True) -> None:
+    ends = {**(TOGETHER if ranks > 1 else {}), **(DEATHS if world == "processes" else {})} if together else {}
+    plain, alone = outcomes(pytester, written("", "", ends), *options)
+    decorate = f"@pytest.mark.ranks({ranks}, world={world!r}, timeout=6)"
+    ranked, result = outcomes(pytester, written(decorate, ", groups", ends), *options)
     assert ranked == plain, result.stdout.str()
     assert result.parseoutcomes() == alone.parseoutcomes()
     require_lines(result.stdout.str())
 
 
 def test_every_way_to_end(pytester: pytest.Pytester, world: str):
-    check(pytester, world, 2, {"threads": "-s", "processes": "--tb=short"}[world])
+    """Those that a test without ranks can have; what ranks do to each other waits for deadlines, and is slow."""
+    check(pytester, world, 2, {"threads": "-s", "processes": "--tb=short"}[world], together=False)
 
 
 @pytest.mark.slow
