@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -90,22 +90,30 @@ def _use(optimizer: str, zero: int, batch: int, context: int) -> Training | Serv
 
 def _would_fit(model: Model, topology: ParallelTopology, use: Training | Serving, memory: int) -> list[str]:
     """What would do without another layout: the first that fits of each kind."""
-    return [
-        said
-        for ways in _ways(use)
-        if (said := next((said for said, other in ways if _most(model, topology, other) <= memory), None))
-    ]
+
+    def fits(other: Training | Serving) -> bool:
+        return _most(model, topology, other) <= memory
+
+    return [said for said in (_more_divided(use, fits), *_fewer(use, fits), _computed_again(use, fits)) if said]
 
 
-def _ways(use: Training | Serving) -> Iterator[list[tuple[str, Training | Serving]]]:
-    if isinstance(use, Training):
-        yield [(f"--zero {zero}", replace(use, zero=zero)) for zero in range(use.zero + 1, 4)]
+def _more_divided(use: Training | Serving, fits: Callable[[Training | Serving], bool]) -> str:
+    if not isinstance(use, Training):
+        return ""
+    return next((f"--zero {zero}" for zero in range(use.zero + 1, 4) if fits(replace(use, zero=zero))), "")
+
+
+def _fewer(use: Training | Serving, fits: Callable[[Training | Serving], bool]) -> Iterator[str]:
     for name in ("batch", "context"):
         whole: int = getattr(use, name)
-        sizes = [whole >> halved for halved in range(1, whole.bit_length())]
-        yield [(f"--{name} {size}", replace(use, **{name: size})) for size in sizes]
-    if isinstance(use, Training):
-        yield [("all activations computed again", replace(use, recompute="full"))]
+        if whole > 1 and fits(replace(use, **{name: 1})):  # else none of them does
+            sizes = (whole >> halved for halved in range(1, whole.bit_length()))
+            yield next(f"--{name} {size}" for size in sizes if fits(replace(use, **{name: size})))
+
+
+def _computed_again(use: Training | Serving, fits: Callable[[Training | Serving], bool]) -> str:
+    again = isinstance(use, Training) and fits(replace(use, recompute="full"))
+    return "all activations computed again" if again else ""
 
 
 def _most(model: Model, topology: ParallelTopology, use: Training | Serving) -> int:
