@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_topology import (
+    ClosedError,
     CollectiveError,
     DeadRankError,
     DisagreementError,
@@ -41,6 +42,7 @@ from parallel_topology.examples import ray_engines  # pyright: ignore[reportAttr
 from parallel_topology.ray import Place, RayActors, RayEngine, Ticket, rank_order
 from parallel_topology.ray.places import hosts_of
 from parallel_topology.ray.ticket import device_index
+from tests.waiting import eventually
 
 # The order of ranks
 
@@ -205,6 +207,10 @@ class Worker:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyError(f"no such weight on rank {rank}")
         return self.total(name, "dp")
+
+    def here(self) -> int:
+        """The rank; -1 of one that never joined."""
+        return next((groups.rank for groups in self.groups.values()), -1)
 
     def idle(self) -> None:
         threading.Event().wait(120)
@@ -406,6 +412,71 @@ def test_a_rank_that_fails_is_named_and_those_that_wait_for_it_are_not_waited_fo
         assert type(error) is KeyError
         assert "in total_unless" in error.__notes__[0]
         assert pickle.loads(pickle.dumps(caught.value)).ranks == (2,)
+
+
+@cluster_test
+def test_after_a_failed_call_the_engine_takes_none_until_it_is_settled(few: RayActors):
+    with RayEngine(few, ParallelTopology(dp=3), name="unsettled", timeout=TIMEOUT) as engine:
+        engine.admit("join")
+        with pytest.raises(RanksFailedError, match="2 had not answered"):
+            engine.call("total_unless", "unsettled", 2, "fails")
+        for refused in (engine.call, engine.admit):
+            begun = time.monotonic()
+            with pytest.raises(RanksFailedError, match=r"was not begun, .* call settle\(\) first .*KeyError") as caught:
+                refused("total", "unsettled", "dp")
+            assert time.monotonic() - begun < 1
+            assert caught.value.ranks == (2,)
+        with pytest.raises(RanksFailedError, match=r"first rank 0 of dp3 .* did not answer within 0\.1 s"):
+            engine.settle(timeout=0.1)
+        engine.settle()
+        assert engine.call("here") == [0, 1, 2]
+        with pytest.raises(RanksFailedError, match="3 of 3 failed"):
+            engine.call("gathered", "nothing of this name", "dp")
+        assert engine.call("here") == [0, 1, 2]  # all had answered
+    for refused in (engine.call, engine.admit):
+        begun = time.monotonic()
+        with pytest.raises(ClosedError, match="here on unsettled: the engine is closed"):
+            refused("here")
+        assert time.monotonic() - begun < 1
+
+
+def anew(ray: Any, actor: Any) -> bool:
+    """Whether an actor is there again, and has not joined; while Ray restarts it, calls are refused."""
+    try:
+        return ray.get(actor.here.remote(), timeout=20) == -1
+    except ray.exceptions.RayActorError:
+        return False
+
+
+@cluster_test
+def test_an_actor_that_was_restarted_is_named_and_not_let_in(ray: Any):
+    remote = ray.remote(num_cpus=1, max_restarts=1)(Worker)
+    found = RayActors.find([remote.remote() for _ in range(2)])
+    try:
+        with RayEngine(found, ParallelTopology(tp=2), name="restarted", timeout=TIMEOUT) as engine:
+            engine.admit("join")
+            ray.kill(engine.actors[1], no_restart=False)
+            assert eventually(lambda: anew(ray, engine.actors[1]))
+            begun = time.monotonic()
+            with pytest.raises(RanksFailedError, match=r"first rank 1 of tp2 .* its actor was restarted") as caught:
+                engine.call("total", "restarted", "tp")
+            assert isinstance(caught.value.exceptions[0], DeadRankError)
+            assert isinstance(caught.value.exceptions[0].__cause__, KeyError)
+            with pytest.raises(RanksFailedError, match=r"settle on restarted: 1 of 2 failed, first rank 1 of tp2 .*"):
+                engine.settle()
+            with pytest.raises(RanksFailedError, match="was not begun"):
+                engine.admit("join")
+            ref = engine.actors[1].join.remote(engine.tickets[1])
+            with pytest.raises(DeadRankError, match="restarted, rank 1: its actor was restarted"):
+                ray.get(ref, timeout=TIMEOUT)
+            assert time.monotonic() - begun < 60
+        again = RayActors.find(found.handles)
+        with RayEngine(again, ParallelTopology(tp=2), name="anew", timeout=TIMEOUT) as engine:
+            engine.admit("join")
+            assert engine.call("gathered", "anew", "tp") == [[0, 1]] * 2
+    finally:
+        for handle in found.handles:
+            ray.kill(handle)
 
 
 @cluster_test

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 from parallel_topology.errors import DeadRankError, MissingExtraError, RanksFailedError, StuckRankError
 
@@ -30,27 +31,21 @@ def require_ray() -> Any:
         raise MissingExtraError("parallel_topology.ray needs Ray: pip install 'parallel-topology[ray]'") from None
 
 
-def gather(
-    refs: Mapping[int, Any],
-    labels: Mapping[int, str],
-    doing: str,
-    timeout: float,
-    tell: Callable[[int], None] | None = None,
-) -> list[Any]:
-    """The results of `refs`, in their order, all within `timeout` seconds.
+@dataclass(frozen=True)
+class Answers:
+    """What came of references, by rank, and which of them are not through."""
 
-    After a first failure the others have a few seconds more: they may wait for who failed, and need not be waited for.
+    results: dict[int, Any]
+    failures: dict[int, Exception]
+    waiting: dict[int, Any]
+
+
+def collect(refs: Mapping[int, Any], timeout: float, tell: Callable[[int], None] | None = None) -> Answers:
+    """What comes within `timeout` seconds; after a first failure within a few more, as the others may wait for who
+    failed, and need not be waited for.
 
     Args:
-        refs: rank -> the reference to its result.
-        labels: rank -> what errors call it.
-        doing: what errors say was done.
         tell: is told how many answers there are, now and then while none comes.
-
-    Raises:
-        RanksFailedError: not all came: a `DeadRankError` for each actor that died, before all others; the errors that
-            calls raised, in the order in which they came; or, when nobody failed, a `StuckRankError` for each rank
-            that had not answered at the deadline.
     """
     ray = require_ray()
     deadline = time.monotonic() + timeout
@@ -73,15 +68,39 @@ def gather(
         except Exception as error:
             failures[rank] = _understood(error)
             deadline = min(deadline, time.monotonic() + GRACE)
-    if waiting and not failures:
-        late = f"did not answer within {timeout:g} s; what it was told to do goes on there"
-        failures = {rank: StuckRankError(late) for rank in waiting.values()}
-    if failures:
-        _raise(failures, len(refs) - len(results) - len(failures), labels, doing)
-    return [results[rank] for rank in refs]
+    return Answers(results, failures, {rank: ref for ref, rank in waiting.items()})
 
 
-def _raise(failures: dict[int, Exception], waiting: int, labels: Mapping[int, str], doing: str) -> NoReturn:
+def gather(
+    refs: Mapping[int, Any],
+    labels: Mapping[int, str],
+    doing: str,
+    timeout: float,
+    tell: Callable[[int], None] | None = None,
+) -> list[Any]:
+    """The results of `refs`, in their order, all within `timeout` seconds.
+
+    Args:
+        refs: rank -> the reference to its result.
+        labels: rank -> what errors call it.
+        doing: what errors say was done.
+        tell: as for `collect`.
+
+    Raises:
+        RanksFailedError: not all came, see `failure_of`.
+    """
+    answers = collect(refs, timeout, tell)
+    if answers.failures or answers.waiting:
+        raise failure_of(answers, labels, doing, timeout)
+    return [answers.results[rank] for rank in refs]
+
+
+def failure_of(answers: Answers, labels: Mapping[int, str], doing: str, timeout: float) -> RanksFailedError:
+    """One error: a `DeadRankError` for each actor that died, before all others; the errors that calls raised, in the
+    order in which they came; or, when nobody failed, a `StuckRankError` for each rank that had not answered in time."""
+    late = f"did not answer within {timeout:g} s; what it was told to do goes on there"
+    failures = answers.failures or {rank: StuckRankError(late) for rank in answers.waiting}
+    waiting = len(answers.waiting) if answers.failures else 0
     ranks = sorted(failures, key=lambda rank: not isinstance(failures[rank], DeadRankError))  # else as they came
     for rank in ranks:
         failures[rank].add_note(f"on {labels[rank]}")
@@ -94,7 +113,20 @@ def _raise(failures: dict[int, Exception], waiting: int, labels: Mapping[int, st
         message += f"; {waiting} had not answered yet"
     error = RanksFailedError(message, [failures[rank] for rank in ranks])
     error.ranks = tuple(ranks)
-    raise error
+    return error
+
+
+def own_worker(_: object = None) -> str:
+    """Ray's id of this process. Runs in an actor."""
+    return require_ray().get_runtime_context().get_worker_id()
+
+
+def restarted(before: str, now: str) -> str:
+    """What is said of an actor whose process is another one than it was."""
+    return (
+        f"its actor was restarted, as another process ({now[:8]}, before {before[:8]}), and has lost what it held; "
+        "find the actors again and make a new RayEngine"
+    )
 
 
 def _understood(error: Any) -> Exception:

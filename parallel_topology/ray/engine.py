@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
 
-from parallel_topology.errors import GroupArgumentError, TopologyError
+from parallel_topology.errors import ClosedError, DeadRankError, GroupArgumentError, RanksFailedError, TopologyError
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.meeting.deadline import seconds_of
 from parallel_topology.meeting.options import DEFAULT_TIMEOUT
 from parallel_topology.meeting.rendezvous import host_store
-from parallel_topology.ray.calls import GRACE, gather, require_ray
+from parallel_topology.ray.calls import (
+    GRACE,
+    Answers,
+    collect,
+    failure_of,
+    gather,
+    own_worker,
+    require_ray,
+    restarted,
+)
 from parallel_topology.ray.places import Place, hosts_of, rank_order
 from parallel_topology.ray.ticket import Ticket
 from parallel_topology.topology.topology import ParallelTopology
@@ -120,16 +130,21 @@ class RayEngine:
         self.timeout = timeout
         self.hosts = hosts_of(actors.places, ranks)
         self.actors = tuple(actors.handles[ranks.index(rank)] for rank in topology.world)
+        places = [actors.places[ranks.index(rank)] for rank in topology.world]
         self._labels = {rank: f"rank {rank} of {topology} {topology.coordinate(rank)}" for rank in topology.world}
         self._store, meeting = _meeting(name, actors.places[0].node, timeout) if len(actors) > 1 else (None, None)
         token = secrets.token_hex(16)
         self.tickets = tuple(
-            Ticket(topology, rank, self.hosts.local_rank_of(rank), name, meeting, timeout, token)
-            for rank in topology.world
+            Ticket(topology, rank, self.hosts.local_rank_of(rank), name, meeting, timeout, token, place.worker)
+            for rank, place in zip(topology.world, places, strict=True)
         )
+        self._closed = False
+        self._unsettled: RanksFailedError | None = None
+        self._waiting: dict[int, Any] = {}  # who may still be in the call that failed
 
     def admit(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> list[Any]:
         """Call `method(ticket, *args, **kwargs)` on every actor, each with its own ticket; else like `call`."""
+        self._require_settled(method)
         calls = zip(self.actors, self.tickets, strict=True)
         refs = [getattr(actor, method).remote(ticket, *args, **kwargs) for actor, ticket in calls]
         return self.gather(refs, timeout=timeout, doing=method)
@@ -147,8 +162,11 @@ class RayEngine:
             The results, in the order of `topology.world`.
 
         Raises:
-            RanksFailedError: some died, raised an error, or did not answer in time; the deaths come first.
+            RanksFailedError: some died, were restarted, raised an error, or did not answer in time; the deaths come
+                first. Also, before anybody is called: an earlier call failed, and was not settled.
+            ClosedError: the engine was closed.
         """
+        self._require_settled(method)
         refs = [getattr(actor, method).remote(*args, **kwargs) for actor in self.actors]
         return self.gather(refs, timeout=timeout, doing=method)
 
@@ -167,11 +185,46 @@ class RayEngine:
             raise GroupArgumentError(
                 f"{doing} on {self.name}: {len(refs)} references for {len(self.actors)} ranks; expected one for each"
             )
-        by_rank = dict(zip(self.topology.world, refs, strict=True))
-        return gather(by_rank, self._labels, f"{doing} on {self.name}", timeout)
+        answers = collect(dict(zip(self.topology.world, refs, strict=True)), timeout)
+        if not answers.failures and not answers.waiting:
+            return [answers.results[rank] for rank in self.topology.world]
+        lost = self._lost(answers.failures)
+        for rank, error in lost.items():
+            error.__cause__ = answers.failures[rank]
+        answers.failures.update(lost)
+        failure = failure_of(answers, self._labels, f"{doing} on {self.name}", timeout)
+        if answers.waiting or any(isinstance(error, DeadRankError) for error in failure.exceptions):
+            self._unsettled, self._waiting = failure, answers.waiting
+        raise failure
+
+    def settle(self, *, timeout: float | None = None) -> None:
+        """After a failed call, wait until no rank is in it any more; then the engine takes calls again.
+
+        A call in which all ranks answered is settled already. What the ranks' groups are good for after it, their
+        managers know: a group in which a collective failed raises in the next one, too.
+
+        Args:
+            timeout: seconds; without it a little more than the engine's, at which ranks that wait in vain give up.
+
+        Raises:
+            RanksFailedError: ranks are still in the call; or they have died, or were restarted, and an engine does not
+                replace them.
+            ClosedError: the engine was closed.
+        """
+        self._require_open("settle")
+        timeout = seconds_of("timeout", self.timeout + 2 * GRACE if timeout is None else timeout)
+        deadline = time.monotonic() + timeout
+        while self._waiting and time.monotonic() < deadline:  # what they answer is the failure's, and was told
+            self._waiting = collect(self._waiting, deadline - time.monotonic()).waiting
+        lost = {} if self._waiting else self._lost(self.topology.world)
+        if lost or self._waiting:
+            answers = Answers({}, lost, self._waiting)
+            raise failure_of(answers, self._labels, f"settle on {self.name}", timeout)
+        self._unsettled = None
 
     def close(self) -> None:
         """End the process in which the ranks met. The actors stay as they are: close their managers before this."""
+        self._closed = True
         if self._store is not None:
             require_ray().kill(self._store)
             self._store = None
@@ -181,6 +234,34 @@ class RayEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _require_open(self, doing: str) -> None:
+        if self._closed:
+            raise ClosedError(f"{doing} on {self.name}: the engine is closed; make a new RayEngine")
+
+    def _require_settled(self, doing: str) -> None:
+        self._require_open(doing)
+        if (before := self._unsettled) is not None:
+            error = RanksFailedError(
+                f"{doing} on {self.name} was not begun, as an earlier call failed and ranks may still be in it: call "
+                f"settle() first ({before.message})",
+                before.exceptions,
+            )
+            error.ranks = before.ranks
+            raise error
+
+    def _lost(self, ranks: Iterable[int]) -> dict[int, Exception]:
+        """Of these, which must answer now, those whose actors died, or are other processes than they were."""
+        tickets = dict(zip(self.topology.world, self.tickets, strict=True))
+        handles = dict(zip(self.topology.world, self.actors, strict=True))
+        answers = collect({rank: handles[rank].__ray_call__.remote(own_worker) for rank in ranks}, GRACE)
+        lost: dict[int, Exception] = {
+            rank: error for rank, error in answers.failures.items() if isinstance(error, DeadRankError)
+        }
+        for rank, worker in answers.results.items():
+            if tickets[rank].worker not in ("", worker):
+                lost[rank] = DeadRankError(restarted(tickets[rank].worker, worker))
+        return lost
 
     def __repr__(self) -> str:
         return f"<RayEngine {self.name} of {self.topology} on {self.hosts}>"
@@ -220,4 +301,5 @@ def _own_place(_: object) -> Place:
     """Runs in an actor."""
     context = require_ray().get_runtime_context()
     devices = [device for ids in context.get_accelerator_ids().values() for device in ids]
-    return Place(context.get_node_id(), require_ray().util.get_node_ip_address(), tuple(devices))
+    address = require_ray().util.get_node_ip_address()
+    return Place(context.get_node_id(), address, tuple(devices), context.get_worker_id())

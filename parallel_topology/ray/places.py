@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import groupby
 
@@ -19,11 +19,13 @@ class Place:
         node: Ray's id of the node.
         address: the node's IP address.
         devices: the ids of the accelerators that Ray gave the actor.
+        worker: Ray's id of the process, another one after a restart.
     """
 
     node: str
     address: str
     devices: tuple[str, ...] = ()
+    worker: str = field(default="", compare=False)
 
 
 def rank_order(places: Sequence[Place], *, first_node: str | None = None) -> list[int]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from parallel_topology.errors import DeadRankError
 from parallel_topology.groups.manager import GroupManager
 from parallel_topology.meeting.creation import choose_backend
 from parallel_topology.meeting.rendezvous import join_store
-from parallel_topology.ray.calls import require_ray
+from parallel_topology.ray.calls import own_worker, require_ray, restarted
 from parallel_topology.topology.topology import ParallelTopology
 
 
@@ -27,6 +28,7 @@ class Ticket:
         meeting: host and port of the store; None for an engine of one rank.
         timeout: seconds the manager waits for its peers.
         token: the secret that the engine's ranks share.
+        worker: Ray's id of the process that it is for; empty where any may use it.
     """
 
     topology: ParallelTopology
@@ -36,6 +38,7 @@ class Ticket:
     meeting: tuple[str, int] | None
     timeout: float
     token: str = field(repr=False)
+    worker: str = ""
 
     def join(self, **options: Any) -> GroupManager:
         """The manager of this rank; every rank of the engine joins, each in its actor. Collective, as creation is.
@@ -47,8 +50,11 @@ class Ticket:
             options: as for `GroupManager`; what the ticket says is the default.
 
         Raises:
+            DeadRankError: the actor was restarted since the engine was made; at once.
             ParallelTopologyError: what `GroupManager` raises.
         """
+        if self.worker and (worker := own_worker()) != self.worker:
+            raise DeadRankError(f"{self.name}, rank {self.rank}: {restarted(self.worker, worker)}")
         if choose_backend(options.get("backend")) == "nccl" and (gpus := require_ray().get_gpu_ids()):
             options.setdefault("device", f"cuda:{device_index(gpus, os.environ.get('CUDA_VISIBLE_DEVICES'))}")
         options = {
