@@ -1,4 +1,4 @@
-"""torch may be missing, since the value and most commands do without it; whoever needs it says so in one line."""
+"""What may be missing: torch, which the value and most commands do without, and optional packages. One line says so."""
 
 from __future__ import annotations
 
@@ -21,3 +21,17 @@ def imported(module: str, what: str) -> ModuleType:
         if find_spec("torch") is not None:
             raise
     raise MissingExtraError(f"{what} needs torch, which is not installed: pip install 'torch>=2.8'")
+
+
+def required(module: str, package: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # it is there, and lacks something itself
+            raise
+        raise MissingExtraError(f"{module} is not installed: pip install {package}") from None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import cached_property
-from importlib import import_module
-from types import ModuleType
 
 import torch.distributed as dist
 
 from parallel_topology import torch_private
-from parallel_topology.errors import ClosedError, MissingExtraError
+from parallel_topology.errors import ClosedError
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.manager import GroupManager
 
@@ -59,17 +57,3 @@ class ProcessGroups:
         name = f"{self._groups.name}/alone"
         backends = dict.fromkeys({"cpu", self._groups.device.type}, gloo)
         return torch_private.new_process_group(store, 0, 1, description=name, key=name, kind="gloo", backends=backends)
-
-
-def required(module: str, package: str) -> ModuleType:
-    """Import a module of an optional package.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):  # it is there, and lacks something itself
-            raise
-        raise MissingExtraError(f"{module} is not installed: pip install {package}") from None

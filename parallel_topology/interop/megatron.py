@@ -23,7 +23,8 @@ import torch.distributed as dist
 
 from parallel_topology.errors import BackendError, UnknownAxisError
 from parallel_topology.groups.manager import GroupManager
-from parallel_topology.interop.alone import ProcessGroups, required
+from parallel_topology.installed import required
+from parallel_topology.interop.alone import ProcessGroups
 
 AXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from parallel_topology.refit.plan import Box
 from parallel_topology.refit.sides import Side
+from parallel_topology.weights.place import Box
 
 
 class Boxes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, device
 
-from parallel_topology.errors import MissingExtraError, RefitError
+from parallel_topology.errors import RefitError
+from parallel_topology.installed import required
 from parallel_topology.refit.boxes import Boxes
 from parallel_topology.refit.given import checked
 from parallel_topology.refit.sides import Side, stored
@@ -77,7 +77,7 @@ def _files(given: Iterable[str | Path] | str | Path) -> list[Path]:
 
 def _opened(files: Iterable[Path], opened: ExitStack) -> dict[str, Any]:
     """The name of each tensor -> the file that has it, mapped into memory."""
-    safetensors: Any = _required()
+    safetensors: Any = required("safetensors", "'parallel-topology[checkpoint]'")
     found: dict[str, Any] = {}
     for file in files:
         try:
@@ -100,10 +100,3 @@ def _read(tensors: Mapping[str, Any], place: Place, source: Side) -> Tensor:
     values: Tensor = found[tuple(slice(part.start, part[-1] + 1) for part in place.local)]
     rebased = tuple(range(0, part[-1] + 1 - part.start, part.step) for part in place.local)
     return replace(place, local=rebased).view(values)
-
-
-def _required() -> Any:
-    try:
-        return import_module("safetensors")
-    except ImportError:
-        raise MissingExtraError("safetensors is not installed: pip install 'parallel-topology[checkpoint]'") from None

@@ -48,9 +48,10 @@ def require_apart(have: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Non
     """Raises:
     RefitError: a tensor of one side lies in the memory of one of the other.
     """
-    places = sorted((*_memory(tensor), "source", name) for name, tensor in have.items() if tensor.numel())
-    places += sorted((*_memory(tensor), "target", name) for name, tensor in into.items() if tensor.numel())
-    places.sort()
+    sides = (("source", have), ("target", into))
+    places = sorted(
+        (*_memory(tensor), side, name) for side, given in sides for name, tensor in given.items() if tensor.numel()
+    )
     last: tuple[int, int, str, str] = (0, 0, "", "")
     for place in places:
         if place[0] < last[1] and place[2] != last[2]:

@@ -18,13 +18,11 @@ from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted
 from parallel_topology.topology.wording import listed
 from parallel_topology.weights.dtypes import BITS, bytes_of
+from parallel_topology.weights.place import Box, both
 from parallel_topology.weights.placed import Placed
 from parallel_topology.weights.storage import Storage
 from parallel_topology.weights.weight import Weight
 from parallel_topology.weights.weights import Weights
-
-Box = tuple[range, ...]
-"""Elements of a logical tensor: a range a dim."""
 
 
 class Move(NamedTuple):
@@ -140,17 +138,13 @@ class RefitPlan:
         """The bytes that a rank needs and has not: less cannot reach it."""
         if not self._takes(rank):
             return 0
-        both = self._gives(rank)
-        total = 0
-        for weight, kinds in self.kinds():
-            for layer, *others in kinds:
-                need = self.target.held(weight, layer, rank)
-                have = self.source.held(self.origin(weight), layer, rank) if both and need else None
-                if need is not None:
-                    total += (1 + len(others)) * (
-                        self.volume(weight, need.ranges) - self._overlap(weight, need.ranges, have)
-                    )
-        return total
+        needs = (
+            len(layers) * self.volume(weight, need.ranges)
+            for weight, kinds in self.kinds()
+            for layers in kinds
+            if (need := self.target.held(weight, layers[0], rank)) is not None
+        )
+        return sum(needs) - (self._has_already(rank) if self._gives(rank) else 0)
 
     # One host's
 
@@ -194,21 +188,21 @@ class RefitPlan:
     def bytes_moved(self) -> int:
         """The bytes that go from one rank to another, over all ranks."""
         return sum(
-            (1 + len(others)) * met.handing.moved * self.volume(weight, met.box)
+            len(layers) * met.handing.moved * self.volume(weight, met.box)
             for weight, kinds in self.kinds()
-            for layer, *others in kinds
-            for met in self.met(weight, layer)
+            for layers in kinds
+            for met in self.met(weight, layers[0])
         )
 
     @cached_property
     def bytes_total(self) -> int:
         """The bytes that the target's ranks need, over all of them."""
-        total = 0
-        for weight, kinds in self.kinds():
-            for layer, *others in kinds:
-                for box, ranks in self.target.placed(weight, layer).holders():
-                    total += (1 + len(others)) * self.volume(weight, box) * len(self._left(ranks))
-        return total
+        return sum(
+            len(layers) * self.volume(weight, box) * len(self._left(ranks))
+            for weight, kinds in self.kinds()
+            for layers in kinds
+            for box, ranks in self.target.placed(weight, layers[0]).holders()
+        )
 
     @cached_property
     def lower_bound(self) -> int:
@@ -401,20 +395,15 @@ class RefitPlan:
         """The bytes of a box on its way."""
         return bytes_of(prod(map(len, box)), self._dtypes[weight.name])
 
-    def _overlap(self, weight: Weight, box: Box, have: Any) -> int:
-        if have is None:
-            return 0
-        met = [range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, have.ranges, strict=True)]
-        return self.volume(weight, tuple(met))
-
     def _has_already(self, rank: int) -> int:
+        """The bytes of what a rank needs that it has."""
         total = 0
         for weight, kinds in self.kinds():
             for layer, *others in kinds:
                 need = self.target.held(weight, layer, rank)
-                if need is not None:
-                    have = self.source.held(self.origin(weight), layer, rank)
-                    total += (1 + len(others)) * self._overlap(weight, need.ranges, have)
+                have = self.source.held(self.origin(weight), layer, rank) if need else None
+                if need is not None and have is not None:
+                    total += (1 + len(others)) * self.volume(weight, tuple(map(both, need.ranges, have.ranges)))
         return total
 
     def _hosts(self) -> Hosts:

@@ -12,7 +12,8 @@ from itertools import pairwise
 from math import prod
 
 from parallel_topology.errors import RefitError
-from parallel_topology.refit.plan import Box, Met, RefitPlan
+from parallel_topology.refit.plan import Met, RefitPlan
+from parallel_topology.weights.place import Box
 from parallel_topology.weights.weight import Weight
 
 

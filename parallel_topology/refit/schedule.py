@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from parallel_topology.refit.plan import Box, Move, RefitPlan
+from parallel_topology.refit.plan import Move, RefitPlan
 from parallel_topology.weights.dtypes import BITS, bytes_of
+from parallel_topology.weights.place import Box
 
 OF_ITS_OWN = 2 * 2**20
 """From how many bytes on a piece is a message of its own, which may need no copy."""

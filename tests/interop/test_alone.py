@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import ClosedError, GroupManager, MissingExtraError, ParallelTopology, UnknownAxisError
-from parallel_topology.interop.alone import ProcessGroups, required
+from parallel_topology.installed import required
+from parallel_topology.interop.alone import ProcessGroups
 from parallel_topology.testing import run_ranks
 from tests.interop.world import registered
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from parallel_topology.errors import ClosedError, GroupArgumentError
 from parallel_topology.groups.manager import GroupManager
-from parallel_topology.interop.alone import required
+from parallel_topology.installed import required
 from parallel_topology.interop.parallel_state.answers import Answers
 from parallel_topology.interop.parallel_state.blocks import Place
 from parallel_topology.interop.parallel_state.swaps import Answer, Answering, Swaps
