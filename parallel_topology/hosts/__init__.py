@@ -3,5 +3,6 @@
 bounds   checks and canonical form of where hosts begin
 hosts    Hosts, and Spans: how groups lie on them
 reorder  orders of the axes that keep chosen groups inside hosts
+device_links  how the devices of a host are joined, and the links that groups have
 traffic  orders ranked by what crosses hosts, the heaviest axis first
 """

@@ -16,15 +16,15 @@ NOTES = (14, 8)
 
 
 class Painter:
-    """Colours text by pipeline stage with ANSI escapes, or leaves it as it is."""
+    """Colours text by pipeline stage, or by part of a tensor, with ANSI escapes, or leaves it as it is."""
 
     def __init__(self, scene: Scene, color: bool) -> None:
-        self.colors = stage_colors(scene.stages) if color else []
+        self.colors = stage_colors(len(scene.legend)) if color else []
 
-    def __call__(self, text: str, stage: int, *, bold: bool = False, underlined: bool = False) -> str:
+    def __call__(self, text: str, color: int, *, bold: bool = False, underlined: bool = False) -> str:
         if not self.colors:
             return text
-        paper, ink = terminal_colors(self.colors[stage])
+        paper, ink = terminal_colors(self.colors[color])
         codes = ["1"] * bold + ["4"] * underlined + [f"48;5;{paper}", f"38;5;{ink}"]
         return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
 
@@ -118,7 +118,7 @@ def _name(box: Box) -> str:
 def _cell(scene: Scene, rank: int, text: str, width: int, paint: Painter) -> str:
     chosen = rank == scene.rank
     near = chosen or bool(scene.relations(rank)) or rank in scene.marked
-    return paint(fitted(text, width).ljust(width), scene.stage(rank), bold=near, underlined=near and not chosen)
+    return paint(fitted(text, width).ljust(width), scene.color(rank), bold=near, underlined=near and not chosen)
 
 
 def _number(scene: Scene, rank: int) -> str:

@@ -9,13 +9,15 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from parallel_topology.render.palette import ink, stage_colors
-from parallel_topology.render.scene import LABELLED, Scene
+from parallel_topology.render.scene import LABELLED, OVERVIEW, Scene
 from parallel_topology.render.text import axis_facts
 from parallel_topology.topology.layout import Modes
 
 if TYPE_CHECKING:
+    from parallel_topology.hosts.device_links import DeviceLinks
     from parallel_topology.hosts.hosts import Hosts
     from parallel_topology.topology.topology import ParallelTopology
+    from parallel_topology.weights.weight import Weight
 
 
 def html(
@@ -25,6 +27,8 @@ def html(
     rank: int | None = None,
     axis: str | None = None,
     marked: Mapping[int, str] | None = None,
+    tensor: Weight | None = None,
+    links: DeviceLinks | None = None,
 ) -> str:
     """A page that shows a layout, and the groups and neighbours of the rank one points at or moves to.
 
@@ -36,13 +40,16 @@ def html(
         rank: a rank that is picked out when the page opens.
         axis: the only axis (`"tp"`) or axes together (`"tp-pp"`) to look at; otherwise every one.
         marked: rank -> a short note, for ranks to draw attention to, such as those that move.
+        tensor: a tensor and its cut, as `Weight("tensor", "4096/tp 1024")`: colours stand for its parts.
+        links: how the devices of each host are joined, as `DeviceLinks.parse` reads it.
 
     Raises:
-        TopologyError: `hosts` do not hold all ranks, or there are more ranks than a page can show.
+        TopologyError: the tensor cannot be cut so, `hosts` do not hold all ranks, or there are more ranks than a page
+            can show.
         RankError: `rank`, or one that is marked, is not in the topology.
         UnknownAxisError: `axis` is not there.
     """
-    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked)
+    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked, tensor=tensor, links=links)
     scene.require_drawable()
     title = escape(f"{scene.title}: {scene.summary}")
     data = json.dumps(_data(scene), separators=(",", ":")).replace("<", "\\u003c")  # nothing may end the script
@@ -60,12 +67,13 @@ def html(
 </head>
 <body>
 <h1>{escape(scene.title)}</h1>
-<p>{escape("; ".join(filter(None, [scene.summary, scene.idle])))}; colour: {escape(scene.stage_axis)}</p>
+<p>{escape("; ".join(filter(None, [scene.summary, scene.idle])))}; colour: {escape(scene.colored_by)}</p>
 <main>
 <aside>
 <div class="controls" role="search">
 <label>Rank <input type="search" id="search" inputmode="numeric" autocomplete="off"></label>
 {find if hosts is not None else ""}
+<button id="zoom" type="button" hidden></button>
 </div>
 <table>
 <caption class="spoken">axes</caption>
@@ -74,7 +82,7 @@ def html(
 <div id="spoken" class="spoken" role="status" aria-live="polite"></div>
 </aside>
 <section class="picture" aria-label="ranks">
-<ol class="legend">{"".join(_legend(scene))}</ol>
+<ol class="legend"{_across(scene)}>{"".join(_legend(scene))}</ol>
 <div id="grid" role="grid" aria-label="ranks on hosts"{' class="lean"' * (topology.world_size > LABELLED)}></div>
 <noscript><p>Scripts are off: there is only the table of axes.</p></noscript>
 </section>
@@ -105,11 +113,12 @@ def _data(scene: Scene) -> dict[str, Any]:
         "first": topology.first_rank,
         "ranks": None if topology.ranks is None else list(topology.ranks),
         "base": [[axis, modes[0]] for axis, modes in base.items()],
-        "stage": base[scene.stage_axis][0] if scene.stage_axis in base else None,
+        "colors": scene.color_digits,
         "axes": [{"name": axis.name, "modes": axis.groups.modes} for axis in scene.axes],
         "hosts": None if scene.hosts is None else [[b.host, b.others, *_members(b.ranks)] for b in scene.boxes],
         "columns": scene.columns(max(len(box.ranks) for box in scene.boxes)),
         "lean": topology.world_size > LABELLED,
+        "afar": OVERVIEW,
         "marked": scene.marked,
         "chosen": scene.rank,
     }
@@ -124,19 +133,31 @@ def _members(ranks: Sequence[int]) -> list[Any]:
 def _stage_rules(scene: Scene) -> str:
     columns = scene.columns(max(len(box.ranks) for box in scene.boxes))
     digits = len(str(max(scene.topology.world)))
-    if scene.topology.world_size > LABELLED:
-        cell, height = digits * 0.45 + 1.15, 2.0
-    else:
-        cell, height = max(len(scene.label(scene.topology.world[-1])) * 0.45, digits * 0.62) + 1, 3.4
-    rules = [f".row {{ --columns: {columns}; --cell: {cell:.2f}rem; --height: {height}rem; }}"]
-    for stage, color in enumerate(stage_colors(scene.stages)):
+    lean = f"--cell: {digits * 0.45 + 1.15:.2f}rem; --height: 2rem;"
+    rules = [f".row {{ --columns: {columns}; {lean} }}"]
+    if scene.topology.world_size <= LABELLED:
+        cell = max(len(scene.label(scene.topology.world[-1])) * 0.43, digits * 0.62) + 0.75
+        wide = columns * (cell + 0.25) + 1.75  # with what is between and around them
+        rules.append(f".row {{ --cell: {cell:.2f}rem; --height: 3.4rem; }}")
+        rules.append(
+            f"@container picture (max-width: {wide:.2f}rem) {{ .row {{ {lean} }} .cell span {{ display: none; }} }}"
+        )
+    for stage, color in enumerate(stage_colors(len(scene.legend))):
         rules.append(f".s{stage} {{ background: {color}; color: {ink(color)}; }}")
     return "\n".join(rules) + "\n"
 
 
+def _across(scene: Scene) -> str:
+    """The legend in the shape of the tensor, where that has two cut dims."""
+    columns = scene.legend_columns
+    return f' style="display: inline-grid; grid-template-columns: repeat({columns}, auto)"' if columns > 1 else ""
+
+
 def _legend(scene: Scene) -> Iterator[str]:
-    for stage in range(scene.stages if scene.stages > 1 else 0):
-        yield f'<li class="s{stage}">{escape(scene.stage_axis)}{stage}</li>'
+    for color, name in enumerate(scene.legend if len(scene.legend) > 1 else []):
+        yield f'<li class="s{color}">{escape(name)}</li>'
+    if key := scene.key:
+        yield f'<li class="key">{escape(key)}</li>'
 
 
 def _axis_rows(scene: Scene) -> Iterator[str]:

@@ -9,8 +9,11 @@ from parallel_topology.errors import TopologyError
 from parallel_topology.render.scene import MOST_LISTED, Axis, Scene, count
 
 if TYPE_CHECKING:
+    from parallel_topology.hosts.device_links import DeviceLinks
     from parallel_topology.hosts.hosts import Hosts
+    from parallel_topology.render.shards import Shards
     from parallel_topology.topology.topology import ParallelTopology
+    from parallel_topology.weights.weight import Weight
 
 
 def as_json(
@@ -20,6 +23,8 @@ def as_json(
     rank: int | None = None,
     axis: str | None = None,
     marked: Mapping[int, str] | None = None,
+    tensor: Weight | None = None,
+    links: DeviceLinks | None = None,
 ) -> dict[str, Any]:
     """What the pictures show, as dicts and lists; `json.dumps` takes it.
 
@@ -30,16 +35,18 @@ def as_json(
     Returns:
         `topology`, its text; `world_size`; `sizes`; `views`; `stage_axis`, which axis `stage` counts along;
         `hosts`: for each, its number `host`, its `ranks` and how many `others` it holds, or None if not known;
-        `axes`: what a picture's line says, and all groups; `ranks`: where each one is; and `rank`, the chosen one's
-        place in its groups, or None. Of more than 65,536 ranks only what concerns a chosen one is listed: `hosts` and
-        `ranks` are None, as are the `groups` of an axis and the `ranks` and `hosts` of a group of so many.
+        `axes`: what a picture's line says, and all groups; `tensor`: its shape, its cut, and the ranks that hold each
+        part, or None; `ranks`: where each one is; and `rank`, the chosen one's place in its groups, or None. Of more
+        than 65,536 ranks only what concerns a chosen one is listed: `hosts` and `ranks` are None, as are the `groups`
+        of an axis and the `ranks` and `hosts` of a group of so many.
 
     Raises:
-        TopologyError: `hosts` do not hold all ranks, or there are more than can be listed, and none is chosen.
+        TopologyError: the tensor cannot be cut so, `hosts` do not hold all ranks, or there are more than can be
+            listed, and none is chosen.
         RankError: `rank`, or one that is marked, is not in the topology.
         UnknownAxisError: `axis` is not there.
     """
-    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked)
+    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked, tensor=tensor, links=links)
     if not scene.is_listed and rank is None:
         raise TopologyError(
             f"{scene.title} has {topology.world_size:,} ranks; at most {MOST_LISTED:,} are listed. Choose one with "
@@ -53,6 +60,7 @@ def as_json(
         "stage_axis": scene.stage_axis,
         "hosts": _hosts(scene) if scene.is_listed and hosts is not None else None,
         "axes": [_axis(each, listed=scene.is_listed) for each in scene.axes],
+        "tensor": None if scene.shards is None else _tensor(scene.shards),
         "ranks": _ranks(scene) if scene.is_listed else None,
         "rank": None if rank is None else _chosen(scene, rank),
     }
@@ -73,6 +81,8 @@ def _axis(axis: Axis, *, listed: bool) -> dict[str, Any]:
     if axis.spans is not None:
         facts["groups_by_hosts"] = {str(hosts): groups for hosts, groups in axis.spans.histogram.items()}
         facts["inside"] = axis.spans.inside
+    if axis.links:
+        facts["links"] = list(axis.links)
     return facts
 
 
@@ -89,6 +99,13 @@ def _ranks(scene: Scene) -> list[dict[str, Any]]:
                 facts["marked"] = scene.marked[rank]
             ranks.append(facts)
     return ranks
+
+
+def _tensor(shards: Shards) -> dict[str, Any]:
+    weight = shards.weight
+    cut = {str(dim): list(weight.axes(dim)) for dim in weight.cut}
+    parts = [{"ranges": shards.ranges(part), "ranks": _listed(ranks)} for part, ranks in enumerate(shards.holders)]
+    return {"shape": list(weight.shape), "cut": cut, "shards": parts}
 
 
 def _chosen(scene: Scene, rank: int) -> dict[str, Any]:

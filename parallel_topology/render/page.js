@@ -36,9 +36,9 @@
     const rank = rankAt(position);
     const marked = note(position) === undefined ? "" : ` marked" title="${escaped(note(position))}`;
     const words = `rank ${rank}${where(position)}, ${label(position)}${marked && `, ${note(position)}`}`;
-    const stage = layout.stage ? digit(position, layout.stage) : 0;
+    const color = layout.colors.reduce((sum, [size, stride, weight]) => sum + digit(position, [size, stride]) * weight, 0);
     const below = layout.lean ? "" : `<span>${escaped(label(position))}</span>`;
-    return `<div class="cell s${stage}${marked}" role="gridcell" tabindex="-1" data-position="${position}" ` +
+    return `<div class="cell s${color}${marked}" role="gridcell" tabindex="-1" data-position="${position}" ` +
       `aria-label="${escaped(words)}"><b>${rank}${marked && "*"}</b>${below}</div>`;
   };
   const build = () => {
@@ -73,7 +73,7 @@
   // Lighting a rank's groups
   let axes = layout.axes;
   let lit = [];
-  let shown = null; // the position whose groups are lit
+  let shown; // the position whose groups are lit; null when none are
   let pinned = null;
   let current = null; // the position that Tab leads to
 
@@ -138,9 +138,9 @@
     current = position;
     if (position !== null) cellOf[position].tabIndex = 0;
   };
-  const go = (position) => {
+  const go = (position, block = "nearest") => {
     cellOf[position].focus({ preventScroll: true });
-    cellOf[position].scrollIntoView({ block: "nearest", inline: "nearest" });
+    cellOf[position].scrollIntoView({ block, inline: "nearest" });
   };
   const pin = (position) => {
     if (pinned !== null) cellOf[pinned].removeAttribute("aria-selected");
@@ -193,6 +193,7 @@
   grid.addEventListener("click", (event) => {
     const position = positionIn(event);
     if (position === null) return;
+    if (grid.classList.contains("overview")) return find(position);
     pin(pinned === position ? null : position);
     light(position);
     go(position);
@@ -214,6 +215,40 @@
     }
     event.preventDefault();
   });
+
+  // From afar and from near
+  const zoom = document.getElementById("zoom");
+  const fits = (dot, width, height) => {
+    const [tiles, across, down] = layout.hosts
+      ? [hosts.length, layout.columns, Math.ceil(rows.length / hosts.length)]
+      : [rows.length, layout.columns, 1];
+    const abreast = Math.floor((width + 3) / (across * (dot + 1) + 2));
+    return abreast > 0 && Math.ceil(tiles / abreast) * (down * (dot + 1) + 3) <= height;
+  };
+  const look = (afar) => {
+    grid.classList.toggle("overview", afar);
+    grid.classList.toggle("whole", !layout.hosts);
+    zoom.textContent = afar ? "Show ranks" : "Show overview";
+    if (!afar) return;
+    const height = Math.max(300, window.innerHeight - grid.getBoundingClientRect().top - window.scrollY - 16);
+    let dot = 20;
+    while (dot > 3 && !fits(dot, grid.clientWidth - 8, height)) dot -= 1;
+    grid.style.setProperty("--dot", `${dot}px`);
+  };
+  const find = (position, held = position) => {  // from near, in the middle of the screen
+    if (grid.classList.contains("overview")) look(false);
+    pin(held);
+    light(position);
+    go(position, "center");
+  };
+  zoom.hidden = layout.size < layout.afar;
+  zoom.addEventListener("click", () => {
+    const afar = !grid.classList.contains("overview");
+    look(afar);
+    if (!afar && pinned !== null) cellOf[pinned].scrollIntoView({ block: "center", inline: "nearest" });
+    say(afar ? "overview" : "ranks");
+  });
+  window.addEventListener("resize", () => look(grid.classList.contains("overview")));
 
   // Axis, hosts, search
   for (const choice of document.querySelectorAll("input[name=axis]")) {
@@ -248,10 +283,9 @@
     search.setAttribute("aria-invalid", String(position === undefined));
     if (position === undefined) return say(`there is no rank ${search.value}`);
     if (!isShown(rows[rowOf[position]])) return say(`rank ${search.value}${where(position)}, is filtered out`);
-    pin(null);
-    light(position);
-    go(position);
+    find(position, null);
   });
+  look(layout.size >= layout.afar && layout.chosen === null);
   home(rows[0].cells[0]);
   light(null);
   if (layout.chosen !== null) {
@@ -259,6 +293,6 @@
     home(position);
     pin(position);
     light(position);
-    cellOf[position].scrollIntoView({ block: "nearest", inline: "nearest" });
+    cellOf[position].scrollIntoView({ block: "center", inline: "nearest" });
   }
 }

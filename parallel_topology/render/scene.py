@@ -15,14 +15,19 @@ from parallel_topology.topology.notation import parse_axes
 from parallel_topology.topology.wording import listed
 
 if TYPE_CHECKING:
+    from parallel_topology.hosts.device_links import DeviceLinks
     from parallel_topology.hosts.hosts import Hosts, Spans
+    from parallel_topology.render.shards import Shards
     from parallel_topology.topology.rank_view import RankGroup, RankView
     from parallel_topology.topology.topology import ParallelTopology
+    from parallel_topology.weights.weight import Weight
 
 MOST_COLUMNS = 16
 """Cells in a row of a box."""
 LABELLED = 512
 """Ranks whose elements show their coordinate; of more, each shows its number only."""
+OVERVIEW = 1_024
+"""Ranks of a page that opens from afar, hosts as tiles; of fewer, every rank is seen from near at once."""
 MOST_DRAWN = 32_768
 """Ranks of a picture that has an element for each."""
 MOST_LISTED = 65_536
@@ -56,6 +61,7 @@ class Axis:
         size: ranks in each group.
         groups: all of them.
         spans: their hosts; None when hosts are not known.
+        links: the kinds of links between members on the same host, the nearest first, where these are known.
     """
 
     name: str
@@ -63,6 +69,7 @@ class Axis:
     size: int
     groups: Groups
     spans: Spans | None
+    links: tuple[str, ...] = ()
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -71,13 +78,14 @@ class Axis:
 
     @property
     def where(self) -> str:
-        """`inside hosts`, `crosses hosts`, or `2 of 4 cross hosts`; "" when hosts are not known."""
+        """`inside hosts`, `crosses hosts`, `2 of 4 cross hosts`, and over which links; "" when hosts are not known."""
         if self.spans is None:
             return ""
-        if self.spans.inside:
-            return "inside hosts"
-        total = self.groups.size
-        return "crosses hosts" if self.spans.crossing == total else f"{self.spans.crossing:,} of {total:,} cross hosts"
+        total, crossing = self.groups.size, self.spans.crossing
+        where = "inside hosts" if self.spans.inside else f"{crossing:,} of {total:,} cross hosts"
+        return ("crosses hosts" if crossing == total else where) + (
+            f", over {', '.join(self.links)}" if self.links else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,13 @@ class Scene:
         rank: a rank whose groups and neighbours are picked out.
         axis: the only axis (`"tp"`) or axes together (`"tp-pp"`) to look at; otherwise every one.
         marked: rank -> a short note, for ranks to draw attention to, such as those that move.
+        tensor: colours stand for its parts, instead of stages.
+        links: how the devices of each host are joined; needs `hosts`.
 
     Raises:
-        TopologyError: `hosts` do not hold all ranks.
+        TopologyError: `hosts` do not hold all ranks, the tensor cannot be cut so, or there are no such links.
         RankError: `rank`, or one that is marked, is not in the topology.
-        UnknownAxisError: `axis` is not there.
+        UnknownAxisError: `axis`, or one that cuts the tensor, is not there.
     """
 
     def __init__(
@@ -126,9 +136,15 @@ class Scene:
         rank: int | None = None,
         axis: str | None = None,
         marked: Mapping[int, str] | None = None,
+        tensor: Weight | None = None,
+        links: DeviceLinks | None = None,
     ) -> None:
         self.topology = topology
         self.hosts = hosts
+        self.shards = None if tensor is None else _shards(tensor, topology)
+        self._links = links
+        if links is not None and hosts is None:
+            raise TopologyError("links are of the devices of a host: say with hosts= (--hosts) who is where")
         self.marked = {marked_rank: _printable(note) for marked_rank, note in (marked or {}).items()}
         self.rank = rank
         self._view: RankView | None = None if rank is None else topology.at(rank)
@@ -165,6 +181,15 @@ class Scene:
     def idle(self) -> str:
         """`4 of 8 places stay idle`; "" where none does, or hosts are not known."""
         return "" if self.hosts is None else self.hosts.idle(self.topology)
+
+    @property
+    def key(self) -> str:
+        """What a star stands for: `* 112 ranks, as 4: was tp1 pp0`; "" where no rank is marked."""
+        if not self.marked:
+            return ""
+        first, note = next(iter(self.marked.items()))
+        many = f"{len(self.marked):,} rank{'s' * (len(self.marked) > 1)}"
+        return f"* {many}, as {first}: {note}" if note else f"* {many}"
 
     @property
     def is_listed(self) -> bool:
@@ -209,13 +234,33 @@ class Scene:
         return "pp" if "pp" in self.shown_axes or not self.shown_axes else self.shown_axes[-1]
 
     @property
-    def stages(self) -> int:
-        """How many colours there are."""
-        return self.topology.sizes.get(self.stage_axis, 1)
+    def legend(self) -> list[str]:
+        """What each colour stands for: `pp0`, or a part of the tensor."""
+        if self.shards is not None:
+            return list(map(self.shards.name, range(len(self.shards.holders))))
+        return [f"{self.stage_axis}{stage}" for stage in range(self.topology.sizes.get(self.stage_axis, 1))]
 
-    def stage(self, rank: int) -> int:
+    @property
+    def legend_columns(self) -> int:
+        """How many parts of the tensor are next to each other in it; 0 where colours have no such order."""
+        return 0 if self.shards is None else len(self.shards.columns)
+
+    @property
+    def colored_by(self) -> str:
+        """What colours stand for, in words."""
+        return self.stage_axis if self.shards is None else str(self.shards)
+
+    @cached_property
+    def color_digits(self) -> list[tuple[int, int, int]]:
+        """(size, stride, weight): a position's colour is the sum of `position // stride % size * weight`."""
+        if self.shards is not None:
+            return self.shards.digits
+        return [(*mode, 1) for mode in self.topology.groups(self.stage_axis).modes] if self.shown_axes else []
+
+    def color(self, rank: int) -> int:
         """Which colour a rank has."""
-        return self.topology.coordinate(rank).get(self.stage_axis, 0)
+        position = self.topology.position(rank)
+        return sum(position // stride % size * weight for size, stride, weight in self.color_digits)
 
     def label(self, rank: int) -> str:
         """`tp1 pp2`, without axes of size 1."""
@@ -273,7 +318,9 @@ class Scene:
     def _axis(self, name: str) -> Axis:
         names = name.split("-")
         spans = None if self.hosts is None else self.hosts.spans(self.topology, *names)
-        return Axis(name, self._home(names), self.topology.size(*names), self.topology.groups(*names), spans)
+        groups, links = self.topology.groups(*names), self._links
+        kinds = () if links is None or self.hosts is None else links.inside(self.hosts, groups)
+        return Axis(name, self._home(names), self.topology.size(*names), groups, spans, kinds)
 
     def _home(self, names: Sequence[str]) -> str:
         """The first factorization that has these axes."""
@@ -332,6 +379,12 @@ def count(members: Sequence[int]) -> int:
     if isinstance(members, range):
         return max(0, -((members.start - members.stop) // members.step))
     return members.size if isinstance(members, Ranks) else len(members)
+
+
+def _shards(tensor: Weight, topology: ParallelTopology) -> Shards:
+    from parallel_topology.render.shards import Shards  # with weights, which most pictures need not wait for
+
+    return Shards(tensor, topology)
 
 
 def _printable(text: str) -> str:

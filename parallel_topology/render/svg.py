@@ -14,8 +14,10 @@ from parallel_topology.render.scene import LABELLED, Box, Scene
 from parallel_topology.render.text import axis_lines
 
 if TYPE_CHECKING:
+    from parallel_topology.hosts.device_links import DeviceLinks
     from parallel_topology.hosts.hosts import Hosts
     from parallel_topology.topology.topology import ParallelTopology
+    from parallel_topology.weights.weight import Weight
 
 WIDTH = 1200
 """Pixels that boxes stand abreast in, unless a single one is wider."""
@@ -33,6 +35,8 @@ def svg(
     rank: int | None = None,
     axis: str | None = None,
     marked: Mapping[int, str] | None = None,
+    tensor: Weight | None = None,
+    links: DeviceLinks | None = None,
 ) -> str:
     """An image of a layout; to point at a rank shows its coordinate. Ids and styles are its own, on any page.
 
@@ -42,28 +46,32 @@ def svg(
         rank: a rank whose groups stay bright while others fade; its neighbours are ringed.
         axis: the only axis (`"tp"`) or axes together (`"tp-pp"`) to look at; otherwise every one.
         marked: rank -> a short note, for ranks to draw attention to, such as those that move.
+        tensor: a tensor and its cut, as `Weight("tensor", "4096/tp 1024")`: colours stand for its parts.
+        links: how the devices of each host are joined, as `DeviceLinks.parse` reads it.
 
     Raises:
-        TopologyError: `hosts` do not hold all ranks, or there are more ranks than an image can show.
+        TopologyError: the tensor cannot be cut so, `hosts` do not hold all ranks, or there are more ranks than an image
+            can show.
         RankError: `rank`, or one that is marked, is not in the topology.
         UnknownAxisError: `axis` is not there.
     """
-    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked)
+    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked, tensor=tensor, links=links)
     scene.require_drawable()
     drawing = _Drawing.of(scene)
     abreast = min(len(scene.boxes), max(1, (WIDTH - 2 * MARGIN) // (drawing.width + GAP)))
-    parts = list(_legend(scene))
-    top = MARGIN + 2 * LINE + -(-len(parts) // SWATCHES) * (LINE + GAP)
+    swatch, swatches = _swatches(scene)
+    parts = list(_legend(scene, swatch, swatches))
+    top = MARGIN + 2 * LINE + -(-len(parts) // swatches) * (LINE + GAP)
     for start in range(0, len(scene.boxes), abreast):
         row = scene.boxes[start : start + abreast]
         parts += [drawing.box(box, MARGIN + place * (drawing.width + GAP), top) for place, box in enumerate(row)]
         top += max(drawing.height(box) for box in row) + GAP
-    lines = list(axis_lines(scene))
+    lines = [*([scene.key] if scene.key else []), *axis_lines(scene)]
     for line in lines:
         top += LINE
         parts.append(f'<text class="mono" x="{MARGIN}" y="{top}" xml:space="preserve">{escape(line)}</text>')
-    title = escape(f"{scene.title}: {scene.summary}; colour: {scene.stage_axis}")
-    legend = min(scene.stages, SWATCHES) * (WIDTH // SWATCHES)
+    title = escape(f"{scene.title}: {scene.summary}; colour: {scene.colored_by}")
+    legend = min(len(scene.legend), swatches) * (swatch + GAP) if len(scene.legend) > 1 else 0
     words = int(8.5 * max(map(len, [title, *lines])))
     width = max(abreast * (drawing.width + GAP), legend, words) + 2 * MARGIN
     body = "\n".join(parts)
@@ -131,7 +139,7 @@ class _Drawing:
 
     def _classes(self, rank: int) -> str:
         relations = self.scene.relations(rank)
-        names = [f"s{self.scene.stage(rank)}"]
+        names = [f"s{self.scene.color(rank)}"]
         names += ["at"] * (rank == self.scene.rank)
         names += ["near"] * any(relation[-1] in "<>" for relation in relations)
         names += ["far"] * (self.scene.rank is not None and rank != self.scene.rank and not relations)
@@ -143,15 +151,21 @@ def _name(box: Box) -> str:
     return "" if box.host is None else f"host {box.host}" + f" (+{box.others} other)" * bool(box.others)
 
 
-def _legend(scene: Scene) -> Iterator[str]:
+def _swatches(scene: Scene) -> tuple[int, int]:
+    """(the width of a swatch, how many stand in a row of the legend)."""
+    width = max(WIDTH // SWATCHES - GAP, 7 * max(map(len, scene.legend)) + 10)
+    most = max(1, WIDTH // (width + GAP))
+    return width, scene.legend_columns if 1 < scene.legend_columns <= most else most
+
+
+def _legend(scene: Scene, width: int, abreast: int) -> Iterator[str]:
     """A swatch for each colour, if there are several."""
-    width = WIDTH // SWATCHES - GAP
-    for stage in range(scene.stages if scene.stages > 1 else 0):
-        row, column = divmod(stage, SWATCHES)
+    for color, name in enumerate(scene.legend if len(scene.legend) > 1 else []):
+        row, column = divmod(color, abreast)
         x, y = MARGIN + column * (width + GAP), MARGIN + LINE + 2 * GAP + row * (LINE + GAP)
         yield (
-            f'<g class="s{stage} swatch" transform="translate({x} {y})"><rect width="{width}" height="{LINE}" rx="3"/>'
-            f'<text x="5" y="13">{scene.stage_axis}{stage}</text></g>'
+            f'<g class="s{color} swatch" transform="translate({x} {y})"><rect width="{width}" height="{LINE}" rx="3"/>'
+            f'<text x="5" y="13">{name}</text></g>'
         )
 
 
@@ -170,6 +184,6 @@ def _style(name: str, scene: Scene) -> str:
         f"{name} .at rect {{ stroke: var(--ring); stroke-width: 4; }}",
         f"{name} .marked rect {{ stroke: var(--text); stroke-width: 2; stroke-dasharray: 4 2; }}",
     ]
-    for stage, color in enumerate(stage_colors(scene.stages)):
+    for stage, color in enumerate(stage_colors(len(scene.legend))):
         rules.append(f"{name} .s{stage} {{ fill: {ink(color)}; }} {name} .s{stage} rect {{ fill: {color}; }}")
     return "\n".join(rules) + "\n"

@@ -10,9 +10,12 @@ from parallel_topology.render.scene import MOST_DRAWN, MOST_LISTED, Axis, Run, S
 from parallel_topology.topology.layout import Ranks
 
 if TYPE_CHECKING:
+    from parallel_topology.hosts.device_links import DeviceLinks
     from parallel_topology.hosts.hosts import Hosts
+    from parallel_topology.render.shards import Shards
     from parallel_topology.topology.rank_view import RankGroup
     from parallel_topology.topology.topology import ParallelTopology
+    from parallel_topology.weights.weight import Weight
 
 NARROWEST = 20
 """Columns that a picture needs at least; it is drawn so wide when it is given fewer."""
@@ -33,6 +36,8 @@ def show(
     rank: int | None = None,
     axis: str | None = None,
     marked: Mapping[int, str] | None = None,
+    tensor: Weight | None = None,
+    links: DeviceLinks | None = None,
     width: int = 80,
     color: bool = False,
     fold: bool | None = None,
@@ -60,16 +65,18 @@ def show(
         rank: a rank whose groups and neighbours are marked: `<` is the previous one, `>` the next.
         axis: the only axis (`"tp"`) or axes together (`"tp-pp"`) to look at; otherwise every one.
         marked: rank -> a short note, for ranks to draw attention to, such as those that move.
+        tensor: a tensor and its cut, as `Weight("tensor", "4096/tp 1024")`: colours stand for its parts.
+        links: how the devices of each host are joined, as `DeviceLinks.parse` reads it.
         width: the most columns that a line may take, 20 or more.
         color: whether to colour by pipeline stage, with ANSI escapes.
         fold: whether to sum up hosts that are alike instead of drawing each rank; None does for more than 128 ranks.
 
     Raises:
-        TopologyError: `hosts` do not hold all ranks.
+        TopologyError: the tensor cannot be cut so, `hosts` do not hold all ranks.
         RankError: `rank`, or one that is marked, is not in the topology.
         UnknownAxisError: `axis` is not there.
     """
-    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked)
+    scene = Scene(topology, hosts=hosts, rank=rank, axis=axis, marked=marked, tensor=tensor, links=links)
     folded = topology.world_size > MOST_CELLS if fold is None else fold
     picture = _Text(scene, max(width, NARROWEST), Painter(scene, color))
     return "\n".join(line.rstrip() for line in picture.lines(folded))
@@ -95,6 +102,9 @@ class _Text:
                     yield from drawn(scene, [home], self.width, self.paint)
         else:
             yield from drawn(scene, scene.boxes, self.width, self.paint)
+        if scene.shards is not None:
+            yield ""
+            yield from self._tensor(scene.shards)
         yield ""
         for line in axis_lines(scene):
             yield from wrapped(line, self.width)
@@ -104,7 +114,7 @@ class _Text:
         elif len(scene.axes) == 1:
             yield ""
             yield from self._groups()
-        if self.paint.colors:
+        if self.paint.colors and scene.shards is None:
             yield from wrapped(f"colour: {scene.stage_axis}", self.width)
 
     # Hosts folded
@@ -140,7 +150,7 @@ class _Text:
         rows = [self._run(run) for run in runs]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         for run, (hosts, ranks, indices, notes) in zip(runs, rows, strict=True):
-            stages = run.extents.get(self.scene.stage_axis, (0,))
+            stages = run.extents.get(self.scene.stage_axis, (0,)) if self.scene.shards is None else ()
             swatch = self.paint("  ", stages[0]) + " " if self.paint.colors and len(stages) == 1 else ""
             text = "  ".join(filter(None, [hosts.ljust(widths[0]), ranks.ljust(widths[1]), indices, notes]))
             first, *more = wrapped(text, self.width - 3 * bool(self.paint.colors))
@@ -165,6 +175,17 @@ class _Text:
             indices + (" (not all combinations)" if not run.whole else ""),
             f"<- {', '.join(notes)}" if notes else "",
         )
+
+    def _tensor(self, shards: Shards) -> Iterator[str]:
+        """The tensor with the ranks that hold each part of it; the chosen one's is in brackets."""
+        from parallel_topology.render.shards import table
+
+        yield from wrapped(str(shards), self.width)
+        cells = [ranges(ranks) for ranks in shards.holders]
+        if self.scene.rank is not None:
+            mine = shards.of(self.scene.topology.position(self.scene.rank))
+            cells[mine] = f"[{cells[mine]}]"
+        yield from table(shards, cells, self.width, self.paint)
 
     # Lines beneath
 
@@ -285,7 +306,7 @@ def _runs_of(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 def plain(text: str) -> str:
     """A picture without the characters that not every terminal has."""
-    return text.translate(str.maketrans("╭╮╰╯─│…", "++++-|~"))
+    return text.translate(str.maketrans("╭╮╰╯├┼┤┬┴─│…", "+++++++++-|~"))
 
 
 def _columns(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -83,3 +83,30 @@ def test_files(run, tmp_path: Path):
 @pytest.mark.parametrize(("line", "seconds"), [("show tp2-pp4 --hosts 2x4", 0.5), (LARGE, 1)])
 def test_it_takes_a_moment(line, seconds):
     assert statistics.median(cpu_seconds(line) for _ in range(3)) < seconds
+
+
+def test_a_tensor_over_the_ranks(run):
+    done = run("show", "tp4-dp2", "--tensor", "4096x1024", "--cut", "0:tp")
+    assert "tensor 4096/tp 1024: 4 shards of 1024x1024, each on 2 ranks" in done.out
+    assert "1024-2047  │ 1,5 │" in done.out
+    both = run("show", "tp4-dp2", "--tensor", "4096x1024", "--cut", "0:dp", "--cut", "1:tp", "--json")
+    assert json.loads(both.out)["tensor"]["shards"][1] == {"ranges": [[0, 2048], [256, 512]], "ranks": [1]}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--cut", "0:tp"], "say of which shape with --tensor"),
+        (["--tensor", "4x"], "cannot read --tensor '4x'"),
+        (["--tensor", "4", "--cut", "tp"], "cannot read --cut 'tp'"),
+        (["--tensor", "4", "--cut", "0:tp", "--cut", "0:dp"], "each dim once"),
+        (["--tensor", "6", "--cut", "0:tp"], "6 elements over tp 4 leave 2 over"),
+        (["--tensor", "8", "--cut", "1:tp"], "expected dims of [8]"),
+        (["--links", "/nowhere"], "--links /nowhere: No such file"),
+        (["--links", __file__, "--hosts", "2x4"], "expected the output of `nvidia-smi topo -m`"),
+    ],
+)
+def test_a_tensor_or_links_that_cannot_be(run, given: list[str], words: str):
+    done = run("show", "tp4-dp2", *given)
+    assert done.status == 2
+    assert words in done.err

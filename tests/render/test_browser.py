@@ -263,3 +263,59 @@ def test_colours_follow_the_reader(opened: Any, scheme: str):
     page.emulate_media(color_scheme=scheme)
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}[scheme]
+
+
+# What stands wider than its place: nothing may be cut off at its right edge
+CLIPPED = """() => [...document.querySelectorAll("html, aside, #grid, .host, #panel, .legend, .cell b")]
+  .filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+  .map((e) => `${e.tagName}#${e.id}.${e.className}: ${e.scrollWidth} in ${e.clientWidth}`)"""
+
+
+@pytest.mark.parametrize("width", [1280, 1024, 900, 390])
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("tp8-dp4-pp4", "16x8"),
+        ("tp8-dp128-pp4", "512x8"),
+        ("tp4-dp2-pp2/expert:ep8-pp2", "4x4"),
+        ("tp8-dp9-pp4", "4x72"),
+    ],
+)
+def test_nothing_is_clipped(opened: Any, width: int, text: str, hosts: str):
+    page = opened(ParallelTopology.parse(text), hosts=Hosts.parse(hosts), marked={1: "was tp0 dp1"})
+    page.set_viewport_size({"width": width, "height": 900})
+    assert page.evaluate(CLIPPED) == []
+    cell(page, 1).hover()
+    assert lit(page) != set()
+    assert page.evaluate(CLIPPED) == []
+    if page.locator("#zoom").is_visible():
+        page.locator("#zoom").click()
+        assert page.evaluate(CLIPPED) == []
+
+
+@pytest.mark.parametrize(("text", "hosts"), [("tp8-dp128-pp4", "512x8"), ("tp8-dp32-pp4", None)])
+def test_many_ranks_are_seen_from_afar_first(opened: Any, text: str, hosts: str | None):
+    topology = ParallelTopology.parse(text)
+    page = opened(topology, hosts=None if hosts is None else Hosts.parse(hosts))
+    seen = page.evaluate("[document.documentElement.scrollHeight, document.getElementById('grid').clientHeight]")
+    assert seen[0] <= 900  # all of it is in the window
+    assert seen[1] >= 400  # and fills it
+    cell(page, 700).hover()
+    assert lit(page) >= together(topology, 700, ("tp",))
+    cell(page, 700).click()  # brings it near, to the middle
+    assert page.locator("#zoom").inner_text() == "Show overview"
+    box = cell(page, 700).bounding_box()
+    assert 300 < box["y"] < 600
+    assert cell(page, 700).get_attribute("aria-selected") == "true"
+    page.locator("#zoom").click()
+    assert page.locator("#grid.overview").count() == 1
+    field = page.get_by_role("searchbox", name="Rank")
+    field.fill("500")
+    field.press("Enter")
+    assert 300 < cell(page, 500).bounding_box()["y"] < 600
+
+
+def test_few_ranks_are_seen_from_near(opened: Any):
+    page = opened(hosts=HOSTS)
+    assert page.locator("#zoom").is_hidden()
+    assert page.locator("#panel").inner_text().startswith("Point at a rank")
