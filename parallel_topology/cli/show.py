@@ -47,11 +47,7 @@ def show(
         str | None,
         typer.Option(metavar="AXIS", help="Only this axis, or axes together, as in tp-pp.", show_default=False),
     ] = None,
-    tensor: if TYPE_CHECKING:
-    from parallel_topology.hosts.device_links import DeviceLinks
-    from parallel_topology.weights.weight import Weight
-
-TensorOption = None,
+    tensor: TensorOption = None,
     cut: CutOption = None,
     links: LinksOption = None,
     output: OutputOption = None,
