@@ -323,15 +323,37 @@ class Spans:
     def histogram(self) -> Mapping[int, int]:
         """Number of hosts -> how many groups span that many, ascending."""
         counts: Counter[int] = Counter()
-        plain = self.groups.plain() if _is_uniform(self.hosts) else None
-        if plain is None:
+        begun = self._begun()
+        if begun is None:
             counts.update(_size(self.hosts.hosts_of(group)) for group in self.groups)
-        else:  # how many hosts a group spans depends only on where in a host it begins
-            start, outer, modes = plain
-            first, size = self.hosts.starts[0], self.hosts.starts[1] - self.hosts.starts[0]
-            for begin, groups in _residues(start - first, outer, size).items():
+        else:
+            modes, size, begins = begun
+            for begin, groups in begins.items():
                 counts[_size(_hosts_from(begin, modes, size))] += groups
         return MappingProxyType(dict(sorted(counts.items())))
+
+    def alike(self) -> Iterator[tuple[list[int], int]]:
+        """The host of each member of a group, in its order, and how many groups lie like it but for whole hosts."""
+        begun = self._begun()
+        if begun is None:
+            for group in self.groups:
+                yield list(map(self.hosts.host_of, group)), 1
+        else:
+            modes, size, begins = begun
+            for begin, groups in begins.items():
+                yield [place // size for place in Ranks(begin, modes)], groups
+
+    def _begun(self) -> tuple[Modes, int, dict[int, int]] | None:
+        """Modes of each group, ranks of each host, and where in a host groups begin -> how many; None without a rule.
+
+        How a group lies on hosts depends only on where in a host it begins.
+        """
+        plain = self.groups.plain() if _is_uniform(self.hosts) else None
+        if plain is None:
+            return None
+        start, outer, modes = plain
+        first, size = self.hosts.starts[0], self.hosts.starts[1] - self.hosts.starts[0]
+        return modes, size, _residues(start - first, outer, size)
 
     @property
     def widest(self) -> int:

@@ -18,6 +18,8 @@ storage   Storage: the tensors that a side has, and where in them weights lie
 model     Model: weights, and the sizes of what flows through them
 activations  what the forward pass keeps for the backward pass, by published formulas
 memory    Memory: what a rank needs, for Training or for Serving
+flows     what the groups of a layout send in one step, by published formulas
+traffic   Traffic: what of it stays inside hosts and what crosses them
 fit       Load: what the ranks of each stage need, the heaviest first, and why
 checks    will a model divide over a topology, and what would do
 """
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from parallel_topology.weights.rules import Fused, Interleaved, Split, Transposed
     from parallel_topology.weights.sides import Padded, Sharded
     from parallel_topology.weights.storage import Storage, Stored
+    from parallel_topology.weights.traffic import Traffic, traffic_on
     from parallel_topology.weights.weight import Weight
     from parallel_topology.weights.weights import Weights
 
@@ -54,12 +57,14 @@ __all__ = [
     "Split",
     "Storage",
     "Stored",
+    "Traffic",
     "Training",
     "Transposed",
     "Weight",
     "Weights",
     "loads",
     "memory_on",
+    "traffic_on",
 ]
 
 _HOMES = {
@@ -69,6 +74,7 @@ _HOMES = {
     **dict.fromkeys(("Storage", "Stored"), "storage"),
     **dict.fromkeys(("Load", "loads"), "fit"),
     **dict.fromkeys(("Memory", "Serving", "Training", "memory_on"), "memory"),
+    **dict.fromkeys(("Traffic", "traffic_on"), "traffic"),
     "Model": "model",
     "Place": "place",
     "Weight": "weight",

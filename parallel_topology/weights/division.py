@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from typing import Literal, TypeAlias
 
 from parallel_topology.errors import TopologyError
@@ -85,6 +86,18 @@ class Division:
             first, length = step.part(length, index)
             start += first
         return range(start * self.width, (start + length) * self.width)
+
+    @property
+    def parts(self) -> int:
+        """How many there are."""
+        return prod(step.count for step in self.steps)
+
+    @property
+    def held(self) -> int:
+        """What all parts have together, padding included: more than there is, where units are held several times."""
+        if any(step.kind == "repeat" for step in self.steps):  # then each has one unit
+            return self.parts * self.width
+        return self.padded
 
     def within(self, part: range) -> range:
         """A part without its padding."""

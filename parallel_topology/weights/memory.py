@@ -16,16 +16,15 @@ from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted, require
 from parallel_topology.topology.wording import listed
 from parallel_topology.weights.activations import Recompute, Tokens, end_bytes, in_flight, layer_bytes
-from parallel_topology.weights.checks import HEAD_AXES
+from parallel_topology.weights.checks import HEAD_AXES, TENSOR_AXES, ModelSizes, check
 from parallel_topology.weights.dtypes import bytes_of, checked_dtype
 from parallel_topology.weights.model import Model
-from parallel_topology.weights.placed import Placed, pipeline_axis
-from parallel_topology.weights.weight import Weight
+from parallel_topology.weights.placed import EXPERT_DATA_AXES, pipeline_axis
 
 OPTIMIZERS = {"adam": 2}
 """States of an optimizer, each as large as the weights: Adam has two moments."""
 
-SHARDING_AXES = ("dp_shard", "dp", "data", "cp", "attn_dp", "efsdp", "edp", "moe_dp")
+SHARDING_AXES = ("dp_shard", "dp", "data", "cp", "attn_dp", *EXPERT_DATA_AXES)
 """Along which ZeRO and FSDP divide where nothing else is said: of each tensor those that do not cut it.
 
 Megatron's distributed optimizer and torchtitan's FSDP divide over context parallelism, too, and experts over the ranks
@@ -182,6 +181,32 @@ def stage_of(topology: ParallelTopology, position: int) -> int:
     return topology.factorization(pipeline).index(pipeline, position) if topology.size(pipeline) > 1 else 0
 
 
+def tensor_axis(topology: ParallelTopology) -> str | None:
+    """The axis of the tensor group, by either of its names."""
+    return next((axis for axis in TENSOR_AXES if axis in topology.all_axes), None)
+
+
+def tokens_of(topology: ParallelTopology, use: Training) -> Tokens:
+    """Those of one micro-batch that a tensor group computes for."""
+    tensor = tensor_axis(topology)
+    size = 1 if tensor is None else topology.size(tensor)
+    return Tokens(use.batch * ceil(use.context / _apart(topology)), use.context, size, use.sequence_parallel)
+
+
+def keys_and_values(model: Model, topology: ParallelTopology) -> int:
+    """Elements of one token's keys and values on a rank: heads over the tensor group, fewer than ranks each on several.
+
+    Raises:
+        TopologyError: the heads can be neither divided nor held equally often.
+    """
+    axis = next((axis for axis in HEAD_AXES if axis in topology.all_axes), None)
+    ranks = 1 if axis is None else topology.size(axis)
+    if model.kv_heads % ranks and ranks % model.kv_heads:
+        (finding,) = check(topology, ModelSizes(kv_heads=model.kv_heads))
+        raise TopologyError(f"kv_heads {finding.said}")
+    return max(1, model.kv_heads // ranks) * (model.keys + model.values) // model.kv_heads
+
+
 def _kept(model: Model, topology: ParallelTopology, position: int, use: Training) -> dict[str, int]:
     """Weights, gradients, states of the optimizer, and weights that are put together."""
     over = sharding_axes(topology, use) if use.zero else ()
@@ -202,18 +227,13 @@ def _kept(model: Model, topology: ParallelTopology, position: int, use: Training
 
 
 def _cached(model: Model, topology: ParallelTopology, position: int, use: Serving) -> int:
-    """Keys and values of all tokens: heads over the tensor group, fewer than ranks each on several; a latent on each.
+    """Keys and values of all tokens, as for `keys_and_values`; a latent is on each rank of a tensor group.
 
     Where attention looks back at a window, no more than that is kept, as by vLLM's hybrid cache manager
     (vllm/v1/core/kv_cache_coordinator.py, 0.33). Tokens are divided over `CONTEXT_AXES`.
     """
-    apart = prod(topology.size(axis) for axis in CONTEXT_AXES if axis in topology.all_axes)
-    heads = next((axis for axis in HEAD_AXES if axis in topology.all_axes), None)
-    elements = model.latent
-    if elements is None:
-        cut = {} if heads is None else {0: heads}
-        both = (Weight(name, [size], cut=cut, units=model.kv_heads) for name, size in _keys_and_values(model))
-        elements = sum(Placed(one, topology, None, "int8").elements(position) for one in both)
+    apart = _apart(topology)
+    elements = keys_and_values(model, topology) if model.latent is None else model.latent
     windows = dict(model.windows)
     stages = topology.size(pipeline_axis(topology))
     own = model.weights.layers_on(stage_of(topology, position), stages)
@@ -221,14 +241,10 @@ def _cached(model: Model, topology: ParallelTopology, position: int, use: Servin
     return bytes_of(elements * tokens * use.batch, use.cache or model.weights.dtype)
 
 
-def _keys_and_values(model: Model) -> tuple[tuple[str, int], ...]:
-    return ("keys", model.keys), ("values", model.values)
-
-
 def _activations(model: Model, topology: ParallelTopology, position: int, use: Training) -> int:
     weights, stage = model.weights, stage_of(topology, position)
     stages = topology.size(pipeline_axis(topology))
-    tokens = _tokens(topology, use)
+    tokens = tokens_of(topology, use)
     own = weights.layers_on(stage, stages)
     sparse = sum(layer in model.sparse for layer in own)
     each = {kind: layer_bytes(model, tokens, sparse=kind, recompute=use.recompute) for kind in (False, True)}
@@ -241,10 +257,9 @@ def _activations(model: Model, topology: ParallelTopology, position: int, use: T
     return ceil(kept)
 
 
-def _tokens(topology: ParallelTopology, use: Training) -> Tokens:
-    apart = prod(topology.size(axis) for axis in CONTEXT_AXES if axis in topology.all_axes)
-    tensor = next((topology.size(axis) for axis in ("tp", "model") if axis in topology.all_axes), 1)
-    return Tokens(use.batch * ceil(use.context / apart), use.context, tensor, use.sequence_parallel)
+def _apart(topology: ParallelTopology) -> int:
+    """Among how many ranks the tokens of one sequence are divided."""
+    return prod(topology.size(axis) for axis in CONTEXT_AXES if axis in topology.all_axes)
 
 
 def _require(given: Any, **least: int) -> None:

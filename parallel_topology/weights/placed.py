@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -31,6 +32,9 @@ they are given (megatron/core/parallel_state.py, 0.16.1); and vLLM's, if there i
 with expert parallelism has whole experts on each of them (`FusedMoEParallelConfig.make`,
 vllm/model_executor/layers/fused_moe/config.py at 002d607): that is a view of its own.
 """
+
+EXPERT_DATA_AXES = ("efsdp", "edp", "moe_dp")
+"""Along which experts are the same, by the names the systems give it; what all ranks have is along other axes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,13 @@ class Placed:
             shape[0] = len(self.further(over).part(shape[0], position))
         return prod(shape)
 
+    @cached_property
+    def mean_elements(self) -> Fraction:
+        """The elements held at a position, padding included: the mean of all."""
+        return Fraction(
+            prod(division.held for _, division in self._dims), prod(division.parts for _, division in self._dims)
+        )
+
     def holders(self, ranges: Sequence[range] | None = None) -> Iterator[tuple[tuple[range, ...], Ranks]]:
         """Who has these elements: boxes that make them up, none twice, and the ranks that hold all of each.
 
@@ -160,9 +171,11 @@ class Placed:
         return {}
 
     def _found_further(self, over: Sequence[str]) -> Further:
-        cutting = [axis for axes, _ in self._dims for axis in axes]
+        cutting = [axis for dim in self.weight.cut for axis in self._named(dim)]
         held = [*cutting, *([self._pipeline] if self.stages is not None else [])]
-        free = [axis for axis in over if axis not in held and self.topology.size(axis) > 1]
+        names = {axis for dim in self.weight.cut for axis in self.weight.axes(dim)}
+        others = EXPERT_DATA_AXES if names.isdisjoint(EXPERT_AXES) else ()
+        free = [axis for axis in over if axis not in (*held, *others) and self.topology.size(axis) > 1]
         best, found = self.layout, list[str]()
         for axis in free:
             try:
@@ -267,14 +280,18 @@ class Further:
     def index(self, position: int) -> int:
         """Where a position stands in its group."""
         index, weight = 0, 1
-        for axis in self.layout.modes:
-            if axis in self.axes:
-                index += self.layout.index(axis, position) * weight
-                weight *= self.layout.axis_size(axis)
+        for axis in self.names:
+            index += self.layout.index(axis, position) * weight
+            weight *= self.layout.axis_size(axis)
         return index
 
     def chunk(self, length: int, index: int) -> range:
         return shard(length, index, self.count, uneven="chunk")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The axes in the layout's order."""
+        return tuple(axis for axis in self.layout.modes if axis in self.axes)
 
     @cached_property
     def count(self) -> int:

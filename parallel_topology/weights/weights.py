@@ -220,10 +220,14 @@ class Weights:
     # Private
 
     def here(self, topology: ParallelTopology, position: int) -> Iterator[tuple[Placed, Collection[int | None]]]:
-        """The weights of a position's stage, each with the layers in which the stage has it; None for those in none."""
+        """The weights of a position's stage, as for `on_stage`."""
         pipeline = pipeline_axis(topology)
-        stages = topology.size(pipeline)
-        stage = topology.factorization(pipeline).index(pipeline, position) if stages > 1 else 0
+        single = topology.size(pipeline) == 1
+        return self.on_stage(topology, 0 if single else topology.factorization(pipeline).index(pipeline, position))
+
+    def on_stage(self, topology: ParallelTopology, stage: int) -> Iterator[tuple[Placed, Collection[int | None]]]:
+        """The weights of a stage, each with the layers in which the stage has it; None for those in none."""
+        stages = topology.size(pipeline_axis(topology))
         own = self._own_layers(stage, stages) if self.layers else ()
         for weight in self.weights:
             placed = self._placed(weight, topology, stages, stage)

@@ -131,7 +131,7 @@ def test_heads_fewer_than_ranks_are_cached_by_several():
     assert each == [2 * 8 * 128 * 2 * 32, 2 * 128 * 2 * 32, 2 * 128 * 2 * 32]
     latent = Model.from_config(published.DEEPSEEK_V3)
     assert len({memory_on(latent, ParallelTopology(tp=tp), 0, Serving()).cache for tp in (1, 8)}) == 1
-    with pytest.raises(TopologyError, match="8 units that are never split over tp 3"):
+    with pytest.raises(TopologyError, match="kv_heads 8 for tp 3 can be neither divided nor"):
         memory_on(model, ParallelTopology(tp=3), 0, Serving())
 
 
@@ -231,6 +231,17 @@ def test_what_is_kept_is_what_bytes_on_says(drawn: tuple[Model, ParallelTopology
         assert found.weights == weights.bytes_on(topology, rank, sharded_over=over if zero == 3 else ())
         gradients = weights.bytes_on(topology, rank, dtype="float32", sharded_over=over if zero > 1 else ())
         assert found.gradients == gradients
+
+
+def test_experts_and_all_else_are_divided_over_ranks_of_their_own():
+    """Also where neither is cut: an expert's data-parallel ranks have other tensor-parallel parts of the rest."""
+    weights = Weights([Weight("norm", "8"), Weight("experts", "4/ep 2"), Weight("inner", "4/ep 2/etp")])
+    model = gpt(weights=weights)
+    topology = ParallelTopology.parse("tp2-dp2/expert:etp1-ep1-edp4")
+    kept = [memory_on(model, topology, rank, Training(zero=3)).weights for rank in topology.world]
+    assert kept == [(8 // 2 + 8 // 4 + 8 // 4) * 2] * 4
+    alone = ParallelTopology.parse("tp2/expert:etp1-ep1-edp2")
+    assert memory_on(model, alone, 0, Training(zero=3)).weights == (8 + 8 // 2 + 8 // 2) * 2
 
 
 def test_a_large_world_is_asked_in_no_time():
