@@ -22,7 +22,7 @@ from parallel_topology.testing.failures import (
     StuckRankError,
     raise_failures,
 )
-from parallel_topology.testing.pool import Worker, WorkerPool
+from parallel_topology.testing.pool import START, Worker, WorkerPool
 from parallel_topology.testing.where import WAITING
 from parallel_topology.testing.workers import Job
 
@@ -63,7 +63,7 @@ def run_processes(
 
     Args:
         fn: importable in a fresh process; with its arguments and results it travels by pickle.
-        timeout: seconds for the whole, once the processes have started.
+        timeout: seconds for the whole, once all processes have begun: a worker may have to collect a file first.
         on_message: if given, `fn(position, seat, *args)` is called instead, and what is passed to the `Seat`, called as
             a function, comes here with the position.
         pool: where the workers come from; without it they are new.
@@ -94,7 +94,7 @@ def run_processes(
             surroundings = (os.getcwd(), dict(os.environ), list(sys.path))
             for position, worker in enumerate(workers):
                 worker.send(Job(position, body, world.output(position), on_message is not None, needs, *surroundings))
-            return world.collect(time.monotonic() + timeout, timeout)
+            return world.collect(timeout)
         finally:
             for worker in workers:
                 if worker in world.clean:
@@ -122,6 +122,7 @@ class _World:
         self._on_message = on_message
         self._diagnosis = diagnosis
         self._grace = grace
+        self._begun: set[int] = set()
         self._failures: dict[int, tuple[float, BaseException]] = {}  # with when they happened
         self._results: list[Any] = [None] * len(labels)
         self._ended: set[int] = set()
@@ -134,8 +135,8 @@ class _World:
     def output(self, position: int) -> str:
         return str(Path(self._folder, f"output-{position}"))
 
-    def collect(self, deadline: float, timeout: float) -> list[Any]:
-        why = f"{timeout:g} s after the start"
+    def collect(self, timeout: float) -> list[Any]:
+        deadline, why = self._await_start(timeout)
         cause: ParallelTopologyError | None = None
         first: int | None = None
         while self._running() and time.monotonic() < deadline:
@@ -162,15 +163,28 @@ class _World:
         raise_failures(self.labels, {position: error for position, (_, error) in failures.items()}, cause)
         return self._results
 
+    def _await_start(self, timeout: float) -> tuple[float, str]:
+        """The deadline, and its reason: the ranks' time begins when all have begun."""
+        asked = time.monotonic()
+        while not self._begun | self._ended >= set(range(len(self.workers))):
+            if time.monotonic() >= asked + START:
+                return asked + START, f"{START:g} s after it was asked to start"
+            self._hear(asked + START - time.monotonic())
+        return time.monotonic() + timeout, f"{timeout:g} s after the start"
+
     def _name_stuck(self, why: str) -> None:
-        """Those that still run: first who waits for nobody."""
-        running = self._running()
-        self._ask({position: worker for position, worker in running.items() if position not in self._stacks})
-        unknown = {position: (False, f"it gave no answer{self._last(position)}") for position in sorted(running)}
-        stacks = {position: stack for position, (_, stack) in (unknown | self._stacks).items()}
-        for position in sorted(running, key=lambda position: (stacks[position].startswith(WAITING), position)):
-            stuck = StuckRankError(f"still running at its end ({why}) and killed, {stacks[position]}")
-            self._failures[position] = time.monotonic(), stuck
+        """Those that still run: first who is seen to wait for nobody, then who gives no answer."""
+        self._ask(self._running())
+        stuck: list[tuple[int, int, str]] = []
+        for position in self._running():
+            if position in self._stacks:
+                stack = self._stacks[position][1]
+                stuck.append((2 if stack.startswith(WAITING) else 0, position, stack))
+            else:
+                stuck.append((1, position, f"it gave no answer{self._last(position)}"))
+        for _, position, stands in sorted(stuck):
+            error = StuckRankError(f"still running at its end ({why}) and killed, {stands}")
+            self._failures[position] = time.monotonic(), error
 
     def _running(self) -> dict[int, Worker]:
         """Those that have not ended."""
@@ -190,7 +204,9 @@ class _World:
             kind, value = worker.receive()
         except (EOFError, OSError):
             kind = "died"
-        if kind == "message" and self._on_message is not None:
+        if kind == "begun":
+            self._begun.add(position)
+        elif kind == "message" and self._on_message is not None:
             self._on_message(position, value)
         elif kind == "where":
             self._stacks[position] = value

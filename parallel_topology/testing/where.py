@@ -13,6 +13,9 @@ _PACKAGE = str(Path(__file__).parents[1])
 _HARNESS = str(Path(__file__).parent)
 _RUNNERS = (_HARNESS, "/_pytest/", "/pluggy/")
 """What calls the code under test: a stack is shown from there on, up to where it calls this package."""
+_OWN = "parallel_topology."
+_INSIDE = {"parallel_topology", "torch", *sys.stdlib_module_names}
+"""What is below the code under test, where a call of the package waits."""
 WAITING = "waiting "
 """How it begins where a rank waits for others: of ranks that are stuck these are not the first to be named."""
 
@@ -57,13 +60,17 @@ def _is_own(frame: FrameType | None) -> bool:
 def _waiting(innermost: FrameType) -> str:
     """Reads the locals of the package's own frames, so that nothing has to be noted down while all goes well."""
     frame: FrameType | None = innermost
+    inside, said = True, ""
     while frame is not None:
         module, local = frame.f_globals.get("__name__", ""), frame.f_locals
         if module == "parallel_topology.groups.bound" and frame.f_code.co_name == "_carry_out":
-            return f"waiting in {local['operation']} on {local['self'].label} = {local['self'].ranks}, "
+            return f"{WAITING}in {local['operation']} on {local['self'].label} = {local['self'].ranks}, "
         if module == "parallel_topology.communicators.handle" and frame.f_code.co_name == "wait":
-            return f"waiting for {local['self']}, "
+            return f"{WAITING}for {local['self']}, "
         if module == "parallel_topology.groups.manager" and frame.f_code.co_name == "__init__":
-            return f"waiting in the creation of manager {local.get('name')!r} of {local.get('topology')}, "
+            return f"{WAITING}in the creation of manager {local.get('name')!r} of {local.get('topology')}, "
+        inside = inside and module.partition(".")[0] in _INSIDE and not module.startswith(f"{_OWN}testing")
+        if inside and module.startswith(_OWN):
+            said = f"{WAITING}in {frame.f_code.co_qualname}, "
         frame = frame.f_back
-    return ""
+    return said

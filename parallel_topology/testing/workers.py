@@ -66,7 +66,6 @@ def serve(pipe: Connection, setup: bytes) -> None:
     multiprocessing.current_process().daemon = False  # ranks may have children
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _redirect(os.devnull)
-    pipe.send_bytes(pickle.dumps(("ready", None)))
     function, arguments = pickle.loads(setup) or (_plainly, ())
     function(partial(_work, pipe), *arguments)
 
@@ -81,6 +80,7 @@ def _work(pipe: Connection, prepare: Callable[[str], Any]) -> None:
     gc.collect()
     gc.freeze()  # what is there now is not looked at again, which would copy it into every fork
     surroundings = _Surroundings()
+    pipe.send_bytes(pickle.dumps(("ready", None)))
     while True:
         try:
             job: Job | str = pickle.loads(pipe.recv_bytes())
@@ -118,6 +118,7 @@ class Seat:
         self._main = threading.get_ident()
         self._listener = threading.Thread(target=self._listen, name="parallel_topology seat", daemon=True)
         self._listener.start()
+        self._tell("begun", None)
 
     def __call__(self, value: Any) -> None:
         """To the parent's `on_message`."""

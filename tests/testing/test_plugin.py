@@ -289,6 +289,20 @@ def test_it(groups, number):
     result.assert_outcomes(passed=2, failed=1)
 
 
+def test_time_that_a_worker_takes_to_import_the_file_is_not_the_ranks(run):
+    result = run(
+        """
+import time
+time.sleep(1.5)  # an import may take its time
+
+@pytest.mark.ranks(2, world="processes", timeout=1)
+def test_it(groups):
+    groups.world.barrier()
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_importlib_mode(run):
     result = run(
         "@pytest.mark.ranks(2, world='processes')\ndef test_it(groups):\n    assert [1, groups.rank] == [1, 5]\n",

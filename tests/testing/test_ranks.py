@@ -245,6 +245,18 @@ def _draw(groups: GroupManager) -> float:
     return torch.rand(1).item()
 
 
+def _one_is_stuck_while_others_rebind(groups: GroupManager) -> None:
+    if groups.rank == 2:
+        threading.Event().wait()
+    groups.rebind(groups.topology)
+
+
+def test_who_waits_in_a_call_of_the_manager_is_not_the_first_to_be_named(world: Any, rank_workers: WorkerPool):
+    with pytest.raises(ExceptionGroup, match="first rank 2 of tp3") as caught:
+        run_ranks("tp3", _one_is_stuck_while_others_rebind, world=world, pool=rank_workers, timeout=3)
+    assert caught.group_contains(StuckRankError, match=r"waiting in \w+\.rebind")
+
+
 def test_an_error_that_cannot_travel_is_told_in_words(rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup, match="LocalError: planted"):
         run_processes(["a"], _unpicklable, timeout=20, pool=rank_workers)
