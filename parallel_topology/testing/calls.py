@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import os
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -106,7 +106,7 @@ def mismatch(one: Call, other: Call) -> MismatchError | None:
         if mine != theirs:
             return MismatchError(
                 f"rank {one.rank} calls {one}, but rank {other.rank} calls {other}: "
-                f"{name} {_shown(mine)} against {_shown(theirs)}" + lines_of({one.rank: one, other.rank: other})
+                f"{name} {_shown(mine)} against {_shown(theirs)}{line_of(one, 'calls')}{line_of(other, 'calls')}"
             )
     return None
 
@@ -234,23 +234,25 @@ def _deadlock(
         head = f"rank {absent} returned without {call.operation} on {call.label}, in which rank {first} waits"
     else:
         head = f"{shown_ranks(sorted(waiting))} would wait for ever, rank {first} in {call}"
-    lasts = {rank: calls[rank][-1] for rank in (absent,) if calls.get(rank)}
-    nothing = "" if lasts or absent not in ends else f"\n  rank {absent} called nothing"
-    error = DeadlockError(f"{head}:{lines_of({first: call} | lasts, waiting)}{nothing}" + "".join(told))
+    lines = line_of(call, "waits")
+    if absent in waiting:
+        lines += line_of(waiting[absent], "waits")
+    elif calls.get(absent):
+        lines += line_of(calls[absent][-1], f"last called {calls[absent][-1].operation}")
+    elif absent in ends:
+        lines += f"\n  rank {absent} called nothing"
+    error = DeadlockError(f"{head}:{lines}" + "".join(told))
     error.at = call.at
     return error
 
 
-def lines_of(calls: Mapping[int, Call], waiting: Container[int] = ()) -> str:
-    """The line from which each rank made its call, a line each; nothing where that is not known."""
-    lines: list[str] = []
-    for rank, call in calls.items():
-        path, _, number = call.at.rpartition(":")
-        if path:
-            doing = "waits" if rank in waiting else f"last called {call.operation}" if waiting else "calls"
-            short = path.removeprefix(f"{os.getcwd()}{os.sep}")
-            lines.append(f"\n  {short}:{number}: rank {rank} {doing}: {linecache.getline(path, int(number)).strip()}")
-    return "".join(lines)
+def line_of(call: Call, doing: str) -> str:
+    """A line that shows the one from which a rank made its call; nothing where that is not known."""
+    path, _, number = call.at.rpartition(":")
+    if not path:
+        return ""
+    short = path.removeprefix(f"{os.getcwd()}{os.sep}")
+    return f"\n  {short}:{number}: rank {call.rank} {doing}: {linecache.getline(path, int(number)).strip()}"
 
 
 def _doing(call: Call | None) -> str:

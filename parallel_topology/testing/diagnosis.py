@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallel_topology.errors import ParallelTopologyError
-from parallel_topology.testing.calls import Call, check_complete, find_deadlock, find_mismatch
+from parallel_topology.testing.calls import Call, check_complete, find_deadlock, find_mismatch, line_of
 from parallel_topology.testing.failures import MismatchError
 
 if TYPE_CHECKING:
@@ -85,11 +85,12 @@ class Diagnosis:
         return None
 
     def last(self, position: int) -> str:
-        """The call in which, or after which, the rank at a position was last heard."""
+        """The call in which, or after which, the rank at a position was last heard, and its line."""
         one = self._hear()[self._topology.world[position]].copy()
         if not one.calls:
-            return ""
-        return f" {'in' if one.done < len(one.calls) else 'after'} {one.calls[-1]}"
+            return " before its first call"
+        last, within = one.calls[-1], one.done < len(one.calls)
+        return f" {'in' if within else 'after'} {last}{line_of(last, 'waits' if within else 'last called it here')}"
 
     def _now(self) -> dict[int, Heard]:
         """A copy; empty where one rank's order is not known, as nothing can then be said of any."""

@@ -24,7 +24,7 @@ from parallel_topology.testing.failures import (
 )
 from parallel_topology.testing.pool import START, Worker, WorkerPool
 from parallel_topology.testing.where import WAITING
-from parallel_topology.testing.workers import Job
+from parallel_topology.testing.workers import STACK, Job
 
 if TYPE_CHECKING:
     from parallel_topology.testing.diagnosis import Diagnosis
@@ -38,12 +38,13 @@ ANSWER = 2.0
 FAREWELL = 10.0
 """Seconds that ranks which have ended may take to close."""
 SHOWN = 20_000
-"""Characters of a failed rank's output that are shown, the last ones."""
+"""Characters of a dead rank's output that are shown, the last ones."""
 
 _NOISE = re.compile(
-    r'^(  File ".*/(_pytest|pluggy|multiprocessing|parallel_topology/testing)/|  File "<string>"|Extension m).*\n', re.M
-)
-"""What faulthandler says of the frames of runners, below those of the test."""
+    r'^(  File ".*/(_pytest|pluggy|multiprocessing|parallel_topology/testing)/|  File "<string>"|Extension m).*\n'
+    r'|^Thread .*\n(  File ".*/((parallel_topology/testing|multiprocessing)/.*|threading\.py)", .*\n)*\n', re.M
+)  # fmt: skip
+"""What faulthandler says of the frames of runners, below those of the test, and of the thread that listens."""
 
 OnMessage = Callable[[int, Any], None]
 
@@ -74,7 +75,7 @@ def run_processes(
     Raises:
         ExceptionGroup: of every failure, the first one first. A process that died is a `DeadRankError` with its
             signal or exit status, one still running at the deadline is killed and a `StuckRankError` with its stack
-            and the group and operation it waits in. What a failed rank printed is in its notes.
+            and the group and operation it waits in. What a dead rank printed is in its notes.
         DeadRankError: the processes did not start.
         RanksUsageError: the function or its arguments cannot be pickled.
     """
@@ -123,6 +124,8 @@ class _World:
         self._diagnosis = diagnosis
         self._grace = grace
         self._begun: set[int] = set()
+        self._dead: set[int] = set()
+        self._relayed = [0] * len(labels)  # bytes of their output
         self._failures: dict[int, tuple[float, BaseException]] = {}  # with when they happened
         self._results: list[Any] = [None] * len(labels)
         self._ended: set[int] = set()
@@ -153,13 +156,14 @@ class _World:
                     )
         self._name_stuck(why)
         self._release()
+        self._relay(to_the_end=True)
         failures = dict(sorted(self._failures.items(), key=lambda failure: failure[1][0]))
         if failures and cause is None and self._diagnosis is not None:
             cause = self._diagnosis.mismatch()
-        for position, (_, failure) in failures.items():
-            printed = Path(self.output(position))
-            if printed.exists() and (text := _NOISE.sub("", printed.read_text(errors="replace"))[-SHOWN:].strip()):
-                failure.add_note(f"{OUTPUT}{self.labels[position]}:\n{text}")
+        for position in self._dead & failures.keys():
+            printed, stack = (_text(path) for path in (self.output(position), self.output(position) + STACK))
+            if text := (printed[-SHOWN:] + _NOISE.sub("", stack)).strip():
+                failures[position][1].add_note(f"{OUTPUT}{self.labels[position]}:\n{text}")
         raise_failures(self.labels, {position: error for position, (_, error) in failures.items()}, cause)
         return self._results
 
@@ -195,7 +199,23 @@ class _World:
         ready = wait(list(self._busy), timeout=max(seconds, 0.001))
         for pipe in ready:
             self._take(cast("Connection", pipe))
+        self._relay()
         return bool(ready)
+
+    def _relay(self, *, to_the_end: bool = False) -> None:
+        """Pass on what ranks have printed, a line at a time, each with its rank; of the dead their error has it all."""
+        for position, label in enumerate(self.labels):
+            printed = Path(self.output(position))
+            if position in self._dead or not printed.exists() or printed.stat().st_size == self._relayed[position]:
+                continue
+            with printed.open("rb") as file:
+                file.seek(self._relayed[position])
+                text = file.read()
+            text = text if to_the_end else text[: text.rfind(b"\n") + 1]
+            self._relayed[position] += len(text)
+            for line in text.decode(errors="replace").splitlines():
+                sys.stdout.write(f"{label.partition(' of ')[0]}: {line}\n")
+        sys.stdout.flush()
 
     def _take(self, pipe: Connection) -> None:
         position, worker = self._busy[pipe]
@@ -219,6 +239,7 @@ class _World:
                 self._failures[position] = when, error
         elif kind == "died":
             del self._busy[pipe]
+            self._dead.add(position)
             if position not in self._ended:
                 death = DeadRankError(worker.cause_of_death(value) + self._last(position))
                 self._failures[position] = time.monotonic(), death
@@ -255,3 +276,7 @@ class _World:
 
     def _last(self, position: int) -> str:
         return self._diagnosis.last(position) if self._diagnosis is not None else ""
+
+
+def _text(path: str) -> str:
+    return Path(path).read_text(errors="replace") if Path(path).exists() else ""

@@ -6,7 +6,7 @@ import ctypes
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -70,8 +70,6 @@ def run_threads(
         )
         for position, label in enumerate(labels)
     ]
-    for thread in threads:
-        thread.start()
     results: list[Any] = [None] * len(labels)
     failures: dict[int, BaseException] = {}
     running = set(range(len(labels)))
@@ -79,6 +77,8 @@ def run_threads(
     started = time.monotonic()
     deadline, why = started + timeout, f"{timeout:g} s after the start"
     try:
+        for thread in threads:
+            thread.start()
         while running:
             try:
                 position, result, error = done.get(timeout=max(min(deadline - time.monotonic(), LOOK), 0.001))
@@ -104,7 +104,7 @@ def run_threads(
     finally:
         del done
         released.set()
-        _end({position: threads[position] for position in running}, farewell)
+        _end([(position, threads[position]) for position in running], farewell)
     for position in set(range(len(labels))) - running:
         threads[position].join()
         if (error := threads[position].parting) is not None:
@@ -114,7 +114,7 @@ def run_threads(
 
 
 class _Rank(threading.Thread):
-    """One rank's thread, which can be interrupted until it has told how it ended."""
+    """One rank's thread, which can be interrupted while it runs what it was made for, and until it has left."""
 
     def __init__(
         self,
@@ -131,12 +131,15 @@ class _Rank(threading.Thread):
         self._tell = tell
         self._released = released
         self._farewell = farewell
-        self._leaving = threading.Lock()
-        self._left = False
+        self._turn = threading.Lock()
+        self._interruptible = False
+        self._over = False
 
     def run(self) -> None:
         try:
             try:
+                if not self._enter():
+                    return
                 self._tell(self._call(), None)
                 self._released.wait()
             except BaseException as error:  # it is raised again, in the caller's thread
@@ -152,7 +155,7 @@ class _Rank(threading.Thread):
             self._leave()
 
     def interrupt(self) -> None:
-        """Raise `RankInterrupt` where it runs; at most once. Outside `run` nobody would catch it.
+        """Raise `RankInterrupt` where it runs, at most once; or keep it from beginning, where nobody would catch it.
 
         Up to Python 3.12 one flag tells all threads that such an exception waits for one of them, and only a thread
         that takes one clears it. A thread that waits in C never does; and while the flag is set, a thread under a
@@ -160,8 +163,9 @@ class _Rank(threading.Thread):
         """
         raise_in, error = ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.py_object(RankInterrupt)
         there, here = ctypes.c_ulong(self.ident or 0), ctypes.c_ulong(threading.get_ident())
-        with self._leaving:
-            if not self._left:
+        with self._turn:
+            self._over = True
+            if self._interruptible:
                 try:
                     raise_in(there, error)
                     raise_in(here, error)
@@ -170,23 +174,38 @@ class _Rank(threading.Thread):
                 except RankInterrupt:
                     pass
 
+    def _enter(self) -> bool:
+        with self._turn:
+            self._interruptible = not self._over
+            return self._interruptible
+
     def _leave(self) -> None:
-        with self._leaving:
-            self._left = True
+        with self._turn:
+            self._interruptible = False
 
 
 def _stay(position: int) -> None:
     """Where there is nothing to end."""
 
 
-def _end(threads: dict[int, _Rank], farewell: Callable[[int], None] | None) -> None:
-    """Stop ranks that still run, as far as threads can be stopped."""
-    for position in threads if farewell else ():
+def _end(threads: Iterable[tuple[int, _Rank]], farewell: Callable[[int], None] | None) -> None:
+    """Stop ranks that still run, as far as threads can be stopped.
+
+    An exception raised in another thread may hit it anywhere, with a lock just taken. So those that end by themselves,
+    as they no longer wait for others, are left to it.
+    """
+    started = {position: thread for position, thread in threads if thread.ident is not None}
+    for position in started if farewell else ():
         if farewell is not None:
             with suppress(Exception):
                 farewell(position)
-    for thread in threads.values():
+    _join(started.values())
+    for thread in started.values():
         thread.interrupt()
-    deadline = time.monotonic() + FAREWELL
-    for thread in threads.values():
+    _join(started.values())
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    deadline = time.monotonic() + FAREWELL / 2
+    for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))

@@ -16,6 +16,7 @@ _RUNNERS = (_HARNESS, "/_pytest/", "/pluggy/")
 _OWN = "parallel_topology."
 _INSIDE = {"parallel_topology", "torch", *sys.stdlib_module_names}
 """What is below the code under test, where a call of the package waits."""
+_BYSTANDERS = ("parallel_topology.", "torch.", "pytest_timeout", "execnet", "xdist")
 WAITING = "waiting "
 """How it begins where a rank waits for others: of ranks that are stuck these are not the first to be named."""
 
@@ -41,20 +42,20 @@ def others_alive(ranks: Container[int | None]) -> bool:
     """Whether threads live that are neither ranks nor the package's or torch's own: they may still call for a rank."""
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
     return any(
-        thread.is_alive() and thread.ident not in ranks and not _is_own(frames.get(thread.ident or -1))
+        thread.is_alive() and thread.ident not in ranks and not _is_bystander(thread, frames.get(thread.ident or -1))
         for thread in threading.enumerate()
         if thread is not threading.main_thread()
     )
 
 
-def _is_own(frame: FrameType | None) -> bool:
-    """By the function that the thread was started with, two or so frames above `threading`'s own."""
-    outermost = ""
+def _is_bystander(thread: threading.Thread, frame: FrameType | None) -> bool:
+    """By the function that the thread was started with, above `threading`'s own; a timer's is not to be seen yet."""
+    outermost = "" if frame else "torch."  # what has no frame is none of Python's threads
     while frame is not None:
         if frame.f_globals.get("__name__") != "threading":
             outermost = frame.f_globals.get("__name__", "")
         frame = frame.f_back
-    return not outermost or outermost.startswith(("parallel_topology.", "torch.", "pytest_timeout", "execnet", "xdist"))
+    return outermost.startswith(_BYSTANDERS) or thread.name.startswith(_BYSTANDERS)
 
 
 def _waiting(innermost: FrameType) -> str:

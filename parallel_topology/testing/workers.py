@@ -31,6 +31,8 @@ from typing import Any
 from parallel_topology.testing.failures import DeadRankError, has_left
 from parallel_topology.testing.where import others_alive, where
 
+STACK = "-stack"
+"""What is added to the name of the file that a job's output goes to, for where it stood when it crashed."""
 Work = Callable[[Callable[[str], Any]], None]
 
 
@@ -66,6 +68,7 @@ def serve(pipe: Connection, setup: bytes) -> None:
     multiprocessing.current_process().daemon = False  # ranks may have children
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _redirect(os.devnull)
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] (it is what Python made: what ranks print is relayed)
     function, arguments = pickle.loads(setup) or (_plainly, ())
     function(partial(_work, pipe), *arguments)
 
@@ -100,8 +103,9 @@ def _work(pipe: Connection, prepare: Callable[[str], Any]) -> None:
             _do(job, pipe, prepared)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code:
-            _keep(job.output, prepared.printed())
+        if code:  # what it had printed nobody else has
+            with open(job.output, "a") as file:
+                file.write(prepared.printed())
         pipe.send_bytes(pickle.dumps(("idle", "") if code == 0 else ("died", code)))
 
 
@@ -167,8 +171,8 @@ def _enter(job: Job) -> None:
 
 def _do(job: Job, pipe: Connection, prepared: Any) -> None:
     _redirect(job.output)
-    with open(job.output, "ab", buffering=0) as output:
-        faulthandler.enable(output)
+    with open(job.output + STACK, "wb", buffering=0) as file:
+        faulthandler.enable(file)
         seat = Seat(pipe, prepared)
         try:
             function, arguments = pickle.loads(job.body)
@@ -192,14 +196,6 @@ def _travelling(error: BaseException) -> BaseException:
         error = DeadRankError(f"{type(error).__name__}: {error}")
         error.add_note(told)
     return error
-
-
-def _keep(path: str, printed: str) -> None:
-    """Put what a dead rank printed, and nobody else has, before what its end wrote into its output."""
-    with open(path, "r+", errors="replace") as file:
-        rest = file.read()
-        file.seek(0)
-        file.write(printed + rest)
 
 
 def _redirect(path: str) -> None:

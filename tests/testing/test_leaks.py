@@ -140,14 +140,11 @@ def test_crashes(groups, number):
 def test_passes(groups, number, world):
     groups.world.barrier()
 
-@pytest.fixture(autouse=True)
-def look(request, number):
-    yield
-    if request.node.name.startswith("test_passes[processes"):
-        seen[number] = state()
-        if number == ROUNDS - 1:
-            expect(seen[0], threads=number)
+def test_what_is_left(number):
+    seen[number] = state()
+    if number == ROUNDS - 1:
+        expect(seen[0], threads=number)
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q", "--tb=line", "--durations=0", timeout=280)
-    result.assert_outcomes(failed=4 * 9, passed=4 * 2)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q", "--tb=line", timeout=280)
+    result.assert_outcomes(failed=4 * 9, passed=4 * 3)

@@ -146,7 +146,10 @@ def test_the_next_one_gets_new_workers(groups):
     result.assert_outcomes(failed=1, passed=1)
     said = "its process died by SIGSEGV after all_reduce of float32[3] on engine/tp[1] = [2, 3]"
     assert said in result.stdout.str()
-    result.stdout.fnmatch_lines(["*captured output of rank 3*", "last words", "*Segmentation fault*"])
+    result.stdout.fnmatch_lines(
+        ["*test_a_crash_names*: rank 3 last called it here: groups.tp.all_reduce(torch.ones(3))"]
+    )
+    result.stdout.fnmatch_lines(["*captured output of rank 3*", "last words", "*Segmentation fault*", "*in test_it"])
 
 
 def test_a_silent_wrong_result_is_found(run, world: str):
@@ -162,6 +165,23 @@ def test_it(groups):
     result.assert_outcomes(failed=1)
     assert "shape [2, 3] against [3, 2]" in result.stdout.str() or "shape [3, 2] against [2, 3]" in result.stdout.str()
     assert "all_reduce of float32[3, 2] on engine/tp[" in result.stdout.str()
+
+
+def test_what_a_fixture_sets_reaches_the_ranks(run):
+    """In threads from the one fixture; processes make it themselves."""
+    result = run(
+        """
+@pytest.fixture(autouse=True)
+def on_meta():
+    with torch.device("meta"), torch.no_grad():
+        yield
+
+@pytest.mark.ranks(2, world=["threads", "processes"])
+def test_it(groups):
+    assert torch.empty(0).is_meta and not torch.is_grad_enabled()
+        """
+    )
+    result.assert_outcomes(passed=2)
 
 
 def test_workers_leak_nothing_between_tests(run, tmp_path: Path):

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from parallel_topology import CollectiveError, GroupManager, ParallelTopology
+from parallel_topology import ClosedError, CollectiveError, GroupManager, ParallelTopology
 from parallel_topology.meeting import witness
-from parallel_topology.testing import WorkerPool, rank_generator, run_ranks, threads
+from parallel_topology.testing import WorkerPool, diagnosis, rank_generator, run_ranks, threads
 from parallel_topology.testing.failures import (
     DeadlockError,
     DeadRankError,
@@ -138,6 +138,35 @@ def test_a_thread_that_is_interrupted_on_its_way_out_takes_no_notice():
     rank.interrupt()
 
 
+def test_a_thread_that_is_interrupted_before_it_has_begun_does_not_begin():
+    called: list[int] = []
+    rank = threads._Rank("a", lambda: called.append(1), lambda *_: None, threading.Event(), lambda: None)
+    rank.interrupt()
+    rank.start()
+    rank.join(20)
+    assert not rank.is_alive()
+    assert not called
+
+
+def test_a_rank_that_is_freed_is_not_interrupted_too():
+    """An exception raised in it from outside could hit it anywhere, in its fixtures' teardown as well."""
+    met: list[type[BaseException]] = []
+
+    def body(groups: GroupManager) -> None:
+        try:
+            if groups.rank == 1:
+                threading.Event().wait()
+            groups.tp.barrier()
+        except BaseException as error:
+            met.append(type(error))
+            sum(range(2_000_000))
+            met.append(type(error))
+
+    with pytest.raises(ExceptionGroup):
+        run_ranks("tp2", body, timeout=1)
+    assert met == [ClosedError, ClosedError]
+
+
 def test_a_stuck_process_is_killed_and_named_with_its_stack(rank_workers: WorkerPool):
     with pytest.raises(ExceptionGroup, match="1 of 2 ranks failed, first b with StuckRankError") as caught:
         run_processes(["a", "b"], _one_is_stuck, timeout=3, pool=rank_workers)
@@ -200,7 +229,9 @@ def test_a_crash_is_named_with_the_call_and_what_was_printed(rank_workers: Worke
     with pytest.raises(ExceptionGroup) as caught:
         run_ranks("tp3", _crashes, world="processes", pool=rank_workers)
     error = caught.value.exceptions[0]
-    assert str(error) == "its process died by SIGABRT after all_reduce of float32[1] on engine/tp[0] = [0, 1, 2]"
+    death, line = str(error).splitlines()
+    assert death == "its process died by SIGABRT after all_reduce of float32[1] on engine/tp[0] = [0, 1, 2]"
+    assert line.endswith(": rank 1 last called it here: groups.tp.all_reduce(torch.ones(1))")
     assert any("last words" in note and "Fatal Python error: Aborted" in note for note in error.__notes__)
 
 
@@ -277,6 +308,25 @@ def test_messages_come_with_their_position(rank_workers: WorkerPool):
 def test_an_unknown_world():
     with pytest.raises(ValueError, match="world='cluster': expected 'threads' or 'processes'"):
         run_ranks("tp2", _place, world="cluster")  # pyright: ignore[reportArgumentType]
+
+
+def _called_from_a_helper(groups: GroupManager) -> None:
+    if groups.rank == 0:
+        helper = threading.Timer(1.5, groups.tp.send, (torch.ones(1), 1))
+        helper.start()
+        groups.tp.recv(torch.empty(1), 1)
+        helper.join()
+    else:
+        groups.tp.recv(torch.empty(1), 0)
+        groups.tp.send(torch.ones(1), 0)
+
+
+def test_no_deadlock_is_claimed_while_another_thread_may_still_call(
+    world: Any, rank_workers: WorkerPool, monkeypatch: pytest.MonkeyPatch
+):
+    """Both ranks wait in recv, for each other, until one's other thread sends."""
+    monkeypatch.setattr(diagnosis, "PATIENCE", 0.2)
+    run_ranks("tp2", _called_from_a_helper, world=world, pool=rank_workers)
 
 
 def test_the_grace_after_a_failure_is_bounded(monkeypatch: pytest.MonkeyPatch):
