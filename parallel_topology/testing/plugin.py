@@ -16,6 +16,7 @@ from unittest import TestCase
 
 import pytest
 
+from parallel_topology.errors import TopologyError
 from parallel_topology.testing.failures import RanksUsageError
 from parallel_topology.testing.per_rank import SEAT
 
@@ -162,6 +163,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if call.excinfo is not None and call.excinfo.errisinstance(RanksUsageError):
+        report.longrepr = call.excinfo.getrepr(style="value")  # our frames say nothing to who is to write it otherwise
     outcome = item.stash.get(_OUTCOME, None)
     if outcome is None or not outcome.done or call.when == "setup":
         return report
@@ -187,7 +190,10 @@ def _pool(config: pytest.Config) -> WorkerPool:
 def _parse(topology: Any) -> ParallelTopology:
     from parallel_topology.testing.asked import topology_of
 
-    return topology_of(topology)
+    try:
+        return topology_of(topology)
+    except TopologyError as error:
+        raise RanksUsageError(str(error)) from None
 
 
 def _topology(item: Any) -> ParallelTopology:

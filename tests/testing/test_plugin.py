@@ -256,6 +256,18 @@ def test_processes(groups, generator, rng, expected, again):
             "call parallel_topology.testing.run_ranks inside it",
         ),
         (
+            "import unittest\n@pytest.mark.ranks(2)\nclass TestIt(unittest.TestCase):\n    def test_it(self): pass",
+            "TestIt::test_it is a method of a TestCase, which gets no fixtures",
+        ),
+        (
+            "import unittest\nclass TestIt(unittest.TestCase):\n    @pytest.mark.ranks(2)\n    def test_it(self): pass",
+            "TestIt::test_it is a method of a TestCase, which gets no fixtures",
+        ),
+        (
+            "@pytest.mark.parametrize('n', [pytest.param(1, marks=pytest.mark.ranks([1, 2]))])\ndef test_it(n): pass",
+            "a list runs a test once on each, and comes too late here",
+        ),
+        (
             "@pytest.fixture\ndef model(groups): return groups.tp.size\n"
             "@pytest.mark.ranks(2)\ndef test_it(model): pass",
             "a fixture that needs it is made with parallel_topology.testing.rank_fixture",
@@ -266,6 +278,63 @@ def test_what_cannot_run_on_ranks_is_told(run, code: str, said: str):
     result = run(code)
     assert said in result.stdout.str()
     assert result.ret != 0
+    if "_ ERROR at setup" in result.stdout.str():
+        assert "plugin.py" not in result.stdout.str()
+
+
+def test_marks_of_parameters_and_of_hooks(run, pytester: pytest.Pytester):
+    pytester.makeconftest(
+        """
+import pytest
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.originalname == "test_hook":
+            item.add_marker(pytest.mark.ranks("tp2-dp2", world="processes", seed=3))
+        """
+    )
+    result = run(
+        """
+@pytest.mark.parametrize(
+    "size", [pytest.param(2, marks=pytest.mark.ranks(2)), pytest.param(4, marks=pytest.mark.ranks("tp2-pp2"))]
+)
+def test_parameter(groups, size):
+    assert groups.world.size == size
+
+def test_hook(groups, rng):
+    assert groups.dp.size == 2
+    assert rng.random() == random.Random(rank_seed(groups.rank, 3)).random()
+        """
+    )
+    result.assert_outcomes(passed=3)
+
+
+def test_hypothesis_and_ranks(run):
+    """Around the ranks, where all see one example; or inside each, where each draws the same ones."""
+    result = run(
+        """
+from hypothesis import given, settings, strategies as st
+from parallel_topology.testing import run_ranks
+
+@settings(max_examples=3, deadline=None)
+@given(size=st.integers(1, 3))
+def test_around(size):
+    assert run_ranks(size, lambda groups: groups.tp.all_reduce(torch.ones(1)).item()) == [size] * size
+
+@pytest.mark.ranks(2, world=["threads", "processes"])
+def test_inside(groups):
+    drawn = []
+
+    @settings(max_examples=5, deadline=None, derandomize=True, database=None)
+    @given(n=st.integers())
+    def law(n):
+        drawn.append(n)
+
+    law()
+    assert groups.tp.all_gather_object(drawn) == [drawn] * 2
+        """
+    )
+    result.assert_outcomes(passed=3)
 
 
 @pytest.mark.parametrize(
