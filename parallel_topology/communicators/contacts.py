@@ -128,7 +128,7 @@ class Contacts:
         refused: list[int] = []
         for start in range(0, len(unmet) if self._theirs else 0, _AT_ONCE):
             some = {peer: self._theirs[peer] for peer in unmet[start : start + _AT_ONCE]}
-            refused += _refusing(some)
+            refused += refusing(some)
         return refused
 
     def _is_stranger(self, peer: int) -> bool:
@@ -218,8 +218,8 @@ class Later:
         return self._begun.is_set() and (self._work is None or self._work.is_completed())
 
 
-def _refusing(addresses: Mapping[int, Address]) -> list[int]:
-    """At which addresses nobody listens; hosts that do not answer are not among them."""
+def refusing(addresses: Mapping[int, Address]) -> list[int]:
+    """At which addresses nobody listens; hosts that do not answer within a quarter of a second are not among them."""
     refused: list[int] = []
     deadline = time.monotonic() + _WITHIN
     with selectors.DefaultSelector() as selector:

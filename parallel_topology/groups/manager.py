@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import secrets
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -25,21 +26,24 @@ from parallel_topology.errors import (
     ClosedError,
     ClosingError,
     CreationError,
+    GroupArgumentError,
+    GroupTimeoutError,
     LiveGraphError,
     NotPicklableError,
     ParallelTopologyError,
     RankError,
-    RebindError,
     RendezvousError,
     TopologyError,
 )
 from parallel_topology.groups.declared import DeclaredView
+from parallel_topology.groups.elastic import Change, Predecessor
 from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.groups.joining import LAST_WORDS, Joined, bind, join, plain_torch
+from parallel_topology.groups.joining import Joined, bind, join, plain_torch
 from parallel_topology.groups.life import Life
+from parallel_topology.groups.newcomer import Newcomer, told_of
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.meeting import completion
-from parallel_topology.meeting.ballot import Ballots
+from parallel_topology.meeting.agreement import Meeting
 from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import (
     BACKENDS,
@@ -51,13 +55,16 @@ from parallel_topology.meeting.creation import (
 )
 from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake, seconds_of
 from parallel_topology.meeting.hosted import Hosted
+from parallel_topology.meeting.lobby import Lobby
 from parallel_topology.meeting.options import DEFAULT_TIMEOUT, Options, caller, end_at_exit, find_local_rank
 from parallel_topology.meeting.rendezvous import launched_store, open_store
+from parallel_topology.meeting.succession import Succession
 from parallel_topology.meeting.token import token_from
 from parallel_topology.meeting.witness import Witness
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted
+from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 _log = logging.getLogger("parallel_topology")
@@ -94,6 +101,12 @@ class GroupManager(DeclaredView[ParallelGroup]):
         communicators: name -> factory of communicators that `options` name, besides those of installed packages.
         check_calls: compare the calls of all members before each is made, for a small exchange more: to find out which
             rank calls something else.
+        joining: take a place in a manager that others have: wait, up to `timeout` seconds, until they `rebind` to a
+            topology with a rank that none of them has. Name and store are all it needs; topology, rank and what else is
+            to be equal come from the others.
+
+    Attributes:
+        newcomers: the ranks that came in when this manager followed on another; they have nothing of what it held.
 
     Raises:
         RankError: `rank` is not in the topology.
@@ -110,14 +123,15 @@ class GroupManager(DeclaredView[ParallelGroup]):
     _creator: Creator | None
     _witness: Witness | None
     _control: Control | None
-    _ballots: Ballots | None
+    _succession: Succession | None
+    _meeting: Meeting | None
     _store: dist.Store | None
 
     def __init__(
         self,
-        topology: ParallelTopology,
+        topology: ParallelTopology | None = None,
         *,
-        rank: int,
+        rank: int | None = None,
         store: dist.Store | Callable[[Deadline], dist.Store] | None = None,
         groups: Iterable[tuple[str, ...]] = (),
         isolated: Mapping[str, tuple[str, ...]] | None = None,
@@ -132,19 +146,54 @@ class GroupManager(DeclaredView[ParallelGroup]):
         options: Mapping[str, GroupOptions | Mapping[str, Any]] | None = None,
         communicators: Mapping[str, Factory] | None = None,
         check_calls: bool = False,
+        joining: bool = False,
     ) -> None:
         told = Options(
             groups, {} if isolated is None else isolated, backend, device, local_rank, name, timeout,
             operation_timeout, token, verify, GroupOptions.by_axis({} if options is None else options),
             {} if communicators is None else communicators, check_calls,
         )  # fmt: skip
-        self._build(topology, rank, store, told, Creator)
+        if joining:
+            self._enter(topology, rank, store, told)
+        else:
+            self._build(topology, rank, store, told, Creator)
+
+    def _enter(
+        self, topology: ParallelTopology | None, rank: int | None,
+        store: dist.Store | Callable[[Deadline], dist.Store] | None, options: Options,
+    ) -> None:  # fmt: skip
+        """Wait for a place in a manager that others have, and take it."""
+        self._life = None
+        if topology is not None or rank is not None:
+            raise GroupArgumentError("joining=True takes topology and rank from those that are there: give neither")
+        if store is None:
+            raise RendezvousError("joining=True needs the place where the others are: give store=, or use connect")
+        opened = store if isinstance(store, dist.Store) else store(Deadline(options.seconds))
+        control = Control(opened)
+        try:
+            newcomer = Newcomer(control, options)
+            while True:
+                place = newcomer.wait()
+                failure: BaseException | None = None
+                try:
+                    self._build(place.topology, place.rank, opened, place.options, Creator, place.deadline)
+                except BaseException as error:
+                    failure = error
+                if newcomer.built(failure):
+                    self.newcomers = place.newcomers
+                    return
+                if failure is not None and not isinstance(failure, (GroupTimeoutError, CreationError)):
+                    raise failure
+                self.abort()  # the others failed, or called it off: it waits again
+                self.__dict__.clear()
+        finally:
+            control.close()
 
     @plain_torch()
     def _build(
         self,
-        topology: ParallelTopology,
-        rank: int,
+        topology: ParallelTopology | None,
+        rank: int | None,
         store: dist.Store | Callable[[Deadline], dist.Store] | None,
         options: Options,
         creator: type[Creator],
@@ -152,7 +201,9 @@ class GroupManager(DeclaredView[ParallelGroup]):
     ) -> None:
         begun = time.perf_counter()
         self._life: Life | None = None  # until there is something to close
-        require_topology(topology)
+        topology = require_topology(topology)
+        if rank is None:
+            raise RankError(f"rank=None: expected one of {topology.world}; joining=True gets one from the others")
         deadline = deadline or Deadline(options.seconds)
         position = topology.position(rank)
         self.plan = topology.plan(groups=options.groups, isolated=options.isolated, separate=options.per_group)
@@ -161,9 +212,11 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self.name = options.name
         self.backend = choose_backend(options.backend)
         self._options = options
+        self.newcomers: tuple[int, ...] = ()
         self._groups = {}
         self._absent = {}
-        self._creator = self._witness = self._control = self._store = self._hosted = self._ballots = None
+        self._creator = self._witness = self._control = self._hosted = self._succession = self._meeting = None
+        self._store = store if isinstance(store, dist.Store) else None
         device = choose_device(options.device, self.backend, 0)
         joined = self._join(store, creator, device.type, deadline) if topology.world_size > 1 else None
         agreed = joined.agreed if joined else None
@@ -205,15 +258,25 @@ class GroupManager(DeclaredView[ParallelGroup]):
     def _create(self, joined: Joined | None, creator: type[Creator], deadline: Deadline) -> None:
         if joined is None:
             self._bind(self.name)
+            if self._store is not None:
+                self._control = Control(self._store)
+                keys = f"{self.name}@{self.rank}/{secrets.token_hex(8)}/keys"
+                self._succession = Succession(self._control, keys, self.rank, [self.rank], ended=self._ended_ranks)
             return
         self._control = control = joined.control
         self._witness = witness = Witness(control, f"{joined.meeting.keys}/witness", self.rank)
-        self._ballots = ballots = Ballots(control, joined.meeting.keys, self.rank, list(self.topology.world))
+        self._succession = succession = Succession(
+            control, joined.meeting.keys, self.rank, list(self.topology.world),
+            ended=self._ended_ranks, sign=joined.meeting.sign,
+        )  # fmt: skip
+        witness.ended = self._ended_ranks
+        self._meeting = joined.meeting
 
         def leave(store: dist.Store) -> None:
+            succession.leave(store)
             if joined.meeting.leave(store):  # the last one takes away what all shared
                 witness.clear(store)
-                ballots.clear(store)
+                succession.clear(store)
 
         control.at_end(leave)
         made: list[Creator] = []
@@ -249,6 +312,10 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 raise CreationError(f"{self.name}: rank {self.rank}: {first_line(error)}") from error
             raise made[0].failure(self.rank, error) from (None if isinstance(error, Overtaken) else error)
 
+    def _ended_ranks(self, ranks: Sequence[int], thoroughly: bool) -> Collection[int]:
+        creator = self._creator
+        return creator.ended(ranks, thoroughly) if creator is not None else ()
+
     def _bind(self, prefix: str) -> None:
         for family in self.plan.families.values():
             self._groups[family.name] = bind(
@@ -260,7 +327,9 @@ class GroupManager(DeclaredView[ParallelGroup]):
             group.links.set_timeout(timedelta(seconds=seconds))
 
     @classmethod
-    def connect(cls, url: str, topology: ParallelTopology, *, rank: int, **options: Any) -> Self:
+    def connect(
+        cls, url: str, topology: ParallelTopology | None = None, *, rank: int | None = None, **options: Any
+    ) -> Self:
         """Meet at `tcp://host:port`, where the topology's first rank runs the store, or at `file:///path`.
 
         Args:
@@ -269,8 +338,8 @@ class GroupManager(DeclaredView[ParallelGroup]):
         Raises:
             RendezvousError: the address cannot be read, hosted or reached.
         """
-        require_topology(topology)
-        is_host = topology.position(rank) == 0
+        joining = bool(options.get("joining"))
+        is_host = not joining and rank is not None and require_topology(topology).position(rank) == 0
         hosted: list[Hosted] = []
 
         def opened(deadline: Deadline) -> dist.Store:
@@ -285,7 +354,9 @@ class GroupManager(DeclaredView[ParallelGroup]):
         return manager
 
     @classmethod
-    def from_env(cls, topology: ParallelTopology, *, env: Mapping[str, str] | None = None, **options: Any) -> Self:
+    def from_env(
+        cls, topology: ParallelTopology | None = None, *, env: Mapping[str, str] | None = None, **options: Any
+    ) -> Self:
         """Take rank and meeting place from the launcher's environment variables; docs/launchers.md lists launchers.
 
         Where the launcher names no place (MPI), MASTER_ADDR and MASTER_PORT do: the host of rank 0 and a free port.
@@ -300,8 +371,13 @@ class GroupManager(DeclaredView[ParallelGroup]):
             LaunchError: there is no launcher, or its variables are incomplete or contradict each other.
             RankError: this process's rank is not in the topology, or the topology has ranks that were not started.
         """
-        require_topology(topology)
         env = os.environ if env is None else env
+        if options.get("joining"):
+            info = LaunchInfo.from_env(env)
+            options.setdefault("local_rank", info.local_rank)
+            options.setdefault("token", token_from(env))
+            return cls(topology, store=partial(launched_store, info, joining=True), **options)
+        topology = require_topology(topology)
         info = LaunchInfo.from_env(env)
         if info.rank not in topology.world or max(topology.world) >= info.world_size:
             raise RankError(
@@ -345,66 +421,75 @@ class GroupManager(DeclaredView[ParallelGroup]):
         return manager
 
     def rebind(self, topology: ParallelTopology) -> Self:
-        """A manager of another topology over the same ranks, store and options: on all ranks, or on none.
+        """A manager of another topology over the same store, with the same options: on all ranks, or on none.
 
-        All ranks are asked first whether they may; then the new groups are built while the old ones still serve; and
-        when all have built theirs, this manager is closed. If a rank refuses or fails, all keep this one.
+        All ranks of this manager call it, and those of the new topology go on: the same ranks, or fewer, or more, whose
+        places are taken by processes that wait with `joining=True`. It may be broken: ranks that have ended are not
+        waited for, and who waits may have their places. The store decides, and for one successor at most. While the new
+        groups are built the old ones still serve; then this manager is closed. If a rank refuses or fails, all keep it.
+
+        Returns:
+            The new manager. On a rank that is not in `topology`, this one, which is closed.
 
         Raises:
             ClosedError: this manager was closed.
-            TopologyError: `topology` has other ranks.
+            TopologyError: `topology` has ranks that cannot come here, or this rank cannot leave; says why.
             LiveGraphError: CUDA graphs that captured these groups are alive.
-            RebindError: another rank may not, did not come, or could not build its groups; says which and why.
+            DisagreementError: the ranks ask for different topologies; raised on every rank.
+            RebindError: another rank may not, did not come, or could not build its groups, says which and why; or
+                the others went on without this one.
             ParallelTopologyError: what building it raises.
         """
+        change = self._change(topology, "rebind")
+        change.agree()
+        change.build()
+        change.commit()
+        return self._follow(change)
+
+    def _change(self, topology: ParallelTopology, what: str) -> Change[Self]:
         require_topology(topology)
-        deadline = Deadline(self._options.seconds)
         if self.closed:
-            raise ClosedError(f"rebind: {self.name} was closed; build a new manager instead")
-        self._ask_all(topology, self._objection_to(topology), deadline, built=False)
+            raise ClosedError(f"{what}: {self.name} was closed; build a new manager instead")
+        predecessor = Predecessor(
+            self.topology, self.rank, self._succession, self._witness, Lobby(self.name, self._options.token),
+            told_of(self._options, self.backend), self._objection_to, self._successor, lambda made: made.abort(),
+        )  # fmt: skip
+        return Change(predecessor, topology, Deadline(self._options.seconds))
+
+    def _successor(self, topology: ParallelTopology, deadline: Deadline) -> Self:
         creator = type(self._creator) if self._creator is not None else Creator
         successor = type(self).__new__(type(self))
-        failure: BaseException | None = None
-        try:
-            successor._build(topology, self.rank, self._store, self._options, creator, deadline)
-        except BaseException as error:  # also an interrupt: the others are told
-            failure = error
-        try:
-            self._ask_all(topology, failure, Deadline(max(deadline.left(), LAST_WORDS)), built=True)
-        except BaseException:
-            if failure is None:
-                successor.abort()
-            raise
-        successor._hosted, self._hosted = self._hosted, None
-        self._end(abort=bool(self._live_graphs()))
+        successor._build(topology, self.rank, self._store, self._options, creator, deadline)
         return successor
+
+    def _follow(self, change: Change[Self]) -> Self:
+        """What this rank has from now on; this manager ends."""
+        broken = self._witness is not None and self._witness.failed
+        if change.agreement is not None and self._meeting is not None:
+            self._meeting.without(change.agreement.absent)
+            broken |= bool(change.agreement.absent)
+        successor = change.successor
+        if successor is not None:
+            successor._hosted, self._hosted = self._hosted, None
+            successor.newcomers = change.newcomers
+        self._end(abort=broken or bool(self._live_graphs()))
+        return self if successor is None else successor
 
     def _objection_to(self, topology: ParallelTopology) -> ParallelTopologyError | None:
         """Why this rank may not be bound to `topology`."""
-        if set(topology.world) != set(self.topology.world):
-            return TopologyError(f"rebind from {self.topology} to {topology}: expected the same ranks")
+        new = [rank for rank in topology.world if rank not in self.topology.world]
+        said = f"rebind from {self.topology} to {topology}"
+        if new and isinstance(self._creator, WorldCreator):
+            return TopologyError(f"{said}: {shown_ranks(new)} cannot come into torch's default group")
+        if self._succession is None and list(topology.world) != [self.rank]:
+            return TopologyError(f"{said}: rank {self.rank} is alone, without a store where others could meet it")
+        if self.rank not in topology.world and self._hosted is not None:
+            return TopologyError(f"{said}: rank {self.rank} hosts the store, so it cannot leave")
         if graphs := self._live_graphs():
             return LiveGraphError(
                 f"rebind: CUDA graphs are alive that captured collectives: {graphs}; reset them first"
             )
         return None
-
-    def _ask_all(
-        self, topology: ParallelTopology, objection: BaseException | None, deadline: Deadline, *, built: bool
-    ) -> None:
-        """Go on only if no rank objects: this one raises its own objection, the others say what it was."""
-        why = ""
-        try:
-            if self._ballots is not None:
-                ask = self._ballots.confirm if built else self._ballots.decide
-                why = ask(f"{type(objection).__name__}: {objection}" if objection else "", deadline)
-        except RendezvousError:
-            if objection is None:
-                raise
-        if objection is not None:
-            raise objection
-        if why:
-            raise RebindError(f"rebind from {self.topology} to {topology}: {why}; all ranks keep {self.topology}")
 
     def _live_graphs(self) -> str:
         """The CUDA graphs that are alive, for errors."""
@@ -550,7 +635,8 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 control.close()
             life.ended(all_of_it=creator is None or creator.has_ended)
             if life.state == "closed":
-                self._creator = self._witness = self._control = self._store = self._ballots = None
+                self._creator = self._witness = self._control = self._store = None
+                self._succession = self._meeting = None
                 if self._hosted is not None:
                     self._hosted.close()
         for error in released.errors:
@@ -597,7 +683,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         return f"<GroupManager {self.name} of {self.topology} at rank {self.rank} ({state})>"
 
 
-def require_topology(topology: object) -> None:
+def require_topology(topology: object) -> ParallelTopology:
     """Check what should be one.
 
     Raises:
@@ -606,3 +692,4 @@ def require_topology(topology: object) -> None:
     if not isinstance(topology, ParallelTopology):
         hint = f": use ParallelTopology.parse({topology!r})" if isinstance(topology, str) else ""
         raise TopologyError(f"topology={quoted(topology)}: expected a ParallelTopology{hint}")
+    return topology

@@ -12,7 +12,8 @@ agreement   cards compared before anything is created
 opening     what a rank builds by itself when it is called
 greeting    neighbours tell each other who they are, which verifies new groups
 completion  ranks count themselves when they have built their groups
-ballot      all ranks say yes, or it is no for all of them
+succession  what follows on a manager, decided for all its ranks, and for one successor at most
+lobby       where those wait who are to join one, until they are called to a place
 witness     who was where, when an operation failed
 creation    the process groups of a manager, and their end
 """

@@ -54,7 +54,7 @@ from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 AGAIN, OVER, GONE = "again", "over", "gone"
-_OF_MANAGERS = (*completion.KEYS, "witness/failed")
+_OF_MANAGERS = (*completion.KEYS, "witness/failed", "next/number", "next/left")
 """Keys that a manager puts below its own, whose names are always the same."""
 PATIENCE = 0.5
 """Seconds in which who holds a wrong token, or shows no card at all, may be replaced by the rank that it is not."""
@@ -116,6 +116,7 @@ class Meeting:
     _formers: list[str] = field(default_factory=list[str])
     _told: list[str] = field(default_factory=list[str])
     _left: bool = False
+    _absent: Sequence[int] = ()
 
     @property
     def place(self) -> str:
@@ -181,6 +182,15 @@ class Meeting:
         for former in self._formers:
             delete(store, f"{self.place}/{former}/call", f"{self.place}/{former}/end")
 
+    @property
+    def sign(self) -> str:
+        """A key that is in the store as long as not all have left; it goes before all others."""
+        return f"{self._in_round}/call"
+
+    def without(self, ranks: Sequence[int]) -> None:
+        """These will not leave, as they are gone: nobody needs them to have left to take away what is left over."""
+        self._absent = ranks
+
     def leave(self, store: dist.Store) -> bool:
         """Take away what is left once the manager has ended; whether this rank was the last to leave, which takes what
         all shared."""
@@ -199,11 +209,14 @@ class Meeting:
         if self.rank == self._first:  # before it counts itself out, so that the last one takes this away, too
             self._sweep(store)
             append(store, f"{self.place}/ended", self.round)
-        members = max(len(self.world), 1)
+        members = max(len(self.world) - len(self._absent), 1)
         if store.add(f"{self._in_round}/left", 1) < members and store.check([f"{self._in_round}/call"]):
             return False
         if read(store, f"{self.place}/open") == self.round.encode():
             delete(store, f"{self.place}/open")
+        for rank in self._absent:
+            if read(store, self._came(rank)) == self._called_to.encode():
+                delete(store, self._came(rank))
         self._clear(store, [self.round])
         return True
 
@@ -217,10 +230,11 @@ class Meeting:
 
     def _clear(self, store: dist.Store, rounds: Collection[str]) -> None:
         """Take away all of these rounds, and with the last manager what the place has for all."""
+        delete(store, *(f"{self.place}/{one}/call" for one in rounds))  # `sign`
         lived = delete(store, *(f"{self.place}/{one}/live" for one in rounds))
         acks = [f"ack/{rank}" for rank in self.world]
         keys = [f"keys/{key}" for key in _OF_MANAGERS]
-        known = ("call", "end", "left", *acks, *keys)  # what a store that cannot list its keys is asked for
+        known = ("end", "left", *acks, *keys)  # what a store that cannot list its keys is asked for
         delete(store, *(f"{self.place}/{one}/{key}" for one in rounds for key in known))
         delete(store, *keys_under(store, [f"{self.place}/{one}/" for one in rounds]))
         if lived and store.add(f"{self.place}/live", -lived) <= 0:

@@ -107,6 +107,19 @@ def read(store: dist.Store, key: str) -> bytes | None:
     return None if found == _NOTHING.encode() else found
 
 
+def read_when_there(store: dist.Store, key: str, deadline: Deadline) -> bytes | None:
+    """The value of a key as soon as it is there; None if it did not come before the deadline.
+
+    Who waits at a `TCPStore` is also woken when somebody looks whether the key is there, as `read` does (torch 2.13).
+    """
+    looks = Patience(1)
+    while wait_for(store, [key], deadline):
+        if (found := read(store, key)) is not None:
+            return found
+        looks.pause(deadline)
+    return None
+
+
 _NOTHING = "no such key"
 """Compared with, as no value of ours is this; a store says it back where there is no key."""
 

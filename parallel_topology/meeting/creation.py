@@ -15,11 +15,13 @@ from parallel_topology import torch_private
 from parallel_topology.communicators.checked import CheckedCommunicator
 from parallel_topology.communicators.communicator import Communicator
 from parallel_topology.communicators.connections import new_connections
+from parallel_topology.communicators.contacts import refusing
 from parallel_topology.communicators.factories import find_factory
 from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.membership import Membership
+from parallel_topology.communicators.presence import is_gone
 from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.communicators.two_levels import why_not
@@ -274,6 +276,18 @@ class Creator:
             self._opening.end()
             self._interrupts.close()
         return released
+
+    def ended(self, ranks: Sequence[int], thoroughly: bool) -> list[int]:
+        """Which of these ranks are known to have ended: their processes, on this host, or where they listened.
+
+        Args:
+            thoroughly: look on other hosts, too, which may take a quarter of a second.
+        """
+        memory = self._memory if self._memory is not None and self._memory.is_shared else None
+        near = set(memory.ranks).intersection(ranks) if memory is not None else set[int]()
+        gone = [rank for rank in near if memory is not None and is_gone(*memory.process(rank))]
+        at = {rank: self._opening.address_of(rank) for rank in ranks if rank not in near} if thoroughly else {}
+        return gone + refusing({rank: address for rank, address in at.items() if address is not None})
 
     @property
     def has_ended(self) -> bool:

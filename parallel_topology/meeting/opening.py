@@ -137,6 +137,10 @@ class Opening:
         opened.contacts.introduce([self._told[rank][family] for rank in ranks])
         return opened
 
+    def address_of(self, rank: int) -> Address | None:
+        """Where a rank listens for one of its groups; nothing where it does not."""
+        return next((at[0] for at in self._told.get(rank, {}).values() if at), None)
+
     def end(self) -> None:
         """End what nobody took."""
         self.offer.close()

@@ -58,8 +58,11 @@ def join_store(host: str, port: int, timeout: float | Deadline) -> dist.TCPStore
     return _opened(join, f"cannot reach the store at {host}:{port}", deadline)
 
 
-def launched_store(info: LaunchInfo, timeout: float | Deadline) -> dist.Store:
+def launched_store(info: LaunchInfo, timeout: float | Deadline, *, joining: bool = False) -> dist.Store:
     """A client of the store of a launcher's job, under a prefix of ours.
+
+    Args:
+        joining: others are there already, so it is hosted elsewhere.
 
     Raises:
         LaunchError: the launcher did not say where the ranks meet.
@@ -67,7 +70,9 @@ def launched_store(info: LaunchInfo, timeout: float | Deadline) -> dist.Store:
     """
     address, port = info.meeting_place()
     address, deadline = plain_host(address), _deadline(timeout)
-    if info.store_is_hosted or info.rank != 0:  # torchrun's agent hosts it; it keeps it when it restarts its workers
+    if (
+        joining or info.store_is_hosted or info.rank != 0
+    ):  # torchrun's agent hosts it; it keeps it when it restarts its workers
         return dist.PrefixStore("parallel_topology", join_store(address, port, deadline))
     if not _hosting.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX)):
         raise RendezvousError(f"cannot host the store at {address}:{port} within {deadline.seconds:g} s")

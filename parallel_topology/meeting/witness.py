@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch.distributed as dist
 
@@ -17,22 +17,28 @@ from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 GRACE = 0.4
-"""Seconds a failed rank looks for the others' reports: those that took part fail at about the same time."""
+"""Seconds a failed rank looks for the others' reports, at most: those that took part fail at about the same time."""
 SILENCE = 0.1
 """Seconds more after which a store that does not answer is not waited for."""
 PAST = 10.0
 """Seconds after which a report belongs to an earlier failure, whose groups its rank may have left; of wall clocks."""
-LOOK = 0.02
-"""Seconds between looks at the reports."""
 
 
 class Witness:
     """One manager's reports, under keys of its own: all failures of all groups are lines of one key.
 
     So a failing rank's cost at the store does not depend on how many are silent.
+
+    Attributes:
+        ended: which of some ranks are known to have ended; those are not waited for. Thoroughly, it may take a while.
+        missed: ranks that did not report the last failure, or did not answer when all were asked who is there.
+        failed: whether an operation has failed at this rank.
     """
 
     def __init__(self, control: Control, keys: str, rank: int) -> None:
+        self.ended: Callable[[Sequence[int], bool], Collection[int]] = lambda ranks, thoroughly: ()
+        self.missed: set[int] = set()
+        self.failed = False
         self._control = control
         self._keys = keys
         self._rank = rank
@@ -46,6 +52,7 @@ class Witness:
             A sentence that names the ranks that reported, with their operation where it is another, and those that
             did not: dead, or somewhere else.
         """
+        self.failed = True
         mine = json.dumps([group, self._rank, operation, time.time()])
         deadline = Deadline(GRACE)
         try:
@@ -58,35 +65,51 @@ class Witness:
             return "the store is gone too, so the others cannot be asked"
         others = [rank for rank in ranks if rank != self._rank]
         silent = [rank for rank in others if rank not in where]
+        self.missed = set(silent)
         there = [rank for rank in others if where.get(rank) == operation]
         parts = [f"{shown_ranks(there)} failed in it too"] if there else []
         parts += [f"rank {rank} was in {where[rank]}" for rank in others if where.get(rank, operation) != operation]
+        dead = [rank for rank in silent if rank in self.ended(silent, False)] if silent else []
+        silent = [rank for rank in silent if rank not in dead]
+        parts += [f"{shown_ranks(dead)} did not report: dead"] if dead else []
         parts += [f"{shown_ranks(silent)} did not report: dead, elsewhere or still waiting"] if silent else []
         return "; ".join(parts)
 
     def _exchange(self, store: dist.Store, mine: str, ranks: Sequence[int], deadline: Deadline) -> dict[int, str]:
-        """Rank -> where it failed, of those that reported a failure on the same group."""
+        """Rank -> where it failed, of those that reported a failure on the same group.
+
+        They are all waited for that can still report this one: who stopped looking before this rank began reported an
+        earlier one, and who has ended reports nothing more.
+        """
         key = f"{self._keys}/failed"
         append(store, key, mine)
         group = json.loads(mine)[0]
         with self._lock:
             seen = self._seen.get(group, 0)
+        looks = Patience(len(ranks))
         while True:
-            reports = lines(store, key)
+            told = lines(store, key)
+            began = told.index(mine)
             where: dict[int, str] = {}
             new: set[int] = set()
-            for report in map(_read_report, reports[seen:]):
-                if report is not None and report[0] == group and time.time() - report[3] < PAST:
-                    where[report[1]] = report[2]
-                    if (
-                        time.time() - report[3] < GRACE
-                    ):  # one whose rank has stopped looking may be of an earlier failure
-                        new.add(report[1])
-            if deadline.left() < LOOK or new.issuperset(ranks):
+            for at, line in enumerate(told[seen:], seen):
+                report = _read_report(line)
+                if report is None or report[0] != group:
+                    continue
+                _, rank, operation, when = report
+                age = time.time() - when
+                if operation is None:
+                    new -= {rank} if at < began else set()
+                elif age < PAST:
+                    where[rank] = operation
+                    new |= {rank} if age < GRACE else set()  # older, its rank has stopped looking, or ended meanwhile
+            lacking = [rank for rank in ranks if rank not in new]
+            if deadline.passed() or not lacking or set(self.ended(lacking, False)).issuperset(lacking):
                 break
-            time.sleep(LOOK)
+            looks.pause(deadline)
+        append(store, key, json.dumps([group, self._rank, None, time.time()]))
         with self._lock:
-            self._seen[group] = max(self._seen.get(group, 0), len(reports))
+            self._seen[group] = max(self._seen.get(group, 0), len(told))
         return where
 
     def present(self, ranks: Sequence[int], timeout: float) -> list[int]:
@@ -100,11 +123,13 @@ class Witness:
         """
         deadline = Deadline(timeout)
         try:
-            return self._control.ask(lambda store: self._count(store, ranks, deadline), deadline, grace=SILENCE)
+            here = self._control.ask(lambda store: self._count(store, ranks, deadline), deadline, grace=SILENCE)
         except Overtaken:
             raise RendezvousError(f"the store does not answer within {timeout:g} s") from None
         except STORE_ERRORS as error:
             raise RendezvousError(f"the store is gone: {first_line(error)}") from error
+        self.missed = set(ranks) - set(here)
+        return here
 
     def _count(self, store: dist.Store, ranks: Sequence[int], deadline: Deadline) -> list[int]:
         me = f"{self._rank} {secrets.token_hex(4)}"
@@ -118,7 +143,8 @@ class Witness:
                 if decided is not None:
                     break
                 here = {int(line.split()[0]) for line in lines(store, f"{count}/here")}
-                if deadline.left() < SILENCE / 2 or here.issuperset(ranks):
+                lacking = [rank for rank in ranks if rank not in here]
+                if deadline.left() < SILENCE / 2 or set(self.ended(lacking, False)).issuperset(lacking):
                     snapshot = json.dumps([me, [rank for rank in ranks if rank in here]])
                     decided = store.compare_set(f"{count}/decided", "", snapshot)
                     if decided == snapshot.encode():
@@ -144,10 +170,10 @@ class Witness:
         delete(store, f"{self._keys}/failed", f"{self._keys}/counts", *counts)
 
 
-def _read_report(line: str) -> tuple[str, int, str, float] | None:
-    """Group, rank, operation and time; None for what is not ours."""
+def _read_report(line: str) -> tuple[str, int, str | None, float] | None:
+    """Group, rank, operation and time; no operation where the rank stopped looking. None for what is not ours."""
     try:
         group, rank, operation, when = json.loads(line)
-        return str(group), int(rank), str(operation)[:200], float(when)
+        return str(group), int(rank), None if operation is None else str(operation)[:200], float(when)
     except (ValueError, TypeError, RecursionError):
         return None

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from parallel_topology.errors import ParallelTopologyError
+from parallel_topology.errors import CollectiveError, GroupTimeoutError, ParallelTopologyError
 from parallel_topology.testing.failures import (
     OUTPUT,
     DeadRankError,
@@ -157,7 +157,7 @@ class _World:
         self._name_stuck(why)
         self._release()
         self._relay(to_the_end=True)
-        failures = dict(sorted(self._failures.items(), key=lambda failure: failure[1][0]))
+        failures = self._in_order()
         if failures and cause is None and self._diagnosis is not None:
             cause = self._diagnosis.mismatch()
         for position in self._dead & failures.keys():
@@ -175,6 +175,20 @@ class _World:
                 return asked + START, f"{START:g} s after it was asked to start"
             self._hear(asked + START - time.monotonic())
         return time.monotonic() + timeout, f"{timeout:g} s after the start"
+
+    def _in_order(self) -> dict[int, tuple[float, BaseException]]:
+        """The first failure first. A death comes before the errors of those that waited for it: who shares memory with
+        a process may hear of its end before whoever watches its pipe does."""
+        heard = [
+            when for when, error in self._failures.values() if isinstance(error, (CollectiveError, GroupTimeoutError))
+        ]
+
+        def key(failure: tuple[int, tuple[float, BaseException]]) -> tuple[float, bool]:
+            when, error = failure[1]
+            is_death = isinstance(error, DeadRankError)
+            return min([when, *heard]) if is_death else when, not is_death
+
+        return dict(sorted(self._failures.items(), key=key))
 
     def _name_stuck(self, why: str) -> None:
         """Those that still run: first who is seen to wait for nobody, then who gives no answer."""

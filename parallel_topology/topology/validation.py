@@ -28,7 +28,7 @@ RESERVED = frozenset(
         *("plan", "diff", "filling", "subtopology", "reordered_for", "topology"),
         *("name", "backend", "device", "timeout", "store", "local_rank", "close", "closed", "require", "describe"),
         *("from_env", "from_world", "connect", "diagnose", "survivors", "abort", "rebind", "capture", "set_timeout"),
-        *("prepare", "commit", "suspend", "resume"),
+        *("prepare", "commit", "suspend", "resume", "newcomers"),
         *("construct", "copy", "dict", "from_orm", "json", "parse_file", "parse_obj", "parse_raw", "schema"),
         *("schema_json", "update_forward_refs", "validate"),
     }

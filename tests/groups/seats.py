@@ -71,6 +71,13 @@ class Rank:
     def rebind(self, key: int, topology: str) -> None:
         self._managers[key] = self._managers[key].rebind(ParallelTopology.parse(topology))
 
+    def join(self, key: int, options: dict[str, Any]) -> int:
+        """The rank that it became."""
+        told: dict[str, Any] = {"timeout": CREATION} | options
+        self._managers[key] = made = GroupManager(store=self._store, joining=True, **told)
+        self.rank = made.rank
+        return made.rank
+
     def sum(self, key: int, axis: str, size: int, late: float = 0.0) -> list[int]:
         """The distinct values of an all-reduce of rank + 1."""
         time.sleep(late)

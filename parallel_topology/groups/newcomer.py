@@ -1,0 +1,159 @@
+"""Newcomer: a process that joins a manager with nothing but its name and a store; the others tell it the rest."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch.distributed as dist
+
+from parallel_topology.communicators.group_options import GroupOptions
+from parallel_topology.errors import GroupArgumentError, RendezvousError
+from parallel_topology.meeting.control import Control, read_when_there
+from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.meeting.lobby import LAST_WORDS, Call, Lobby, agreed, answer
+from parallel_topology.meeting.options import Options
+from parallel_topology.meeting.succession import key_of, say_ready
+from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.torch_errors import STORE_ERRORS, first_line
+
+_ITS_OWN = {"name", "timeout", "token", "device", "local_rank", "communicators"}
+"""Options that concern one process, or its way in; all others it takes from those that are there."""
+
+
+def told_of(options: Options, backend: str) -> dict[str, Any]:
+    """What a newcomer is told of a manager's options, as JSON has it."""
+    told: dict[str, Any] = {
+        "groups": [list(axes) for axes in options.groups],
+        "isolated": {name: list(axes) for name, axes in options.isolated.items()},
+        "backend": backend,
+        "per_group": {axis: given.model_dump(exclude_defaults=True) for axis, given in options.per_group.items()},
+        "timeout": options.seconds,
+        "operation_timeout": options.operations_wait(""),
+        "verify": options.verify,
+        "check_calls": options.check_calls,
+    }
+    return told
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a newcomer was given.
+
+    Attributes:
+        topology, rank, newcomers, options: of the manager that it is to build.
+        deadline: by which all have to have built.
+    """
+
+    topology: ParallelTopology
+    rank: int
+    newcomers: tuple[int, ...]
+    options: Options
+    deadline: Deadline
+
+
+class Newcomer:
+    """One that wants a place; it may wait for one several times, if what it was called to came to nothing."""
+
+    def __init__(self, control: Control, own: Options) -> None:
+        """`own`: what this process was told.
+
+        Raises:
+            GroupArgumentError: something of it is not its own affair.
+        """
+        plain = Options()
+        theirs = [one.name for one in fields(own) if getattr(own, one.name) != getattr(plain, one.name)]
+        if theirs := [name for name in theirs if name not in _ITS_OWN]:
+            raise GroupArgumentError(
+                f"joining=True takes {', '.join(theirs).replace('per_group', 'options')} from those that are there: "
+                f"give {', '.join(sorted(_ITS_OWN))} only, where they are needed"
+            )
+        self._control = control
+        self._own = own
+        self._lobby = Lobby(own.name, own.token)
+        self._deadline = Deadline(own.seconds)
+        self._who = ""
+        self._call: Call | None = None
+
+    def wait(self) -> Place:
+        """Wait for a place until the deadline.
+
+        Raises:
+            GroupTimeoutError: nobody called to one in time.
+            RendezvousError: the store is gone, or does not answer, or a stranger called.
+            TopologyError, GroupArgumentError: what it was told makes no topology, or no options.
+        """
+        try:
+            call, newcomers = self._ask(self._wait, self._deadline)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C: nobody is to call this one
+            with suppress(Overtaken, *STORE_ERRORS):
+                self._control.ask(lambda store: self._lobby.withdraw(store, self._who), Deadline(LAST_WORDS))
+            raise
+        self._call = call
+        topology = ParallelTopology.parse(call.topology)
+        return Place(topology, call.place, newcomers, self._options(call.told), Deadline(call.seconds))
+
+    def built(self, failure: BaseException | None) -> bool:
+        """Say that this rank has built what it needs, or why not; whether it was committed. Then it is in."""
+        call = self._call
+        if call is None:
+            return False
+        why = f"{type(failure).__name__}: {failure}" if failure is not None else ""
+
+        def ask(store: dist.Store) -> bool:
+            say_ready(store, call.keys, call.number, call.place, why)
+            soon = Deadline(call.seconds + 2 * LAST_WORDS)
+            return not why and _is_yes(store, call, "built", soon) and self._is_committed(store, call)
+
+        try:
+            return self._ask(ask, Deadline(max(self._deadline.left(), call.seconds) + 4 * LAST_WORDS))
+        except RendezvousError:
+            if failure is None:
+                raise
+            return False
+
+    def _wait(self, store: dist.Store) -> tuple[Call, tuple[int, ...]]:
+        while True:
+            self._who = secrets.token_hex(8)
+            call = self._lobby.wait(store, self._deadline, self._who)
+            answer(store, call, self._who)
+            newcomers = agreed(store, call, self._who, Deadline(call.seconds + LAST_WORDS))
+            if newcomers is not None:
+                return call, tuple(sorted(newcomers))
+
+    def _is_committed(self, store: dist.Store, call: Call) -> bool:
+        """Wait for it; where this one's time is up first, it is called off, unless it is committed."""
+        key = key_of(call.keys, call.number, "outcome")
+        if read_when_there(store, key, self._deadline) is None:
+            no = {"why": f"rank {call.place}: its time is up", "kind": "", "until": 0}
+            store.compare_set(key, "", json.dumps(no))
+        return _is_yes(store, call, "outcome", Deadline(LAST_WORDS))
+
+    def _options(self, told: Mapping[str, Any]) -> Options:
+        given = {name: told[name] for name in ("backend", "timeout", "operation_timeout", "verify", "check_calls")}
+        groups = tuple(tuple(axes) for axes in told["groups"])
+        isolated = {name: tuple(axes) for name, axes in told["isolated"].items()}
+        per_group = GroupOptions.by_axis(told["per_group"], "options of those that are there")
+        return replace(self._own, groups=groups, isolated=isolated, per_group=per_group, **given)
+
+    def _ask(self, act: Any, deadline: Deadline) -> Any:
+        try:
+            return self._control.ask(act, deadline, grace=LAST_WORDS)
+        except Overtaken:
+            raise RendezvousError(
+                f"{self._own.name}: the store does not answer within {deadline.seconds:g} s"
+            ) from None
+        except STORE_ERRORS as error:
+            raise RendezvousError(f"{self._own.name}: the store is gone: {first_line(error)}") from error
+
+
+def _is_yes(store: dist.Store, call: Call, step: str, deadline: Deadline) -> bool:
+    key = key_of(call.keys, call.number, step)
+    found = read_when_there(store, key, deadline)
+    return found is not None and not json.loads(found)["why"]

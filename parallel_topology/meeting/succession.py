@@ -1,0 +1,404 @@
+"""Succession: what follows on a manager, operation after operation; the store decides, for one successor at most.
+
+An operation binds the ranks to another topology. It has three keys below those that only this manager has, and whoever
+first knows writes each of them, once:
+
+    agreed    all that are to go on have come: ranks of this manager, and newcomers in places that nobody has
+    built     all of these have built what they need
+    outcome   it is committed, on all ranks, or not at all
+
+The next operation begins where one of them is a no, so only one can ever be committed. A rank that was left out, frozen
+or cut off meanwhile, finds that, or finds that the manager is no more; either way it cannot go on by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from parallel_topology.errors import DisagreementError, ParallelTopologyError, RebindError, RendezvousError
+from parallel_topology.meeting.control import Control, Patience, append, delete, lines, read
+from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.topology.wording import shown_ranks
+from parallel_topology.torch_errors import STORE_ERRORS, first_line
+
+T = TypeVar("T")
+SILENCE = 0.3
+"""Seconds after the deadline in which a store that answers may still decide."""
+KEPT = 2
+"""Operations that came to nothing whose keys stay in the store."""
+_LONGEST = 2000
+"""Characters of an objection that the others are told."""
+_THOROUGHLY = 20
+"""Every so many looks a rank looks on other hosts, too, for ranks that have ended."""
+_STEPS = ("agreed", "built", "outcome")
+_KEYS = ("asked", "votes", "ready", *_STEPS)
+
+
+class Refused(Exception):  # noqa: N818 (it never leaves the package)
+    """An operation came to nothing; says on which rank, and why."""
+
+
+class Invite:
+    """How places are given to newcomers; `meeting.lobby` does."""
+
+    def fill(self, store: dist.Store, number: int, places: Sequence[int], seconds: float) -> None:
+        """Call newcomers to these places of an operation, if there are any."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a rank asks for.
+
+    Attributes:
+        topology: as its text.
+        members: the ranks that go on in it.
+        objection: why this rank may not; empty if it may.
+        invite: gives places to newcomers.
+        suspects: ranks that were missed before; who is to leave is not waited for if it is one of these, and a newcomer
+            may have its place.
+    """
+
+    topology: str
+    members: Sequence[int]
+    objection: str = ""
+    invite: Invite = field(default_factory=Invite)
+    suspects: Collection[int] = ()
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all agreed on.
+
+    Attributes:
+        number: of the operation.
+        members: of the new topology.
+        newcomers: place -> who has it that was not in this manager.
+        absent: ranks of this manager that did not say that they agree, as they are gone or silent.
+    """
+
+    number: int
+    members: Sequence[int]
+    newcomers: Mapping[int, str]
+    absent: Sequence[int]
+
+
+class Succession:
+    """One rank's part in the operations on one manager."""
+
+    def __init__(
+        self,
+        control: Control,
+        keys: str,
+        rank: int,
+        ranks: Sequence[int],
+        *,
+        ended: Callable[[Sequence[int], bool], Collection[int]],
+        sign: str = "",
+    ) -> None:
+        """`keys` are the manager's alone, and `sign` is a key that is there as long as it is not over on all ranks;
+        there is none where a rank is alone.
+
+        `ended(ranks, thoroughly)` says which of these are known to have ended; thoroughly, it may take a while.
+        """
+        self.keys = keys
+        self._control = control
+        self._rank = rank
+        self._ranks = list(ranks)
+        self._ended = ended
+        self._sign = sign
+        self._number = -1  # the last operation that this rank took part in
+
+    def agree(self, proposal: Proposal, deadline: Deadline) -> Agreement:
+        """Ask for another topology, or say why not, and wait until it is decided for all.
+
+        Asking for what is being decided is taking part in that; asking for something else, after this rank took part,
+        is asking for it instead.
+
+        Raises:
+            DisagreementError: the ranks ask for different topologies.
+            Refused: a rank objects or did not come.
+            RebindError: this rank was left out.
+            RendezvousError: the store is gone, or does not answer.
+        """
+
+        if not self._sign and self._number < 0:
+            self._control.at_end(self.clear)
+
+        def ask(store: dist.Store) -> Agreement:
+            number = self._number = self._open(store, proposal.topology, deadline)
+            append(store, self._key(number, "votes"), json.dumps([self._rank, proposal.objection[:_LONGEST], ""]))
+            found = self._wait(store, number, "agreed", partial(self._weigh, store, proposal, deadline), deadline)
+            self._require_ours(store, proposal.topology)
+            newcomers = {int(place): str(who) for place, who in found["newcomers"].items()}
+            if self._rank in newcomers:
+                raise self._left_out(proposal.topology)
+            return Agreement(number, proposal.members, newcomers, [int(rank) for rank in found["absent"]])
+
+        return self.ask(ask, deadline)
+
+    def ready(self, agreement: Agreement, objection: str, deadline: Deadline) -> None:
+        """Say that this rank has built what it needs, or why not; a rank that is to leave says nothing. Wait for all.
+
+        Raises:
+            Refused: a rank could not, or has ended; says which and why.
+            RendezvousError: the store is gone, or does not answer.
+        """
+
+        def ask(store: dist.Store) -> None:
+            if self._rank in agreement.members or objection:
+                say_ready(store, self.keys, agreement.number, self._rank, objection)
+            self._wait(store, self._number, "built", partial(self._count, store, agreement, deadline), deadline)
+
+        self.ask(ask, deadline)
+
+    def commit(self, deadline: Deadline) -> None:
+        """Let it be so for all ranks, unless it was called off.
+
+        Raises:
+            Refused: it was; says by whom and why.
+            RendezvousError: the store is gone, or does not answer.
+        """
+
+        def ask(store: dist.Store) -> None:
+            said = json.dumps({"why": "", "by": self._rank})
+            _require(json.loads(store.compare_set(self._key(self._number, "outcome"), "", said)))
+
+        self.ask(ask, deadline)
+
+    def call_off(self, why: str, deadline: Deadline) -> bool:
+        """Let the operation this rank is in come to nothing; whether that is so, as it may have been committed."""
+        number = self._number
+        return self.ask(lambda store: self._refuse(store, number, f"rank {self._rank}: {why}", deadline), deadline)
+
+    def leave(self, store: dist.Store) -> None:
+        """Tell the others that this rank has closed its manager."""
+        append(store, f"{self.keys}/next/left", str(self._rank))
+
+    def clear(self, store: dist.Store) -> None:
+        """Take all away; the last one to leave does."""
+        number = int(read(store, f"{self.keys}/next/number") or 0)
+        for back in range(KEPT + 1):
+            self._delete(store, number - back)
+        delete(store, f"{self.keys}/next/number", f"{self.keys}/next/left")
+
+    def ask(self, act: Callable[[dist.Store], T], deadline: Deadline) -> T:
+        """What `act` does at the store.
+
+        Raises:
+            RendezvousError: the store is gone, or does not answer.
+        """
+        try:
+            return self._control.ask(act, deadline, grace=SILENCE)
+        except ParallelTopologyError:
+            raise
+        except Overtaken:
+            raise RendezvousError(f"the store does not answer within {deadline.seconds:g} s") from None
+        except STORE_ERRORS as error:
+            raise RendezvousError(f"the store is gone: {first_line(error)}") from error
+
+    # Which operation
+
+    def _open(self, store: dist.Store, topology: str, deadline: Deadline) -> int:
+        """The number of the operation for this topology: the one that is under way, or that this rank has just missed,
+        or a new one."""
+        counted = int(read(store, f"{self.keys}/next/number") or 0)
+        for number in range(max(self._number + 1, counted - KEPT), counted):
+            if self._is_for_this_rank(store, number, topology):
+                return number
+        number = max(counted, self._number)
+        mine = json.dumps([self._rank, topology])
+        while True:
+            by, asked = json.loads(store.compare_set(self._key(number, "asked"), "", mine))
+            refused = self._refusal(store, number)
+            if refused is not None:
+                if number > self._number and self._is_for_this_rank(store, number, topology):
+                    return number
+                number = self._go_on(store, number)
+            elif asked == topology:
+                return number
+            elif not self._refuse_for(store, number, topology, by, asked, deadline):
+                raise self._left_out(asked)
+
+    def _refuse_for(
+        self, store: dist.Store, number: int, topology: str, by: int, asked: str, deadline: Deadline
+    ) -> bool:
+        """What is under way is something else: end it for this, if this rank had asked for it, too."""
+        if number == self._number:
+            return self._refuse(store, number, f"rank {self._rank} asks for {topology} instead", deadline)
+        why = f"rank {by} asks for {asked}, rank {self._rank} for {topology}"
+        if not self._refuse(store, number, why, deadline, kind="disagreement"):
+            return False
+        self._number = number
+        raise DisagreementError(f"the ranks disagree, and stay what they are: {why}")
+
+    def _is_for_this_rank(self, store: dist.Store, number: int, topology: str) -> bool:
+        """Whether an operation that this rank missed came to nothing so lately that it is the one that it comes for; by
+        wall clocks, which differ a little."""
+        refused = self._refusal(store, number)
+        if refused is None or time.time() >= refused["until"]:
+            return False
+        _, asked = json.loads(read(store, self._key(number, "asked")) or b'[0, ""]')
+        return asked == topology or refused["kind"] == "disagreement"
+
+    def _refusal(self, store: dist.Store, number: int) -> dict[str, Any] | None:
+        """Why an operation came to nothing; None if it did not."""
+        for step in _STEPS:
+            found = read(store, self._key(number, step))
+            if found is None:
+                return None
+            decided: dict[str, Any] = json.loads(found)
+            if decided["why"]:
+                return decided
+        return None
+
+    def _require_ours(self, store: dist.Store, topology: str) -> None:
+        """Raises: RebindError: this manager is over on all other ranks, so what was decided here is nobody's."""
+        if self._sign and not store.check([self._sign]):
+            raise self._left_out(topology)
+
+    def _left_out(self, topology: str) -> RebindError:
+        return RebindError(
+            f"rank {self._rank} was left out: the others went on without it, or with another in its place, before it "
+            f"asked for {topology}; abort this manager, and join theirs with joining=True"
+        )
+
+    def _refuse(self, store: dist.Store, number: int, why: str, deadline: Deadline, *, kind: str = "") -> bool:
+        """Let an operation come to nothing; whether that is so, as it may have been committed."""
+        said = _no(why, deadline, kind)
+        for step in _STEPS:
+            if json.loads(store.compare_set(self._key(number, step), "", json.dumps(said)))["why"]:
+                self._go_on(store, number)
+                return True
+        return False
+
+    def _go_on(self, store: dist.Store, number: int) -> int:
+        """An operation came to nothing; the number of the next one."""
+        counted = f"{self.keys}/next/number"
+        store.compare_set(counted, str(number) if number else "", str(number + 1))
+        self._delete(store, number - KEPT)
+        return number + 1
+
+    # What is decided
+
+    def _wait(
+        self,
+        store: dist.Store,
+        number: int,
+        step: str,
+        weigh: Callable[[bool], dict[str, Any] | None],
+        deadline: Deadline,
+    ) -> dict[str, Any]:
+        """What was decided; decided here, if this rank is the first to know.
+
+        Args:
+            weigh: what it comes to, or nothing yet; told whether it may look thoroughly.
+        """
+        key, looks = self._key(number, step), Patience(len(self._ranks))
+        look = 0
+        while (decided := read(store, key)) is None:
+            look += 1
+            if (verdict := weigh(look % _THOROUGHLY == 0)) is not None:
+                decided = store.compare_set(key, "", json.dumps(verdict))
+                break
+            looks.pause(deadline)
+        found: dict[str, Any] = json.loads(decided)
+        if found["why"]:
+            self._go_on(store, number)
+        _require(found)
+        return found
+
+    def _weigh(self, store: dist.Store, proposal: Proposal, deadline: Deadline, late: bool) -> dict[str, Any] | None:
+        said: dict[int, str] = {}
+        newcomers: dict[int, str] = {}
+        for line in lines(store, self._key(self._number, "votes")):
+            who, objection, newcomer = json.loads(line)
+            if newcomer:
+                newcomers.setdefault(who, newcomer)
+            else:
+                said[who] = objection
+        for rank, why in said.items():
+            if why:
+                return _no(f"rank {rank}: {why}", deadline)
+        silent = [rank for rank in self._ranks if rank not in said]
+        gone = self._gone(store, silent, late) if silent else set[int]()
+        lacking = [rank for rank in proposal.members if rank not in said and rank not in newcomers]
+        if not lacking:
+            if deadline.passed() or gone.union(proposal.suspects, proposal.members).issuperset(silent):
+                places = {str(place): who for place, who in newcomers.items() if place not in said}
+                return {"why": "", "newcomers": places, "absent": silent}
+            return None
+        if deadline.passed():
+            return _no(self._did_not_come(lacking, gone, deadline), deadline)
+        free = [rank for rank in lacking if rank not in self._ranks or rank in gone or rank in proposal.suspects]
+        if free and self._rank == next(rank for rank in self._ranks if rank in said):
+            proposal.invite.fill(store, self._number, free, deadline.left())
+        return None
+
+    def _did_not_come(self, lacking: Sequence[int], gone: Collection[int], deadline: Deadline) -> str:
+        dead = [rank for rank in lacking if rank in gone]
+        new = [rank for rank in lacking if rank not in self._ranks]
+        silent = [rank for rank in lacking if rank not in dead and rank not in new]
+        within = f"within {deadline.seconds:g} s"
+        parts = [f"{shown_ranks(silent)} did not come {within}"] if silent else []
+        parts += [f"{shown_ranks(dead)} ended, and nobody came in {_its(dead)} place {within}"] if dead else []
+        parts += [f"nobody came to be {shown_ranks(new)} {within}"] if new else []
+        return "; ".join(parts)
+
+    def _count(self, store: dist.Store, agreement: Agreement, deadline: Deadline, late: bool) -> dict[str, Any] | None:
+        said: dict[int, str] = dict(json.loads(line) for line in lines(store, self._key(agreement.number, "ready")))
+        for rank, why in said.items():
+            if why:
+                return _no(f"rank {rank}: {why}", deadline)
+        missing = [rank for rank in agreement.members if rank not in said]
+        if not missing:
+            return {"why": ""}
+        ours = [rank for rank in missing if rank in self._ranks and rank not in agreement.newcomers]
+        if gone := self._gone(store, ours, late) if ours else set[int]():
+            return _no(f"{shown_ranks(sorted(gone))} ended", deadline)
+        if deadline.passed():
+            return _no(f"{shown_ranks(missing)} did not build within {deadline.seconds:g} s", deadline)
+        return None
+
+    def _gone(self, store: dist.Store, ranks: Sequence[int], late: bool) -> set[int]:
+        """Which of these have ended, or closed this manager."""
+        left = {int(rank) for rank in lines(store, f"{self.keys}/next/left")}
+        return set(self._ended(ranks, late)) | left.intersection(ranks)
+
+    def _delete(self, store: dist.Store, number: int) -> None:
+        if number >= 0:
+            delete(store, *(self._key(number, name) for name in _KEYS))
+
+    def _key(self, number: int, name: str) -> str:
+        return key_of(self.keys, number, name)
+
+
+def key_of(keys: str, number: int, name: str) -> str:
+    """Where an operation's key is."""
+    return f"{keys}/next/{number}/{name}"
+
+
+def say_ready(store: dist.Store, keys: str, number: int, rank: int, objection: str) -> None:
+    """A rank of the new topology has built what it needs, or says why not."""
+    append(store, key_of(keys, number, "ready"), json.dumps([rank, objection[:_LONGEST]]))
+
+
+def _no(why: str, deadline: Deadline, kind: str = "") -> dict[str, Any]:
+    return {"why": why[: 2 * _LONGEST], "kind": kind, "until": time.time() + deadline.left()}
+
+
+def _require(decided: Mapping[str, Any]) -> None:
+    if decided["why"] and decided["kind"] == "disagreement":
+        raise DisagreementError(f"the ranks disagree, and stay what they are: {decided['why']}")
+    if decided["why"]:
+        raise Refused(decided["why"])
+
+
+def _its(ranks: Sequence[int]) -> str:
+    return "its" if len(ranks) == 1 else "their"

@@ -1,0 +1,234 @@
+"""Managers that lose ranks, gain ranks or change their topology while they serve; on threads, and on processes that are
+killed and frozen."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel_topology import ClosedError, GroupArgumentError, GroupManager, GroupTimeoutError, ParallelTopology
+from parallel_topology.meeting.rendezvous import join_store
+from parallel_topology.testing.threads import run_threads
+from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat
+from tests.waiting import eventually
+
+Told = Mapping[int, Future[Outcome]]
+
+
+def total(groups: GroupManager) -> int:
+    return int(groups.world.all_reduce(torch.tensor([groups.rank + 1])).item())
+
+
+class World:
+    """Ranks that are told what to do, and a manager of them, 0."""
+
+    def __init__(self, kind: str) -> None:
+        self._processes = kind == "processes"
+        self._host = StoreSeat() if self._processes else None
+        self._store = dist.HashStore()
+        self.seats: dict[int, Any] = {}
+
+    def seat(self, rank: int) -> Any:
+        if rank not in self.seats:
+            self.seats[rank] = ProcessSeat(rank, self._host.port) if self._host else ThreadSeat(rank, self._store)
+        return self.seats[rank]
+
+    def make(self, topology: str, **options: Any) -> None:
+        ranks = ParallelTopology.parse(topology).world
+        self.require_well({rank: self.seat(rank).tell("make", 0, topology, options) for rank in ranks})
+
+    def tell(self, ranks: Any, what: str, *arguments: Any) -> dict[int, Future[Outcome]]:
+        return {rank: self.seat(rank).tell(what, *arguments) for rank in ranks}
+
+    def lose(self, rank: int, how: str) -> None:
+        """It is killed or frozen; as a thread it aborts its manager."""
+        if self._processes:
+            self.seats[rank].signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        else:
+            self.require_well({rank: self.seats[rank].tell("abort", 0)})
+
+    def require_well(self, told: Told) -> dict[int, Outcome]:
+        found = outcomes(told)
+        for rank, outcome in found.items():
+            assert outcome.error == "", (rank, outcome)
+        return found
+
+    def add_up(self, ranks: Any, expected: int | None = None) -> None:
+        for outcome in self.require_well(self.tell(ranks, "sum", 0, "world", 1)).values():
+            assert outcome.value == [sum(rank + 1 for rank in ranks) if expected is None else expected]
+
+    def waiting(self) -> int:
+        """How many newcomers wait."""
+        store = join_store("127.0.0.1", self._host.port, 10) if self._host else self._store
+        return len(store.get("lobby/engine/here").splitlines()) if store.check(["lobby/engine/here"]) else 0
+
+    def leave(self) -> None:
+        for seat in self.seats.values():
+            seat.tell("end")
+        for seat in self.seats.values():
+            seat.leave()
+        if self._host:
+            self._host.leave()
+
+
+def outcomes(told: Told, within: float = 20) -> dict[int, Outcome]:
+    return {rank: one.result(within) for rank, one in told.items()}
+
+
+@pytest.fixture
+def ranks(world: str) -> Generator[World]:
+    made = World(world)
+    yield made
+    made.leave()
+
+
+@pytest.fixture
+def processes() -> Generator[World]:
+    made = World("processes")
+    yield made
+    made.leave()
+
+
+class TestFewerAndMore:
+    @pytest.mark.ranks("tp4", world=["threads", "processes"])
+    def test_some_leave(self, groups: GroupManager):
+        successor = groups.rebind(ParallelTopology(tp=3))
+        assert groups.closed
+        if groups.rank == 3:
+            assert successor is groups
+            with pytest.raises(ClosedError):
+                successor.tp.barrier()
+        else:
+            with successor:
+                assert total(successor) == 6
+                assert successor.newcomers == ()
+
+    @pytest.mark.ranks("tp4", world=["threads", "processes"])
+    def test_the_first_leaves(self, groups: GroupManager):
+        successor = groups.rebind(ParallelTopology(tp=2, ranks=(3, 1)))
+        if groups.rank in (1, 3):
+            with successor:
+                assert total(successor) == 6
+        else:
+            assert successor.closed
+
+    def test_newcomers_take_places_and_what_the_others_hold(self):
+        store = dist.HashStore()
+
+        def body(position: int) -> tuple[int, int, tuple[int, ...]]:
+            if position < 2:
+                groups = GroupManager(
+                    ParallelTopology(tp=2), rank=position, store=store, timeout=20, name="actor", check_calls=True,
+                    operation_timeout=15, groups=[("tp",)], options={"tp": {"timeout": 12}}, verify=False,
+                )  # fmt: skip
+                groups = groups.rebind(ParallelTopology(tp=2, pp=2))
+            else:
+                groups = GroupManager(store=store, name="actor", timeout=20, joining=True)
+            with groups:
+                assert str(groups.topology) == "tp2-pp2"
+                assert groups.name == "actor"
+                assert groups.tp.links.timeout.total_seconds() == 12
+                found = groups.rank, total(groups), groups.newcomers
+                groups.world.barrier()
+            return found
+
+        found = run_threads(["rank"] * 4, body, timeout=30)
+        assert sorted(found) == [(rank, 10, (2, 3)) for rank in range(4)]
+        assert [key for key in store.list_keys() if store.get(key)] == []
+
+    def test_one_rank_grows_and_shrinks(self):
+        store = dist.HashStore()
+
+        def body(position: int) -> int:
+            if position == 0:
+                groups = GroupManager(ParallelTopology(tp=1), rank=0, store=store, timeout=20)
+                groups = groups.rebind(ParallelTopology(tp=2))
+            else:
+                groups = GroupManager(store=store, timeout=20, joining=True)
+            found = total(groups)
+            left = groups.rebind(ParallelTopology(dp=1))
+            assert left.closed == (position == 1)
+            left.close()
+            return found
+
+        assert run_threads(["rank"] * 2, body, timeout=30) == [3, 3]
+
+    def test_nobody_comes_to_a_new_place(self, ranks: World):
+        ranks.make("tp2", timeout=1.0)
+        for outcome in outcomes(ranks.tell([0, 1], "rebind", 0, "tp3")).values():
+            assert outcome.error == "RebindError"
+            assert "nobody came to be rank 2 within 1 s; all ranks keep tp2" in outcome.text
+            assert outcome.seconds < 2
+        ranks.add_up([0, 1])
+
+    def test_nobody_calls_a_newcomer(self):
+        begun = time.monotonic()
+        with pytest.raises(GroupTimeoutError, match=r"nobody called to a place within 0\.5 s"):
+            GroupManager(store=dist.HashStore(), timeout=0.5, joining=True)
+        assert time.monotonic() - begun < 1.5
+
+    def test_what_a_newcomer_may_not_say(self):
+        store: Any = dist.HashStore()
+        with pytest.raises(GroupArgumentError, match="takes topology and rank from those that are there"):
+            GroupManager(ParallelTopology(tp=2), rank=0, store=store, joining=True)
+        with pytest.raises(GroupArgumentError, match="joining=True takes verify, options from those that are there"):
+            GroupManager(store=store, joining=True, verify=False, options={"tp": {"timeout": 1}})
+
+
+class TestAfterADeath:
+    @pytest.mark.parametrize("lost", [0, 2])
+    def test_the_others_go_on_without_it(self, ranks: World, lost: int):
+        ranks.make("tp4", operation_timeout=10)
+        here = [rank for rank in range(4) if rank != lost]
+        told = ranks.tell(here, "sum", 0, "world", 1)
+        ranks.lose(lost, "killed")
+        for outcome in outcomes(told).values():
+            assert outcome.error == "CollectiveError", outcome
+            assert f"{lost}" in outcome.text
+        begun = time.monotonic()
+        ranks.require_well(ranks.tell(here, "rebind", 0, f"tp3@{','.join(map(str, here))}"))
+        assert time.monotonic() - begun < 2
+        ranks.add_up(here)
+
+    def test_a_spare_takes_its_place(self, ranks: World):
+        spare = ranks.tell([7], "join", 0, {"timeout": 20})
+        ranks.make("tp2-pp2", operation_timeout=10)
+        told = ranks.tell([0, 2, 3], "sum", 0, "world", 1)
+        ranks.lose(1, "killed")
+        assert {outcome.error for outcome in outcomes(told).values()} == {"CollectiveError"}
+        ranks.require_well(ranks.tell([0, 2, 3], "rebind", 0, "tp2-pp2"))
+        assert ranks.require_well(spare)[7].value == 1
+        ranks.add_up([0, 2, 3, 7], 10)
+
+    def test_a_frozen_one_is_left_out_and_cannot_go_on(self, processes: World):
+        ranks = processes
+        ranks.make("tp4", operation_timeout=1)
+        told = ranks.tell([0, 1, 2], "sum", 0, "world", 1)
+        ranks.lose(3, "frozen")
+        for outcome in outcomes(told).values():
+            assert outcome.error == "GroupTimeoutError", outcome
+            assert "3 did not report" in outcome.text, outcome
+        begun = time.monotonic()
+        ranks.require_well(ranks.tell([0, 1, 2], "rebind", 0, "tp3"))
+        assert time.monotonic() - begun < 1
+        ranks.add_up([0, 1, 2])
+        ranks.seats[3].signal(signal.SIGCONT)
+        outcome = outcomes(ranks.tell([3], "rebind", 0, "tp1@3"))[3]
+        assert outcome.error == "RebindError", outcome
+        assert "rank 3 was left out: the others went on without it" in outcome.text
+
+    def test_one_that_dies_while_it_waits_gets_no_place(self, processes: World):
+        spares = processes.tell([7, 8], "join", 0, {"timeout": 20})
+        processes.make("tp2")
+        assert eventually(lambda: processes.waiting() == 2)
+        processes.lose(7, "killed")
+        processes.require_well(processes.tell([0, 1], "rebind", 0, "tp3"))
+        assert spares[8].result(20).value == 2
+        processes.add_up([0, 1, 8], 6)
