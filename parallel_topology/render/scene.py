@@ -204,9 +204,8 @@ class Scene:
         return tuple(map(self.box_on, self._numbers))
 
     def box_on(self, host: int) -> Box:
-        """The box of one host."""
-        assert self.hosts is not None
-        every, world = self.hosts.ranks_of(host), self.topology.world
+        """The box of one host. Raises: TopologyError: the hosts are not known."""
+        every, world = self._known_hosts.ranks_of(host), self.topology.world
         if isinstance(every, range) and world.placement is None:
             ours = range(max(every.start, world.start), min(every.stop, world.start + world.size))
         else:
@@ -332,9 +331,14 @@ class Scene:
 
     @cached_property
     def _numbers(self) -> Sequence[int]:
-        """The hosts that hold ranks of the topology."""
-        assert self.hosts is not None
-        return self.hosts.hosts_of(self.topology.world)
+        """The hosts that hold ranks of the topology. Raises: TopologyError: they are not known."""
+        return self._known_hosts.hosts_of(self.topology.world)
+
+    @property
+    def _known_hosts(self) -> Hosts:
+        if self.hosts is None:
+            raise TopologyError(f"the hosts of {self.topology} are not known: say with hosts= (--hosts) who is where")
+        return self.hosts
 
     @cached_property
     def _rows(self) -> Groups:

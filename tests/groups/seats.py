@@ -68,6 +68,17 @@ class Rank:
         told: dict[str, Any] = {"timeout": CREATION, "operation_timeout": OPERATION} | options
         self._managers[key] = GroupManager(ParallelTopology.parse(topology), rank=self.rank, store=self._store, **told)
 
+    def make_at(self, key: int, topology: str, port: int, launched: bool) -> None:
+        """A manager that meets at a port, where rank 0 runs the store."""
+        value, told = ParallelTopology.parse(topology), {"timeout": CREATION, "operation_timeout": OPERATION}
+        if not launched:
+            self._managers[key] = GroupManager.connect(f"tcp://127.0.0.1:{port}", value, rank=self.rank, **told)
+            return
+        size, rank = str(value.world_size), str(self.rank)
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        env = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size} | place
+        self._managers[key] = GroupManager.from_env(value, env=env, **told)
+
     def rebind(self, key: int, topology: str) -> None:
         self._managers[key] = self._managers[key].rebind(ParallelTopology.parse(topology))
 
@@ -133,6 +144,21 @@ class Rank:
 
     def wait_in_vain(self, key: int, axis: str) -> None:
         self._managers[key][axis].recv(torch.ones(1))
+
+    def interrupted(self, after: float, what: str, *arguments: Any) -> float:
+        """Seconds from Ctrl-C to the end of what waits; to be done on the main thread."""
+        pressed: list[float] = []
+
+        def press() -> None:
+            pressed.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        try:
+            threading.Timer(after, press).start()
+            getattr(self, what)(*arguments)
+        except KeyboardInterrupt:
+            return time.monotonic() - pressed[0]
+        raise AssertionError(f"{what} ended before Ctrl-C")
 
     def survivors(self, key: int, timeout: float) -> list[int]:
         return self._managers[key].survivors(timeout)
@@ -275,7 +301,10 @@ def _serve(pipe: Any, number: int, port: int) -> None:
             told = pipe.recv()
         except (EOFError, OSError):
             return
-        threading.Thread(target=answer, args=told, daemon=True).start()
+        if told[1] == "interrupted":
+            answer(*told)
+        else:
+            threading.Thread(target=answer, args=told, daemon=True).start()
 
 
 def _host(pipe: Any) -> None:

@@ -27,6 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from parallel_topology import ParallelTopology, torch_private
 from parallel_topology.meeting.rendezvous import join_store
 from tests.groups.seats import CREATION, OPERATION, Outcome, ProcessSeat, StoreSeat, ThreadSeat
+from tests.ports import free_port
 from tests.waiting import eventually
 
 RANKS = 4
@@ -51,6 +52,7 @@ class Made:
     topology: ParallelTopology
     name: str
     checked: bool
+    apart: bool = False  # over a store of its own
     dead: tuple[int, ...] = ()
 
     @property
@@ -75,10 +77,17 @@ class Chaos(RuleBasedStateMachine):
         self._open()
 
     def _open(self) -> None:
-        gc.collect()
-        self._before = held()
         self._store: dist.Store = dist.HashStore()
         self._seats: list[Any] = [ThreadSeat(rank, self._store) for rank in range(RANKS)]
+        self._begin()
+        self._before = held()
+
+    def _begin(self) -> None:
+        """Make what stays: the store that rank 0 runs for a launcher's job."""
+        self._port = free_port()
+        self._end(self._make_at("tp4", self._port, True), ["close"] * RANKS)
+        self._whole.clear()
+        self._closed.clear()
 
     # Making
 
@@ -111,6 +120,23 @@ class Chaos(RuleBasedStateMachine):
         told = {rank: self._tell_make(made, rank, **(changed if rank == odd else {})) for rank in made.ranks}
         for outcome in self._outcomes(told, CREATION).values():
             assert outcome.error == "DisagreementError", outcome
+
+    @rule(topology=topologies, name=names, other=picks, told=st.sampled_from(["theirs", None]))
+    def make_with_a_token_that_one_does_not_hold(self, topology: str, name: str, other: int, told: str | None) -> None:
+        made = self._new(topology, name)
+        odd = made.ranks[other % len(made.ranks)]
+        answers = {
+            rank: self._tell_make(made, rank, timeout=1.0, token=told if rank == odd else "ours") for rank in made.ranks
+        }
+        for outcome in self._outcomes(answers, 1.0).values():
+            assert outcome.error in {"RendezvousError", "GroupTimeoutError"}, outcome
+        answers = {rank: self._tell_make(made, rank, token="ours") for rank in made.ranks}
+        self._all_well(answers, CREATION)
+        self._whole.append(made)
+
+    @rule(topology=st.sampled_from(SAME_RANKS), launched=st.booleans())
+    def make_at_a_port(self, topology: str, launched: bool) -> None:
+        self._make_at(topology, self._port if launched else free_port(), launched)
 
     # Using
 
@@ -327,6 +353,14 @@ class Chaos(RuleBasedStateMachine):
         self._whole.append(made)
         return made
 
+    def _make_at(self, topology: str, port: int, launched: bool) -> Made:
+        made = self._new(topology, "default")
+        made.apart = True
+        told = {rank: self._seats[rank].tell("make_at", made.key, topology, port, launched) for rank in made.ranks}
+        self._all_well(told, CREATION)
+        self._whole.append(made)
+        return made
+
     def _rebind(self, made: Made, topology: str) -> None:
         self._all_well({rank: self._seats[rank].tell("rebind", made.key, topology) for rank in made.ranks}, CREATION)
         made.topology = ParallelTopology.parse(topology)
@@ -385,7 +419,7 @@ class ChaosOnProcesses(Chaos):
         self._seats = [ProcessSeat(rank, self._host.port) for rank in range(RANKS)]
         self._all_well({seat: seat.tell("held") for seat in self._seats}, 60)  # they have started
         self._end(self._make("tp4", "first"), ["close"] * RANKS)
-        self._whole.clear()
+        self._begin()
         self._used = {seat: outcome.value for seat, outcome in self._all_held().items()}
 
     @precondition(lambda self: self._whole)
@@ -409,6 +443,24 @@ class ChaosOnProcesses(Chaos):
         self._seats[rank].leave()
         self._seats[rank] = ProcessSeat(rank, self._host.port)
         self._all_well({rank: self._seats[rank].tell("held")}, 60)
+
+    @precondition(lambda self: self._whole)
+    @rule(which=picks, who=picks, after=st.sampled_from([0.0, 0.05, 0.3]))
+    def ctrl_c_in_a_wait(self, which: int, who: int, after: float) -> None:
+        made = self._break(which)
+        rank = made.ranks[who % len(made.ranks)]
+        self._press_ctrl_c(rank, after, "wait_in_vain", made.key, "world")
+
+    @rule(topology=topologies, name=names, who=picks, after=st.sampled_from([0.0, 0.05, 0.3]))
+    def ctrl_c_while_a_manager_is_made(self, topology: str, name: str, who: int, after: float) -> None:
+        made = self._new(topology, name)
+        rank = made.ranks[who % len(made.ranks)]
+        self._press_ctrl_c(rank, after, "make", made.key, topology, {"name": name})
+        self._make(topology, name)
+
+    def _press_ctrl_c(self, rank: int, after: float, *told: Any) -> None:
+        waiting = self._seats[rank].tell("interrupted", after, *told)
+        assert self._all_well({rank: waiting}, after)[rank].value < LATE
 
     @precondition(lambda self: self._whole)
     @rule(which=picks, who=picks, how_long=st.sampled_from([0.1, 0.5]))
@@ -469,7 +521,7 @@ class ChaosOnProcesses(Chaos):
         told = {rank: self._tell_make(new, rank, timeout=1.0) for rank in new.ranks}
         for outcome in self._outcomes(told, 1.0).values():
             assert outcome.error == "RendezvousError", outcome
-        for made in self._whole[:1]:
+        for made in [one for one in self._whole if not one.apart][:1]:
             told = {rank: self._seats[rank].tell("survivors", made.key, 0.5) for rank in made.ranks}
             for outcome in self._outcomes(told, 0.5).values():
                 assert outcome.error == "RendezvousError", outcome
@@ -477,7 +529,7 @@ class ChaosOnProcesses(Chaos):
             told = {rank: self._seats[rank].tell("sum", made.key, "world", 3) for rank in made.ranks if rank != missing}
             for outcome in self._outcomes(told, OPERATION).values():
                 assert outcome.error in GONE, outcome
-            self._break(0)
+            self._break(self._whole.index(made))
 
     def _all_held(self) -> dict[Any, Outcome]:
         return self._all_well({seat: seat.tell("held") for seat in self._seats}, CREATION)

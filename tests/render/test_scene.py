@@ -180,3 +180,8 @@ def test_ranges_of_strides_are_those_of_the_numbers():
     assert ranges(Ranks(0, ((2**70, 1),))) == f"0-{2**70 - 1}"
     assert ranges(Ranks(0, ((2, 1), (2**70, 4)))) == f"0-1,4-5,8-9,12-13,... {2**72 - 3} ({2**71:,})"
     assert ranges(range(0, 2**70, 2)) == f"0,2,4,6,... {2**70 - 2} ({2**69:,})"
+
+
+def test_where_hosts_are_not_known_none_has_a_box():
+    with pytest.raises(TopologyError, match=r"the hosts of tp2 are not known: say with hosts= \(--hosts\)"):
+        Scene(ParallelTopology.parse("tp2")).box_on(0)
