@@ -14,6 +14,7 @@ from parallel_topology.cli.env import env
 from parallel_topology.cli.errors import OneLineErrors
 from parallel_topology.cli.fit import fit
 from parallel_topology.cli.globals import read_globals
+from parallel_topology.cli.layouts import layouts
 from parallel_topology.cli.orders import orders
 from parallel_topology.cli.refit import refit
 from parallel_topology.cli.selftest import selftest
@@ -46,6 +47,6 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _command in (show, check, fit, orders, diff, refit, env, selftest, demo):  # as --help lists them
+for _command in (show, check, fit, layouts, orders, diff, refit, env, selftest, demo):  # as --help lists them
     app.command()(_command)
 app.command("globals")(read_globals)

@@ -32,7 +32,7 @@ def check(
     ffn: Annotated[int | None, _size("--ffn", help="Width inside the feed-forward layers.")] = None,
     vocab: Annotated[int | None, _size("--vocab", help="Tokens in the vocabulary.")] = None,
     experts: Annotated[int | None, _size("--experts", help="Routed experts in a layer.")] = None,
-    batch: Annotated[int | None, _size("--batch", help="Samples in a step, of all data-parallel ranks.")] = None,
+    batch: Annotated[int | None, _size("--batch", "--global-batch", help="Samples in a step, of all ranks.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether a model divides over a topology, and what of it crosses hosts.

@@ -2,62 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
 import typer
 
 from parallel_topology.cli.errors import one_line_errors
-from parallel_topology.cli.options import JsonOption, ModelOption, SpecArgument, read_model, reader
+from parallel_topology.cli.options import JsonOption, ModelOption, SpecArgument, read_model
 from parallel_topology.cli.output import print_json, print_table, table
-from parallel_topology.errors import TopologyError
+from parallel_topology.cli.uses import BatchOption, ContextOption, MemoryOption, OptimizerOption, ZeroOption, use_of
 from parallel_topology.topology.topology import ParallelTopology
-from parallel_topology.topology.whole import quoted
 from parallel_topology.topology.wording import shown_bytes
-from parallel_topology.weights.fit import Load, loads
+from parallel_topology.weights.fit import Load, loads, most
 from parallel_topology.weights.memory import Serving, Training
 from parallel_topology.weights.model import Model
-
-UNITS = {
-    "": 1,
-    **{f"{letter}iB": 2 ** (10 * power) for power, letter in enumerate("KMGT", 1)},
-    **{f"{letter}B": 10 ** (3 * power) for power, letter in enumerate("KMGT", 1)},
-}
-
-
-@dataclass(frozen=True)
-class Size:
-    """A number of bytes, as an option says it."""
-
-    bytes: int
-
-
-def _size(text: str) -> Size:
-    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([KMGT]i?B)?", text, re.ASCII)
-    nbytes = int(float(found[1]) * UNITS[found[2] or ""]) if found else 0
-    if not nbytes:
-        raise TopologyError(f"{quoted(text)} is no size; expected one such as 80GiB or 80GB")
-    return Size(nbytes)
-
-
-_MEMORY = typer.Option(
-    "--memory", metavar="SIZE", help="What each rank has, as 80GiB.", parser=reader(_size), show_default=False
-)
 
 
 def fit(
     spec: SpecArgument,
     model: ModelOption,
-    memory: Annotated[Size, _MEMORY],
-    optimizer: Annotated[str, typer.Option("--optimizer", help="Train with adam; else the model is served.")] = "",
-    zero: Annotated[int, typer.Option("--zero", help="ZeRO 0 to 3; FSDP is 3.", metavar="N")] = 0,
-    batch: Annotated[
-        int, typer.Option("--batch", help="Sequences at a time of each data-parallel rank.", metavar="N")
-    ] = 1,
-    context: Annotated[int, typer.Option("--context", help="Tokens in each of them.", metavar="N")] = 4096,
+    memory: MemoryOption,
+    optimizer: OptimizerOption = "",
+    zero: ZeroOption = 0,
+    batch: BatchOption = 1,
+    context: ContextOption = 4096,
     as_json: JsonOption = False,
 ) -> None:
     """Say what memory a model takes, stage by stage, the heaviest first, and whether that is there.
@@ -67,7 +37,7 @@ def fit(
     Example: parallel-topology fit tp2-pp2-dp2 --model docs/examples/llama.json --memory 80GiB --optimizer adam
     """
     with one_line_errors():
-        use = _use(optimizer, zero, batch, context)
+        use = use_of(optimizer, zero, batch, context)
         read = Model.from_config(read_model(model))
         found = loads(read, spec, use)
         fits = found[0].memory.total <= memory.bytes
@@ -80,19 +50,11 @@ def fit(
         sys.exit(1)
 
 
-def _use(optimizer: str, zero: int, batch: int, context: int) -> Training | Serving:
-    if optimizer:
-        return Training(optimizer=optimizer, zero=zero, batch=batch, context=context)
-    if zero:
-        raise TopologyError(f"--zero {zero} divides what training keeps; expected --optimizer adam with it")
-    return Serving(batch=batch, context=context)
-
-
 def _would_fit(model: Model, topology: ParallelTopology, use: Training | Serving, memory: int) -> list[str]:
     """What would do without another layout: the first that fits of each kind."""
 
     def fits(other: Training | Serving) -> bool:
-        return _most(model, topology, other) <= memory
+        return most(model, topology, other) <= memory
 
     return [said for said in (_more_divided(use, fits), *_fewer(use, fits), _computed_again(use, fits)) if said]
 
@@ -114,10 +76,6 @@ def _fewer(use: Training | Serving, fits: Callable[[Training | Serving], bool]) 
 def _computed_again(use: Training | Serving, fits: Callable[[Training | Serving], bool]) -> str:
     again = isinstance(use, Training) and fits(replace(use, recompute="full"))
     return "all activations computed again" if again else ""
-
-
-def _most(model: Model, topology: ParallelTopology, use: Training | Serving) -> int:
-    return loads(model, topology, use)[0].memory.total
 
 
 def _document(topology: ParallelTopology, found: list[Load], memory: int, would: list[str]) -> dict[str, Any]:

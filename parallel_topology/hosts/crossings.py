@@ -44,12 +44,17 @@ class Crossings:
         if plain is None:
             return self._counted(groups, pattern)
         start, outer, modes = plain
-        if isinstance(self.hosts.starts, range) and self.hosts.ranks is None:  # whole hosts further on, all is the same
-            start = (start - self.hosts.starts[0]) % self.hosts.starts.step
-        key = start, outer, modes, pattern
+        key = self.place(start), outer, modes, pattern
         if key not in self._known:
             self._known[key] = self._counted(groups, pattern)
         return self._known[key]
+
+    def place(self, rank: int) -> int:
+        """The first rank from which groups lie as they do from this one: whole hosts further on, all is the same."""
+        starts = self.hosts.starts
+        if isinstance(starts, range) and self.hosts.ranks is None:
+            return starts[0] + (rank - starts[0]) % starts.step
+        return rank
 
     def _counted(self, groups: Groups, pattern: Pattern) -> int:
         spans = Spans("groups", groups, self.hosts)

@@ -115,8 +115,8 @@ class ParallelTopology(BaseModel):
         base = Layout.of(named)
         built = build_views(given, base)
         layouts = {"": base, **{name: view.layout for name, view in built.items()}}
-        known = {axis for layout in layouts.values() for axis in layout.modes}
-        for axis in known - named.keys():
+        known = tuple(dict.fromkeys(axis for layout in layouts.values() for axis in layout.modes))
+        for axis in set(known) - named.keys():
             require_free(axis)
         texts = {name: view.text for name, view in built.items()}
         # Everything is checked here, so that nothing is left for pydantic to validate: it is told what it would find.
@@ -131,7 +131,8 @@ class ParallelTopology(BaseModel):
                 "_views": FrozenDict(built),
                 "_layouts": FrozenDict(layouts),
                 "_placement": None if placed is None else Placement(placed),
-                "_absent": _CONVENTIONAL - known,
+                "_all_axes": known,
+                "_absent": _CONVENTIONAL - set(known),
                 "_text": format_topology(named, first_rank, placed, texts.items()),
             },
         )
@@ -174,7 +175,7 @@ class ParallelTopology(BaseModel):
     @property
     def all_axes(self) -> tuple[str, ...]:
         """The base axes, then those that only views have."""
-        return tuple(dict.fromkeys(axis for layout in self._layouts.values() for axis in layout.modes))
+        return self._all_axes
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -21,6 +21,7 @@ memory    Memory: what a rank needs, for Training or for Serving
 flows     what the groups of a layout send in one step, by published formulas
 traffic   Traffic: what of it stays inside hosts and what crosses them
 fit       Load: what the ranks of each stage need, the heaviest first, and why
+search    on which layouts of so many ranks a model fits, and which of them sends least across hosts
 checks    will a model divide over a topology, and what would do
 """
 

@@ -61,15 +61,34 @@ def loads(model: Model, topology: ParallelTopology, use: Training | Serving) -> 
     ]
 
 
+def most(model: Model, topology: ParallelTopology, use: Training | Serving, enough: int | None = None) -> int:
+    """Bytes that the heaviest rank of all needs. Of stages that are alike, the first has most micro-batches in flight.
+
+    Args:
+        enough: where one needs more, that is the answer, and no further one is asked.
+
+    Raises:
+        UnknownAxisError, TopologyError: as for `memory_on`.
+    """
+    found = 0
+    for stages in model.stages_alike(topology.size(pipeline_axis(topology))):
+        for first, _ in _examples(model, topology, stages[0]):
+            found = max(found, memory_on(model, topology, first, use).total)
+            if enough is not None and found > enough:
+                return found
+    return found
+
+
 def _of_stage(model: Model, topology: ParallelTopology, use: Training | Serving, stage: int) -> tuple[Memory, int, int]:
     """(what the heaviest rank of a stage needs, which it is, what the lightest one needs)"""
-    asked = {rank: memory_on(model, topology, rank, use) for rank in _examples(model, topology, stage)}
+    ranks = dict.fromkeys(rank for pair in _examples(model, topology, stage) for rank in pair)
+    asked = {rank: memory_on(model, topology, rank, use) for rank in ranks}
     rank = max(asked, key=lambda one: (asked[one].total, -one))
     return asked[rank], rank, min(memory.total for memory in asked.values())
 
 
-def _examples(model: Model, topology: ParallelTopology, stage: int) -> Iterator[int]:
-    """Ranks of a stage among which are its heaviest and its lightest."""
+def _examples(model: Model, topology: ParallelTopology, stage: int) -> Iterator[tuple[int, int]]:
+    """Ranks of a stage, among which are its heaviest and its lightest: first and last of those with one given part."""
     pipeline = pipeline_axis(topology)
     uneven = (weight for weight in model.weights.weights if isinstance(weight.uneven, tuple))
     given = {expert_axis(topology, weight.axes(min(weight.cut))[0]) for weight in uneven}
@@ -80,8 +99,8 @@ def _examples(model: Model, topology: ParallelTopology, stage: int) -> Iterator[
     begin = offset(modes[pipeline], stage) if stages else 0
     for indices in product(*(range(topology.size(axis)) for axis in axes)):
         at = begin + sum(offset(modes[axis], index) for axis, index in zip(axes, indices, strict=True))
-        yield topology.world[at]
-        yield topology.world[at + sum((size - 1) * stride for axis in others for size, stride in modes[axis])]
+        last = at + sum((size - 1) * stride for axis in others for size, stride in modes[axis])
+        yield topology.world[at], topology.world[last]
 
 
 def _alone(model: Model, use: Training | Serving, stage: int, stages: int) -> str:

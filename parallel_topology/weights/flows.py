@@ -67,14 +67,14 @@ class Flow:
         phase: what for.
         axes: along which the groups run.
         pattern: who sends to whom; each message of it is as large.
-        stage: the groups of one pipeline stage; None for groups along the pipeline.
+        stages: the groups of these pipeline stages; None for groups along the pipeline.
         nbytes: that all ranks of one group send together, the mean of the groups.
     """
 
     phase: Phase
     axes: tuple[str, ...]
     pattern: Pattern
-    stage: int | None
+    stages: tuple[int, ...] | None
     nbytes: Fraction
 
 
@@ -87,10 +87,10 @@ def flows(model: Model, topology: ParallelTopology, use: Training | Serving) -> 
         UnknownAxisError, TopologyError: as for `memory_on`; or tokens of one sequence are divided while serving.
     """
     reader = _Reader(model, topology, use)
-    found: dict[tuple[Phase, tuple[str, ...], Pattern, int | None], Fraction] = {}
-    for stage in range(reader.stages):
-        for phase, axes, pattern, nbytes in reader.of_stage(stage):
-            key = phase, axes, pattern, stage
+    found: dict[tuple[Phase, tuple[str, ...], Pattern, tuple[int, ...] | None], Fraction] = {}
+    for stages in model.stages_alike(reader.stages):
+        for phase, axes, pattern, nbytes in reader.of_stage(stages[0]):
+            key = phase, axes, pattern, tuple(stages)
             found[key] = found.get(key, Fraction()) + nbytes
     for phase, axes, pattern, nbytes in reader.between_stages():
         key = phase, axes, pattern, None

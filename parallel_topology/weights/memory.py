@@ -151,7 +151,7 @@ def memory_on(model: Model, topology: ParallelTopology, rank: int, use: Training
         RankError, UnknownAxisError, TopologyError: as for `Weights.on`; or an axis of `over` is not there.
     """
     position = topology.position(rank)
-    communicators = use.communicator_bytes * topology.plan().created_per_rank
+    communicators = use.communicator_bytes and use.communicator_bytes * topology.plan().created_per_rank
     if isinstance(use, Serving):
         cached = _cached(model, topology, position, use)
         return Memory(model.weights.bytes_on(topology, rank), cache=cached, communicators=communicators)
@@ -213,7 +213,7 @@ def _kept(model: Model, topology: ParallelTopology, position: int, use: Training
     weights = gradients = optimizer = 0
     together: dict[int | str, int] = {}
     for placed, layers in model.weights.here(topology, position):
-        whole, part = placed.elements(position), placed.elements(position, over)
+        whole, part = placed.whole_and_part(position, over)
         weights += len(layers) * bytes_of(part if use.zero == 3 else whole, placed.dtype)
         for layer in layers if use.zero == 3 else ():
             key = placed.weight.name if layer is None else layer

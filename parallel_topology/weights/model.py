@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from parallel_topology.weights.config import Config
@@ -85,6 +86,30 @@ class Model:
             windows=tuple((layer, fields.size("sliding_window")) for layer in family.windowed(fields)),
             untrained=frozenset(f"model.layers.{{}}.{row.name}" for row in family.rows if not row.trained),
         )
+
+    def stages_alike(self, stages: int) -> list[list[int]]:
+        """The pipeline stages, of so many, that have as many layers of each kind: only the first and last stand alone.
+
+        Raises:
+            TopologyError: the layers do not divide over the stages.
+        """
+        if stages not in self._alike:
+            found: dict[object, list[int]] = {}
+            windows = dict(self.windows)
+            for stage in range(stages):
+                own = self.weights.layers_on(stage, stages)
+                layers = range(self.weights.layers)
+                kinds = [sum(one in weight.layers(layers) for one in own) for weight in self.weights.weights
+                         if not isinstance(weight.layer, bool)]  # fmt: skip
+                looked = sorted(windows.get(layer, 0) for layer in own)
+                key = stage == 0, stage == stages - 1, len(own), sum(layer in self.sparse for layer in own)
+                found.setdefault((key, tuple(kinds), tuple(looked)), []).append(stage)
+            self._alike[stages] = list(found.values())
+        return self._alike[stages]
+
+    @cached_property
+    def _alike(self) -> dict[int, list[list[int]]]:
+        return {}
 
 
 def _grouped(config: Config) -> dict[str, Any]:

@@ -67,6 +67,13 @@ class Placed:
     stages: tuple[int, ...] | None
     dtype: str
 
+    def moved(self, stages: tuple[int, ...] | None) -> Placed:
+        """The same in a layer of another stage, with all that is known of it already: how it is cut is the same."""
+        other = replace(self, stages=stages)
+        kept = ("layout", "_dims", "_pipeline", "_furthers", "mean_elements")
+        other.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
+        return other
+
     def on(self, rank: int) -> Held | None:
         """What a rank holds; None where it is not on its stage.
 
@@ -102,10 +109,15 @@ class Placed:
 
     def elements(self, position: int, over: Sequence[str] = ()) -> int:
         """The elements held at a position, padding included; of a part cut once more, as for `nbytes`."""
+        return self.whole_and_part(position, over)[1]
+
+    def whole_and_part(self, position: int, over: Sequence[str]) -> tuple[int, int]:
+        """The elements held at a position, and of a part cut once more along dim 0, as for `nbytes`."""
         shape = list(map(len, self.parts(position)))
-        if over and shape:
-            shape[0] = len(self.further(over).part(shape[0], position))
-        return prod(shape)
+        whole = prod(shape)
+        if not (over and shape and whole):
+            return whole, whole
+        return whole, len(self.further(over).part(shape[0], position)) * (whole // shape[0])
 
     @cached_property
     def mean_elements(self) -> Fraction:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from parallel_topology.errors import UnknownAxisError
-from parallel_topology.hosts.crossings import Crossings, messages
+from parallel_topology.hosts.crossings import Crossings, Pattern, messages
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.topology.layout import Groups, Ranks
 from parallel_topology.topology.modes import coalesce, offset
@@ -69,41 +70,79 @@ def traffic_on(model: Model, topology: ParallelTopology, hosts: Hosts, use: Trai
     Raises:
         UnknownAxisError, TopologyError: as for `flows`; or the hosts do not hold all ranks.
     """
-    return carried(flows(model, topology, use), topology, Crossings(hosts))
+    hosts.require(topology)
+    crossings = Crossings(hosts)
+    found: dict[tuple[str, Phase], list[Flow]] = {}
+    for flow in flows(model, topology, use):
+        found.setdefault((topology.group_name(*flow.axes), flow.phase), []).append(flow)
+    sent: list[Sent] = []
+    for (axes, phase), those in found.items():
+        volume = Volume(those)
+        across = volume.across(topology, crossings)
+        sent.append(Sent(axes, phase, volume.total(topology) - across, across))
+    return Traffic(tuple(sent))
 
 
-def carried(sent: Iterable[Flow], topology: ParallelTopology, crossings: Crossings) -> Traffic:
-    """Flows on the hosts, in the order of `topology`, which may be another than that they were found for.
+class Volume:
+    """Flows of one layout, summed, to be put on hosts in several orders of its axes."""
 
-    Raises:
-        TopologyError: the hosts do not hold all ranks of the topology.
+    def __init__(self, sent: Iterable[Flow]) -> None:
+        self._sent: dict[tuple[tuple[str, ...], Pattern], dict[tuple[int, ...] | None, Fraction]] = {}
+        for flow in sent:
+            of_stages = self._sent.setdefault((flow.axes, flow.pattern), {})
+            of_stages[flow.stages] = of_stages.get(flow.stages, Fraction()) + flow.nbytes
+
+    def total(self, topology: ParallelTopology) -> Fraction:
+        """Bytes that all ranks send; the same in each order."""
+        count, found = topology.size(pipeline_axis(topology)), Fraction()
+        for (axes, _), of_stages in self._sent.items():
+            groups = Fraction(topology.world_size, topology.size(*axes))
+            for stages, nbytes in of_stages.items():
+                found += nbytes * groups * (1 if stages is None else Fraction(len(stages), count))
+        return found
+
+    def across(self, topology: ParallelTopology, crossings: Crossings) -> Fraction:
+        """Those of them that go to another host, in the order of `topology`."""
+        found, plain = Fraction(), topology.world.placement is None
+        for (axes, pattern), of_stages in self._sent.items():
+            along = _Along(topology, axes)
+            for stages, nbytes in of_stages.items():
+                begun = Counter(map(along.start, stages or (0,)))
+                if plain:  # where in a host is all that counts
+                    begun = Counter(map(crossings.place, begun.elements()))
+                crossing = sum(count * crossings.of(along.groups(start), pattern) for start, count in begun.items())
+                found += nbytes * crossing / (along.parts * messages(along.size, pattern))
+        return found
+
+
+class _Along:
+    """The groups along some axes, stage by stage; where no factorization has both, each stage has a part of all.
+
+    Attributes:
+        size: ranks in each.
+        parts: how many stages share all groups then, else 1.
     """
-    crossings.hosts.require(topology)
-    found: dict[tuple[str, Phase], list[Fraction]] = {}
-    for flow in sent:
-        groups, whole = _groups(topology, flow)
-        share = Fraction(crossings.of(groups, flow.pattern), groups.size * messages(groups[0].size, flow.pattern))
-        nbytes = flow.nbytes * groups.size * whole
-        sums = found.setdefault((topology.group_name(*flow.axes), flow.phase), [Fraction(), Fraction()])
-        sums[0] += nbytes * (1 - share)
-        sums[1] += nbytes * share
-    return Traffic(tuple(Sent(*key, *sums) for key, sums in found.items()))
 
+    def __init__(self, topology: ParallelTopology, axes: tuple[str, ...]) -> None:
+        pipeline = pipeline_axis(topology)
+        self._world, self._stages, self.parts = topology.world, (), 1
+        layout = topology.factorization(*axes)
+        if pipeline not in axes and (stages := topology.size(pipeline)) > 1:
+            try:
+                layout = topology.factorization(*axes, pipeline)
+                self._stages = layout.modes[pipeline]
+            except UnknownAxisError:
+                self.parts = stages
+        fixed = {pipeline} if self._stages else set[str]()
+        self.size = topology.size(*axes)
+        self._inside = coalesce(mode for axis, modes in layout.modes.items() if axis in axes for mode in modes)
+        self._outside = coalesce(
+            mode for axis, modes in layout.modes.items() if axis not in axes and axis not in fixed for mode in modes
+        )
 
-def _groups(topology: ParallelTopology, flow: Flow) -> tuple[Groups, Fraction]:
-    """The groups of a flow on its stage; where no factorization has both, all groups, and its part of them."""
-    pipeline = pipeline_axis(topology)
-    stages = topology.size(pipeline)
-    if flow.stage is None or stages == 1:
-        return topology.groups(*flow.axes), Fraction(1)
-    try:
-        layout = topology.factorization(*flow.axes, pipeline)
-    except UnknownAxisError:
-        return topology.groups(*flow.axes), Fraction(1, stages)
-    world = topology.world
-    inside = coalesce(mode for axis, modes in layout.modes.items() if axis in flow.axes for mode in modes)
-    outside = coalesce(
-        mode for axis, modes in layout.modes.items() if axis != pipeline and axis not in flow.axes for mode in modes
-    )
-    start = world.start + offset(layout.modes[pipeline], flow.stage)
-    return Groups(Ranks(start, outside), inside, world.placement), Fraction(1)
+    def start(self, stage: int) -> int:
+        """Where the groups of a stage begin."""
+        return self._world.start + offset(self._stages, stage)
+
+    def groups(self, start: int) -> Groups:
+        return Groups(Ranks(start, self._outside), self._inside, self._world.placement)

@@ -249,8 +249,10 @@ class Weights:
         if placed is None:
             ends = {"all": None, "first": (0,), "last": (stages - 1,), "tied": (0, stages - 1)}
             on = (stage,) if weight.layer is not False else ends[weight.stage]
-            placed = Placed(weight, topology, None if stages == 1 else on, weight.dtype or self.dtype)
-            placed = known.setdefault(key, placed)
+            on = None if stages == 1 else on
+            alike = known.get((weight.name, 0)) if weight.layer is not False else None
+            made = alike.moved(on) if alike else Placed(weight, topology, on, weight.dtype or self.dtype)
+            placed = known.setdefault(key, made)
         return placed
 
     def _own_layers(self, stage: int, stages: int) -> tuple[range, ...]:

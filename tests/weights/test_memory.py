@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from parallel_topology import ParallelTopology, TopologyError, UnknownAxisError
 from parallel_topology.weights import Weight, Weights
 from parallel_topology.weights.activations import Tokens, end_bytes, in_flight, layer_bytes
-from parallel_topology.weights.fit import loads
+from parallel_topology.weights.fit import loads, most
 from parallel_topology.weights.memory import Memory, Serving, Training, memory_on
 from parallel_topology.weights.model import Model
 from tests.weights import configurations as published
@@ -207,7 +207,7 @@ def test_the_heaviest_rank_is_found_without_asking_all(drawn: tuple[Model, Paral
         return
     all_of = [memory_on(model, topology, rank, use) for rank in topology.world]
     found = loads(model, topology, use)
-    assert found[0].memory.total == max(memory.total for memory in all_of)
+    assert found[0].memory.total == max(memory.total for memory in all_of) == most(model, topology, use)
     assert min(load.lightest for load in found) == min(memory.total for memory in all_of)
     assert sorted(stage for load in found for stage in load.stages) == [*range(topology.pp)]
     for load in found:

@@ -183,6 +183,8 @@ def worlds(draw: st.DrawFn) -> tuple[Model, ParallelTopology, Hosts, Training]:
         topology = ParallelTopology(tp=tp, cp=cp, dp=dp, pp=pp, order=order, views=views)
     except TopologyError:  # the view cuts the ranks unevenly
         topology = ParallelTopology(tp=tp, cp=cp, dp=dp, pp=pp, order=order)
+    if draw(st.booleans()):
+        topology = topology.model_copy(update={"ranks": draw(st.permutations(range(topology.world_size)))})
     virtual = draw(st.sampled_from([1, 4 // pp])) if pp > 1 else 1
     model = replace(model, weights=Weights(model.weights.weights, layers=4, virtual=virtual))
     use = Training(
