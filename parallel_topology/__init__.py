@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from parallel_topology.installed import imported
+from parallel_topology.installed import imported, own_version
 
 if TYPE_CHECKING:
     __version__: str
@@ -114,7 +113,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":  # looked up when asked for: reading metadata takes longer than all the rest
-        return version("parallel-topology")
+        return own_version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(imported(f"{__name__}.{_HOMES.get(name, 'errors')}", name), name)

@@ -1,12 +1,21 @@
-"""What may be missing: torch, which the value and most commands do without, and optional packages. One line says so."""
+"""What is installed, and what may be missing: torch, which most commands do without, and optional packages."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 
 from parallel_topology.errors import MissingExtraError
+
+
+def own_version() -> str:
+    """This package's version; `0+tree` where it was put on the import path instead of being installed."""
+    try:
+        return version("parallel-topology")
+    except PackageNotFoundError:
+        return "0+tree"
 
 
 def imported(module: str, what: str) -> ModuleType:

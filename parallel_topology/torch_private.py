@@ -39,6 +39,9 @@ _VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 GLOO_SCATTERS_SUMS: bool = _VERSION < (2, 13)
 """Whether gloo's reduce-scatter may take the sum whatever it is asked for: seen in torch 2.8, and not in 2.13."""
 
+GLOO_TELLS: bool = _VERSION < (2, 13)
+"""Whether gloo writes to stdout with whom each new group is connected: seen in torch 2.8 and 2.10, not in 2.13."""
+
 
 @contextmanager
 def ended_together(groups: Sequence[dist.ProcessGroup]) -> Generator[None]:

@@ -30,6 +30,15 @@ def test_dir_lists_what_nobody_has_asked_for():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_tree_on_the_import_path_has_a_version():
+    """Engines carry copies of what they need, not installed."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import parallel_topology as p; print(p.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("0+tree\n", "")
+
+
 @pytest.mark.parametrize(
     ("program", "what"),
     [

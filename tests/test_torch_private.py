@@ -99,4 +99,5 @@ run_ranks("tp2-pp2", body)
 print("said")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "said\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "said\n" or (torch_private.GLOO_TELLS and done.stdout.endswith("\nsaid\n"))

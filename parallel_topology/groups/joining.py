@@ -6,7 +6,6 @@ import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from parallel_topology.communicators.links import Links
 from parallel_topology.errors import RendezvousError
 from parallel_topology.groups.group import ParallelGroup
+from parallel_topology.installed import own_version
 from parallel_topology.meeting.addresses import address_towards
 from parallel_topology.meeting.agreement import Agreed, Meeting
 from parallel_topology.meeting.control import Control
@@ -26,7 +26,7 @@ from parallel_topology.topology.plan import Family, Plan
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.torch_errors import STORE_ERRORS
 
-_VERSION = version("parallel-topology")  # searched for on the whole import path: once, not for each manager
+_VERSION = own_version()  # searched for on the whole import path: once, not for each manager
 LAST_WORDS = 0.5
 """Seconds after the deadline in which a rank that finds the store answering may say who did not come, and withdraw."""
 
