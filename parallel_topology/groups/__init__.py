@@ -10,6 +10,7 @@ declared     a view whose groups were made when it was
 life         what state a manager is in, for all threads, and in forked children
 joining      what the ranks of one manager compare, and the groups they then create
 elastic      how a manager is followed by one of another topology, on all ranks or on none
+standby      a manager that is built while another serves, and then takes its place
 newcomer     how a process joins one with nothing but its name and a store
 manager      GroupManager
 """

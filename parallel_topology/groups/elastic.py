@@ -6,17 +6,19 @@ have built, and then it is committed: `meeting.succession` decides each step for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from parallel_topology.errors import ParallelTopologyError, RebindError, RendezvousError
 from parallel_topology.groups.joining import LAST_WORDS
+from parallel_topology.meeting.control import FAREWELL
 from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.meeting.lobby import Call, Invitations, Lobby
 from parallel_topology.meeting.succession import Agreement, Proposal, Refused, Succession
 from parallel_topology.meeting.witness import Witness
 from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.topology.wording import shown_ranks
 
 M = TypeVar("M")
 
@@ -32,7 +34,8 @@ class Predecessor(Generic[M]):
         lobby: where newcomers wait.
         told: what newcomers are told of the options.
         objection: why this rank may not be bound to a topology; None if it may.
-        build: makes the successor; not for ranks that leave.
+        build: makes the successor, and connects its groups if it is told to; not for ranks that leave.
+        lost: which ranks of a successor are known to have ended.
         abandon: ends a successor that came to nothing.
     """
 
@@ -43,7 +46,8 @@ class Predecessor(Generic[M]):
     lobby: Lobby
     told: Mapping[str, Any]
     objection: Callable[[ParallelTopology], ParallelTopologyError | None]
-    build: Callable[[ParallelTopology, Deadline], M]
+    build: Callable[[ParallelTopology, Deadline, bool], M]
+    lost: Callable[[M], Collection[int]]
     abandon: Callable[[M], object]
 
 
@@ -56,13 +60,17 @@ class Change(Generic[M]):
         successor: once this rank has built it; None where it leaves.
     """
 
-    def __init__(self, of: Predecessor[M], topology: ParallelTopology, deadline: Deadline) -> None:
+    def __init__(
+        self, of: Predecessor[M], topology: ParallelTopology, deadline: Deadline, *, connects: bool = False
+    ) -> None:
+        """`connects`: the new groups connect at once, not when they are first used."""
         self.topology = topology
         self.agreement: Agreement | None = None
         self.successor: M | None = None
         self._of = of
         self._deadline = deadline
         self._members = list(topology.world)
+        self._connects = connects
 
     @property
     def stays(self) -> bool:
@@ -106,7 +114,7 @@ class Change(Generic[M]):
         failure: BaseException | None = None
         try:
             if self.stays:
-                self.successor = self._of.build(self.topology, self._deadline)
+                self.successor = self._of.build(self.topology, self._deadline, self._connects)
         except BaseException as error:  # also an interrupt: the others are told
             failure = error
         try:
@@ -127,14 +135,35 @@ class Change(Generic[M]):
         """From now on the successor is what counts, on all ranks.
 
         Raises:
-            RebindError: it was called off; says by whom and why.
+            RebindError: it was called off, as a rank has ended, say; says by whom and why.
         """
+        lost = self._of.lost(self.successor) if self.successor is not None else ()
         try:
+            if lost and self.call_off(f"{shown_ranks(sorted(lost))} ended"):
+                raise Refused(f"{shown_ranks(sorted(lost))} ended")
             if self._of.succession is not None:
-                self._of.succession.commit(Deadline(max(self._deadline.left(), LAST_WORDS)))
+                number = self.agreement.number if self.agreement is not None else 0
+                self._of.succession.commit(number, Deadline(self._deadline.seconds))
         except (Refused, RendezvousError) as error:
             self.abandon()
             raise self._failed(error) from None
+
+    def call_off(self, why: str) -> bool:
+        """Let it come to nothing on all ranks; False if it is committed.
+
+        Raises:
+            RendezvousError: the store is gone, or does not answer.
+        """
+        if self._of.succession is None:
+            return True
+        number = self.agreement.number if self.agreement is not None else None
+        return self._of.succession.call_off(number, why, Deadline(FAREWELL))
+
+    def called_off(self) -> str:
+        """Why another rank has called it off; empty if none has."""
+        if self._of.succession is None or self.agreement is None:
+            return ""
+        return self._of.succession.called_off(self.agreement.number, Deadline(FAREWELL))
 
     def abandon(self) -> None:
         """End what was built."""
@@ -149,9 +178,8 @@ class Change(Generic[M]):
         return RebindError(f"rebind from {before} to {self.topology}: {error}; all ranks keep {before}")
 
     def _call(self, number: int, place: int, seconds: float) -> Call:
-        assert_keys = self._of.succession
-        keys = assert_keys.keys if assert_keys is not None else ""
-        return Call(keys, number, str(self.topology), place, seconds, self._of.told)
+        keys = self._of.succession.keys if self._of.succession is not None else ""
+        return Call(keys, number, str(self.topology), place, seconds, {**self._of.told, "connects": self._connects})
 
 
 def _said(objection: BaseException | None) -> str:

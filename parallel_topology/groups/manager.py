@@ -6,10 +6,11 @@ import atexit
 import logging
 import os
 import secrets
+import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn, Self
@@ -41,6 +42,7 @@ from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.joining import Joined, bind, join, plain_torch
 from parallel_topology.groups.life import Life
 from parallel_topology.groups.newcomer import Newcomer, told_of
+from parallel_topology.groups.standby import Standby
 from parallel_topology.launch import LaunchInfo
 from parallel_topology.meeting import completion
 from parallel_topology.meeting.agreement import Meeting
@@ -176,7 +178,10 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 place = newcomer.wait()
                 failure: BaseException | None = None
                 try:
-                    self._build(place.topology, place.rank, opened, place.options, Creator, place.deadline)
+                    self._build(
+                        place.topology, place.rank, opened, place.options, Creator, place.deadline,
+                        connects=place.connects,
+                    )  # fmt: skip
                 except BaseException as error:
                     failure = error
                 if newcomer.built(failure):
@@ -198,6 +203,8 @@ class GroupManager(DeclaredView[ParallelGroup]):
         options: Options,
         creator: type[Creator],
         deadline: Deadline | None = None,
+        *,
+        connects: bool = False,
     ) -> None:
         begun = time.perf_counter()
         self._life: Life | None = None  # until there is something to close
@@ -217,6 +224,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self._absent = {}
         self._creator = self._witness = self._control = self._hosted = self._succession = self._meeting = None
         self._store = store if isinstance(store, dist.Store) else None
+        self._standby: Standby[Self] | None = None
         device = choose_device(options.device, self.backend, 0)
         joined = self._join(store, creator, device.type, deadline) if topology.world_size > 1 else None
         agreed = joined.agreed if joined else None
@@ -227,7 +235,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self._at_exit = end_at_exit(self)
         self._life = Life()
         try:
-            self._create(joined, creator, deadline)
+            self._create(joined, creator, deadline, connects)
         except BaseException:
             deadline.expire()  # what was overtaken gives up as soon as it can
             self.abort()
@@ -255,7 +263,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         control = Control(self._store, own=opened)
         return join(self.plan, self.rank, control, self._options, self.backend, device, creator, deadline)
 
-    def _create(self, joined: Joined | None, creator: type[Creator], deadline: Deadline) -> None:
+    def _create(self, joined: Joined | None, creator: type[Creator], deadline: Deadline, connects: bool) -> None:
         if joined is None:
             self._bind(self.name)
             if self._store is not None:
@@ -301,6 +309,8 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 self._bind(self.name if joined.agreed.number == 1 else f"{self.name}#{joined.agreed.number}")
                 # Either way nobody leaves before all have built all groups: the store may go away after this.
                 self._creator.settle(self.rank, verify=self._options.verify, stay=joined.meeting.leads)
+                if connects:
+                    self._creator.connect()
 
         try:
             overtake(create, deadline)
@@ -440,27 +450,81 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 the others went on without this one.
             ParallelTopologyError: what building it raises.
         """
+        standby = self._standby
+        if standby is not None and standby.is_for(topology):
+            return standby.commit()
         change = self._change(topology, "rebind")
         change.agree()
         change.build()
         change.commit()
         return self._follow(change)
 
-    def _change(self, topology: ParallelTopology, what: str) -> Change[Self]:
+    def prepare(self, topology: ParallelTopology) -> Standby[Self]:
+        """Build what `rebind` would return in the background, while this manager serves; all ranks call it.
+
+        It returns at once; `commit()` of what it returns lets the new manager take this one's place. To prepare the
+        same topology again is the same operation, unless that failed; another one replaces it.
+
+        Raises:
+            ClosedError: this manager was closed.
+            TopologyError: this is no topology.
+        """
+        if self._standby is not None and self._standby.is_for(topology):
+            return self._standby
+        change = self._change(topology, "prepare", connects=True)
+        place = self._meeting.round[:8] if self._meeting is not None else str(self.rank)
+        leaving = tuple(rank for rank in self.topology.world if rank not in topology.world)
+        operation = f"{self.name}-{place}-{topology.fingerprint[:8]}"
+        self._standby = Standby(change, operation, leaving, self._follow_later)
+        return self._standby
+
+    def _change(self, topology: ParallelTopology, what: str, *, connects: bool = False) -> Change[Self]:
         require_topology(topology)
         if self.closed:
             raise ClosedError(f"{what}: {self.name} was closed; build a new manager instead")
+        if self._standby is not None:
+            self._standby.cancel(f"rank {self.rank} asks for {topology} instead")
+            self._standby = None
         predecessor = Predecessor(
             self.topology, self.rank, self._succession, self._witness, Lobby(self.name, self._options.token),
-            told_of(self._options, self.backend), self._objection_to, self._successor, lambda made: made.abort(),
+            told_of(self._options, self.backend), self._objection_to, self._successor,
+            lambda made: made._ended_ranks(list(made.topology.world), False), lambda made: made.abort(),
         )  # fmt: skip
-        return Change(predecessor, topology, Deadline(self._options.seconds))
+        return Change(predecessor, topology, Deadline(self._options.seconds), connects=connects)
 
-    def _successor(self, topology: ParallelTopology, deadline: Deadline) -> Self:
+    def _successor(self, topology: ParallelTopology, deadline: Deadline, connects: bool) -> Self:
         creator = type(self._creator) if self._creator is not None else Creator
         successor = type(self).__new__(type(self))
-        successor._build(topology, self.rank, self._store, self._options, creator, deadline)
+        successor._build(topology, self.rank, self._store, self._options, creator, deadline, connects=connects)
         return successor
+
+    def _follow_later(self, change: Change[Self], standby: Standby[Self]) -> Self:
+        """As `_follow`, but this manager ends when no rank uses it any more."""
+        self._standby = None
+        life, succession, agreement = self._life, self._succession, change.agreement
+        if life is None or succession is None or agreement is None or not life.begin_to_end(overtaking=False):
+            standby.all_over()
+            return self._follow(change)
+        for group in (*self._groups.values(), *self._absent.values()):
+            group.links.closed = True
+
+        def end() -> None:
+            with suppress(ParallelTopologyError):
+                deadline = Deadline(self._options.seconds)
+                if succession.wait_until_all_are_over(agreement, deadline, lambda: life.state == "closed"):
+                    standby.all_over()
+            self._follow(change)
+
+        successor = change.successor
+        if successor is not None:
+            self._hand_over(change, successor)
+        threading.Thread(target=end, name="parallel_topology end", daemon=True).start()
+        return self if successor is None else successor
+
+    def _hand_over(self, change: Change[Self], successor: Self) -> None:
+        if self._hosted is not None:
+            successor._hosted, self._hosted = self._hosted, None
+        successor.newcomers = change.newcomers
 
     def _follow(self, change: Change[Self]) -> Self:
         """What this rank has from now on; this manager ends."""
@@ -470,9 +534,8 @@ class GroupManager(DeclaredView[ParallelGroup]):
             broken |= bool(change.agreement.absent)
         successor = change.successor
         if successor is not None:
-            successor._hosted, self._hosted = self._hosted, None
-            successor.newcomers = change.newcomers
-        self._end(abort=broken or bool(self._live_graphs()))
+            self._hand_over(change, successor)
+        self._end(abort=broken or bool(self._live_graphs()), going_on=True)
         return self if successor is None else successor
 
     def _objection_to(self, topology: ParallelTopology) -> ParallelTopologyError | None:
@@ -619,10 +682,14 @@ class GroupManager(DeclaredView[ParallelGroup]):
         """
         return self._end(abort=True).labels
 
-    def _end(self, *, abort: bool) -> Released:
+    def _end(self, *, abort: bool, going_on: bool = False) -> Released:
+        """`going_on`: this ends it in the thread that has begun to, or is the first to begin."""
         life = self._life
-        if life is None or not life.begin_to_end(overtaking=abort):
+        if life is None or not life.begin_to_end(overtaking=abort or going_on):
             return Released()
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            standby.leave(f"rank {self.rank} has closed its manager")
         atexit.unregister(self._at_exit)
         for group in (*self._groups.values(), *self._absent.values()):
             group.links.closed = True

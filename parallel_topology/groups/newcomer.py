@@ -46,6 +46,7 @@ class Place:
 
     Attributes:
         topology, rank, newcomers, options: of the manager that it is to build.
+        connects: whether its groups are to connect at once.
         deadline: by which all have to have built.
     """
 
@@ -53,6 +54,7 @@ class Place:
     rank: int
     newcomers: tuple[int, ...]
     options: Options
+    connects: bool
     deadline: Deadline
 
 
@@ -97,7 +99,8 @@ class Newcomer:
             raise
         self._call = call
         topology = ParallelTopology.parse(call.topology)
-        return Place(topology, call.place, newcomers, self._options(call.told), Deadline(call.seconds))
+        options, connects = self._options(call.told), call.told["connects"] is True
+        return Place(topology, call.place, newcomers, options, connects, Deadline(call.seconds))
 
     def built(self, failure: BaseException | None) -> bool:
         """Say that this rank has built what it needs, or why not; whether it was committed. Then it is in."""

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from parallel_topology import torch_private
 from parallel_topology.communicators.checked import CheckedCommunicator
-from parallel_topology.communicators.communicator import Communicator
+from parallel_topology.communicators.communicator import Communicator, wait_for
 from parallel_topology.communicators.connections import new_connections
 from parallel_topology.communicators.contacts import refusing
 from parallel_topology.communicators.factories import find_factory
@@ -196,6 +196,13 @@ class Creator:
         for (links, _), family in zip(self._made, self._families, strict=True):
             links.set_timeout(timedelta(seconds=self._options.operations_wait(family)))
         complete(self._store, DONE, ranks, self._deadline, wait=stay)
+
+    def connect(self) -> None:
+        """Connect neighbours in each group over gloo, which otherwise do when they first use each other."""
+        for links, _ in self._made:
+            tensor = torch.zeros(1, dtype=torch.int8)
+            over_gloo = TorchCommunicator(links, torch.device("cpu"), len(links.ranks), 0)
+            wait_for(over_gloo.issue("barrier", tensor, async_op=False))
 
     def _makes_more(self) -> bool:
         """Whether there is more than what each rank opened by itself, which was there when all had agreed."""

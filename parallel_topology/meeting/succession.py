@@ -38,7 +38,7 @@ _LONGEST = 2000
 _THOROUGHLY = 20
 """Every so many looks a rank looks on other hosts, too, for ranks that have ended."""
 _STEPS = ("agreed", "built", "outcome")
-_KEYS = ("asked", "votes", "ready", *_STEPS)
+_KEYS = ("asked", "votes", "ready", "over", *_STEPS)
 
 
 class Refused(Exception):  # noqa: N818 (it never leaves the package)
@@ -134,7 +134,9 @@ class Succession:
         def ask(store: dist.Store) -> Agreement:
             number = self._number = self._open(store, proposal.topology, deadline)
             append(store, self._key(number, "votes"), json.dumps([self._rank, proposal.objection[:_LONGEST], ""]))
-            found = self._wait(store, number, "agreed", partial(self._weigh, store, proposal, deadline), deadline)
+            found = self._wait(
+                store, number, "agreed", partial(self._weigh, store, number, proposal, deadline), deadline
+            )
             self._require_ours(store, proposal.topology)
             newcomers = {int(place): str(who) for place, who in found["newcomers"].items()}
             if self._rank in newcomers:
@@ -158,8 +160,8 @@ class Succession:
 
         self.ask(ask, deadline)
 
-    def commit(self, deadline: Deadline) -> None:
-        """Let it be so for all ranks, unless it was called off.
+    def commit(self, number: int, deadline: Deadline) -> None:
+        """Let it be so for all ranks, unless it was called off; and say that this one has gone over.
 
         Raises:
             Refused: it was; says by whom and why.
@@ -168,13 +170,38 @@ class Succession:
 
         def ask(store: dist.Store) -> None:
             said = json.dumps({"why": "", "by": self._rank})
-            _require(json.loads(store.compare_set(self._key(self._number, "outcome"), "", said)))
+            _require(json.loads(store.compare_set(self._key(number, "outcome"), "", said)))
+            append(store, self._key(number, "over"), str(self._rank))
 
         self.ask(ask, deadline)
 
-    def call_off(self, why: str, deadline: Deadline) -> bool:
-        """Let the operation this rank is in come to nothing; whether that is so, as it may have been committed."""
-        number = self._number
+    def called_off(self, number: int, deadline: Deadline) -> str:
+        """Why an operation came to nothing; empty if it did not."""
+        refused = self.ask(lambda store: self._refusal(store, number), deadline)
+        return refused["why"] if refused is not None else ""
+
+    def wait_until_all_are_over(self, agreement: Agreement, deadline: Deadline, given_up: Callable[[], bool]) -> bool:
+        """Wait until all ranks of this manager that agreed have gone over, or have ended; whether they have in time."""
+        wanted = set(self._ranks).difference(agreement.absent)
+
+        def ask(store: dist.Store) -> bool:
+            looks, look = Patience(len(self._ranks)), 0
+            while not deadline.passed() and not given_up():
+                lacking = wanted.difference(map(int, lines(store, self._key(agreement.number, "over"))))
+                look += 1
+                if not lacking or self._gone(store, sorted(lacking), look % _THOROUGHLY == 0).issuperset(lacking):
+                    return True
+                looks.pause(deadline)
+            return False
+
+        return self.ask(ask, deadline)
+
+    def call_off(self, number: int | None, why: str, deadline: Deadline) -> bool:
+        """Let an operation, the last one this rank took part in if none is given, come to nothing; whether that is so,
+        as it may have been committed."""
+        number = self._number if number is None else number
+        if number < 0:
+            return True
         return self.ask(lambda store: self._refuse(store, number, f"rank {self._rank}: {why}", deadline), deadline)
 
     def leave(self, store: dist.Store) -> None:
@@ -314,10 +341,12 @@ class Succession:
         _require(found)
         return found
 
-    def _weigh(self, store: dist.Store, proposal: Proposal, deadline: Deadline, late: bool) -> dict[str, Any] | None:
+    def _weigh(
+        self, store: dist.Store, number: int, proposal: Proposal, deadline: Deadline, late: bool
+    ) -> dict[str, Any] | None:
         said: dict[int, str] = {}
         newcomers: dict[int, str] = {}
-        for line in lines(store, self._key(self._number, "votes")):
+        for line in lines(store, self._key(number, "votes")):
             who, objection, newcomer = json.loads(line)
             if newcomer:
                 newcomers.setdefault(who, newcomer)
@@ -338,7 +367,7 @@ class Succession:
             return _no(self._did_not_come(lacking, gone, deadline), deadline)
         free = [rank for rank in lacking if rank not in self._ranks or rank in gone or rank in proposal.suspects]
         if free and self._rank == next(rank for rank in self._ranks if rank in said):
-            proposal.invite.fill(store, self._number, free, deadline.left())
+            proposal.invite.fill(store, number, free, deadline.left())
         return None
 
     def _did_not_come(self, lacking: Sequence[int], gone: Collection[int], deadline: Deadline) -> str:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology, ParallelTopologyError
+from parallel_topology.groups.standby import Standby
 from parallel_topology.meeting.rendezvous import join_store
 
 CREATION, OPERATION = 5.0, 2.0
@@ -51,6 +52,7 @@ class Rank:
         self.rank = rank
         self._store = store
         self._managers: dict[int, GroupManager] = {}
+        self._standbys: dict[int, Standby[GroupManager]] = {}
         self._handles: list[Any] = []
 
     def do(self, what: str, *arguments: Any) -> Outcome:
@@ -81,6 +83,27 @@ class Rank:
 
     def rebind(self, key: int, topology: str) -> None:
         self._managers[key] = self._managers[key].rebind(ParallelTopology.parse(topology))
+
+    def topology(self, key: int) -> str:
+        return str(self._managers[key].topology)
+
+    def prepare(self, key: int, topology: str) -> str:
+        """What identifies the operation."""
+        self._standbys[key] = self._managers[key].prepare(ParallelTopology.parse(topology))
+        return self._standbys[key].operation
+
+    def status(self, key: int) -> tuple[str, str, tuple[int, ...]]:
+        """State, reason, and which ranks are safe to stop."""
+        status = self._standbys[key].status
+        return status.state, status.why, status.safe_to_stop
+
+    def commit(self, key: int) -> bool:
+        """Whether this rank is in what it has now."""
+        self._managers[key] = self._standbys[key].commit()
+        return not self._managers[key].closed
+
+    def cancel(self, key: int) -> None:
+        self._standbys[key].cancel()
 
     def join(self, key: int, options: dict[str, Any]) -> int:
         """The rank that it became."""
@@ -182,6 +205,7 @@ class Rank:
         for manager in self._managers.values():
             manager.abort()
         self._managers.clear()
+        self._standbys.clear()
         self._handles.clear()
         gc.collect()
 

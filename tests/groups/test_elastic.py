@@ -69,9 +69,21 @@ class World:
         store = join_store("127.0.0.1", self._host.port, 10) if self._host else self._store
         return len(store.get("lobby/engine/here").splitlines()) if store.check(["lobby/engine/here"]) else 0
 
+    def await_state(self, ranks: Any, state: str) -> list[Any]:
+        """Wait until the standby is so on all of these; the statuses."""
+        found: list[Any] = []
+
+        def is_so() -> bool:
+            found[:] = [one.value for one in self.require_well(self.tell(ranks, "status", 0)).values()]
+            return all(one[0] == state for one in found)
+
+        assert eventually(is_so), found
+        return found
+
     def leave(self) -> None:
-        for seat in self.seats.values():
-            seat.tell("end")
+        told = {rank: seat.tell("end") for rank, seat in self.seats.items()}
+        if not self._processes:
+            outcomes(told)
         for seat in self.seats.values():
             seat.leave()
         if self._host:
@@ -165,7 +177,7 @@ class TestFewerAndMore:
         for outcome in outcomes(ranks.tell([0, 1], "rebind", 0, "tp3")).values():
             assert outcome.error == "RebindError"
             assert "nobody came to be rank 2 within 1 s; all ranks keep tp2" in outcome.text
-            assert outcome.seconds < 2
+            assert outcome.seconds < 4
         ranks.add_up([0, 1])
 
     def test_nobody_calls_a_newcomer(self):
@@ -232,3 +244,130 @@ class TestAfterADeath:
         processes.require_well(processes.tell([0, 1], "rebind", 0, "tp3"))
         assert spares[8].result(20).value == 2
         processes.add_up([0, 1, 8], 6)
+
+
+class TestStandby:
+    def test_serves_while_it_is_built_and_is_swapped(self, ranks: World):
+        ranks.make("tp4")
+        told = ranks.tell(range(4), "prepare", 0, "tp2-pp2")
+        assert len({outcome.value for outcome in ranks.require_well(told).values()}) == 1
+        ranks.add_up(range(4))
+        ranks.await_state(range(4), "ready")
+        ranks.add_up(range(4))
+        ranks.require_well(ranks.tell(range(4), "commit", 0))
+        ranks.add_up(range(4))
+        assert ranks.require_well(ranks.tell([0], "topology", 0))[0].value == "tp2-pp2"
+
+    def test_the_same_again_is_the_same_and_another_replaces_it(self, ranks: World):
+        ranks.make("tp2")
+        first = {one.value for one in ranks.require_well(ranks.tell([0, 1], "prepare", 0, "pp2")).values()}
+        again = {one.value for one in ranks.require_well(ranks.tell([0, 1], "prepare", 0, "pp2")).values()}
+        ranks.await_state([0, 1], "ready")
+        assert first == again
+        other = {one.value for one in ranks.require_well(ranks.tell([0, 1], "prepare", 0, "dp2")).values()}
+        assert other.isdisjoint(first)
+        ranks.await_state([0, 1], "ready")
+        ranks.require_well(ranks.tell([0, 1], "commit", 0))
+        assert ranks.require_well(ranks.tell([0], "topology", 0))[0].value == "dp2"
+
+    def test_rebind_to_what_is_prepared_takes_it(self, ranks: World):
+        ranks.make("tp2")
+        ranks.require_well(ranks.tell([0, 1], "prepare", 0, "pp2"))
+        ranks.require_well(ranks.tell([0, 1], "rebind", 0, "pp2"))
+        ranks.add_up([0, 1])
+        ranks.await_state([0, 1], "committed")
+
+    def test_cancelled_on_one_is_cancelled_on_all(self, ranks: World):
+        ranks.make("tp3")
+        ranks.require_well(ranks.tell(range(3), "prepare", 0, "pp3"))
+        ranks.await_state(range(3), "ready")
+        ranks.require_well(ranks.tell([1], "cancel", 0))
+        assert ranks.await_state([0, 2], "cancelled")[0][1] == "rank 1: cancelled"
+        for outcome in outcomes(ranks.tell(range(3), "commit", 0)).values():
+            assert outcome.error == "RebindError"
+        ranks.add_up(range(3))
+        ranks.require_well(ranks.tell(range(3), "prepare", 0, "pp3"))
+        ranks.require_well(ranks.tell(range(3), "commit", 0))
+        ranks.add_up(range(3))
+
+    def test_cancelled_when_another_rank_has_committed(self, ranks: World):
+        ranks.make("tp2")
+        ranks.require_well(ranks.tell([0, 1], "prepare", 0, "pp2"))
+        ranks.await_state([0, 1], "ready")
+        ranks.require_well(ranks.tell([0], "commit", 0))
+        outcome = outcomes(ranks.tell([1], "cancel", 0))[1]
+        assert outcome.error == "RebindError"
+        assert "another rank has committed it" in outcome.text
+        ranks.require_well(ranks.tell([1], "commit", 0))
+        ranks.add_up([0, 1])
+
+    def test_one_rank_does_not_prepare(self, ranks: World):
+        ranks.make("tp3", timeout=1.0)
+        ranks.require_well(ranks.tell([0, 2], "prepare", 0, "pp3"))
+        for _, why, _ in ranks.await_state([0, 2], "failed"):
+            assert "rank 1 did not come within 1 s; all ranks keep tp3" in why
+        ranks.add_up(range(3))
+
+    def test_one_rank_prepares_another_one(self, ranks: World):
+        ranks.make("tp2")
+        ranks.require_well(ranks.tell([0], "prepare", 0, "pp2") | ranks.tell([1], "prepare", 0, "dp2"))
+        for _, why, _ in ranks.await_state([0, 1], "failed"):
+            assert "the ranks disagree" in why
+        ranks.add_up([0, 1])
+
+    def test_ranks_that_leave_are_safe_to_stop_when_all_have_gone_over(self, ranks: World):
+        ranks.make("tp3")
+        ranks.require_well(ranks.tell(range(3), "prepare", 0, "tp2"))
+        ranks.await_state(range(3), "ready")
+        assert [one.value for one in ranks.require_well(ranks.tell([0, 2], "commit", 0)).values()] == [True, False]
+        assert ranks.await_state([0], "committed")[0][2] == ()
+        ranks.require_well(ranks.tell([1], "commit", 0))
+        ranks.add_up([0, 1])
+        assert eventually(lambda: ranks.await_state([0, 1], "committed")[0][2] == (2,))
+
+    def test_a_newcomer_comes_in_when_it_is_committed(self, ranks: World):
+        new = ranks.tell([5], "join", 0, {"timeout": 20})
+        ranks.make("tp2")
+        ranks.require_well(ranks.tell([0, 1], "prepare", 0, "tp3"))
+        ranks.await_state([0, 1], "ready")
+        ranks.add_up([0, 1])
+        assert not new[5].done()
+        ranks.require_well(ranks.tell([0, 1], "commit", 0))
+        assert ranks.require_well(new)[5].value == 2
+        ranks.add_up([0, 1, 5], 6)
+
+    def test_a_newcomer_waits_again_when_it_is_cancelled(self, ranks: World):
+        new = ranks.tell([5], "join", 0, {"timeout": 20})
+        ranks.make("tp2")
+        ranks.require_well(ranks.tell([0, 1], "prepare", 0, "tp3"))
+        ranks.await_state([0, 1], "ready")
+        ranks.require_well(ranks.tell([0], "cancel", 0))
+        ranks.await_state([1], "cancelled")
+        ranks.require_well(ranks.tell([0, 1], "rebind", 0, "pp3"))
+        assert ranks.require_well(new)[5].value == 2
+        ranks.add_up([0, 1, 5], 6)
+
+    @pytest.mark.parametrize("how", ["killed", "frozen"])
+    def test_a_rank_is_lost_before_it_is_committed(self, processes: World, how: str):
+        ranks = processes
+        ranks.make("tp3", operation_timeout=1)
+        ranks.require_well(ranks.tell(range(3), "prepare", 0, "pp3"))
+        ranks.await_state(range(3), "ready")
+        ranks.lose(2, how)
+        found = outcomes(ranks.tell([0, 1], "commit", 0))
+        if how == "killed":
+            assert {outcome.error for outcome in found.values()} == {"RebindError"}, found
+            assert "rank 2 ended" in found[0].text
+        else:  # as if it were frozen just after it committed
+            assert {outcome.error for outcome in found.values()} == {""}, found
+            for outcome in outcomes(ranks.tell([0, 1], "sum", 0, "world", 1)).values():
+                assert outcome.error == "GroupTimeoutError"
+        ranks.require_well(ranks.tell([0, 1], "rebind", 0, "tp2"))
+        ranks.add_up([0, 1])
+
+    def test_a_manager_that_is_closed_calls_it_off(self, ranks: World):
+        ranks.make("tp2")
+        ranks.require_well(ranks.tell([0, 1], "prepare", 0, "pp2"))
+        ranks.await_state([0, 1], "ready")
+        ranks.require_well(ranks.tell([0], "close", 0))
+        assert "rank 0 has closed its manager" in ranks.await_state([1], "cancelled")[0][1]

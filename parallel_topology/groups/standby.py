@@ -1,0 +1,178 @@
+"""Standby: a manager of another topology that is built while the one there is serves, and then takes its place."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from parallel_topology.errors import ParallelTopologyError, RebindError, RendezvousError
+from parallel_topology.groups.elastic import Change
+from parallel_topology.topology.topology import ParallelTopology
+
+M = TypeVar("M")
+State = Literal["building", "ready", "committed", "failed", "cancelled"]
+LOOK = 0.25
+"""Seconds between looks whether what is ready was called off by another rank."""
+NICE = 0
+"""By how much the thread that builds gives way to those that serve."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a standby is, as this rank knows.
+
+    Attributes:
+        operation: identifies what is under way; the same on all ranks.
+        state: "building", "ready" (on all ranks), "committed", "failed" or "cancelled".
+        why: it failed, or was cancelled; says which rank.
+        leaving: ranks of the manager that are not in the new topology.
+        safe_to_stop: those of them that nobody needs any more, as all have gone over.
+    """
+
+    operation: str
+    state: State
+    why: str
+    leaving: tuple[int, ...]
+    safe_to_stop: tuple[int, ...]
+
+
+class Standby(Generic[M]):
+    """What `GroupManager.prepare` returns; all ranks have one.
+
+    Attributes:
+        topology: that it is for.
+        operation: identifies it on all ranks.
+    """
+
+    def __init__(
+        self, change: Change[M], operation: str, leaving: tuple[int, ...], follow: Callable[[Change[M], Standby[M]], M]
+    ) -> None:
+        """`follow` lets the successor take the manager's place, once it is committed."""
+        self.topology: ParallelTopology = change.topology
+        self.operation = operation
+        self._change = change
+        self._leaving = leaving
+        self._follow = follow
+        self._state: State = "building"
+        self._why = ""
+        self._failure: BaseException | None = None
+        self._all_over = False
+        self._lock = threading.Lock()  # held while the state changes for good
+        self._built = threading.Event()
+        self._done = threading.Event()
+        threading.Thread(target=self._run, name="parallel_topology standby", daemon=True).start()
+
+    @property
+    def status(self) -> Status:
+        """How far it is; asks nobody."""
+        safe = self._leaving if self._all_over else ()
+        return Status(self.operation, self._state, self._why, self._leaving, safe)
+
+    def commit(self) -> M:
+        """Let the new manager take the place of the old one, on all ranks or on none; all of them call it.
+
+        It waits until all have built. Then it is decided in the store, once for all: a rank that calls it later gets
+        the same answer. The old manager is closed at once, and ends when all have gone over.
+
+        Returns:
+            The new manager. On a rank that leaves, the old one, which is closed.
+
+        Raises:
+            RebindError: it was cancelled, or a rank could not build, did not come, or has ended; says which and why.
+                The old manager goes on.
+            ParallelTopologyError: what building raised on this rank.
+        """
+        self._built.wait()  # building has a deadline
+        with self._lock:
+            if self._state == "ready":
+                try:
+                    self._change.commit()
+                except ParallelTopologyError as error:
+                    self._end("failed", error)
+                    raise
+                self._end("committed")
+                return self._follow(self._change, self)
+            if self._state == "committed":
+                raise RebindError(f"{self.operation}: it was committed before; use the manager that commit returned")
+            if self._failure is not None and self._state == "failed":
+                raise self._failure
+            raise RebindError(f"standby for {self.topology} was cancelled: {self._why}")
+
+    def cancel(self, why: str = "cancelled") -> None:
+        """Call it off, on all ranks. Nothing happens where it has failed, or was cancelled before.
+
+        Raises:
+            RebindError: it is committed, perhaps by another rank: all go over, and so has this one.
+            RendezvousError: the store is gone, or does not answer; on this rank it is cancelled all the same.
+        """
+        with self._lock:
+            if self._state == "committed":
+                raise RebindError(f"standby for {self.topology}: it is committed, and cannot be cancelled")
+            if self._state not in ("building", "ready"):
+                return
+            try:
+                if not self._change.call_off(why):
+                    raise RebindError(
+                        f"standby for {self.topology}: another rank has committed it, so it cannot be cancelled: call "
+                        "commit() here, too"
+                    )
+            except RendezvousError:
+                self._end("cancelled", why=why)
+                raise
+            self._end("cancelled", why=why)
+
+    def is_for(self, topology: ParallelTopology) -> bool:
+        """Whether it is for this one, and may still come to something."""
+        return self.topology == topology and self._state in ("building", "ready")
+
+    def leave(self, why: str) -> None:
+        """The manager ends: call it off, as far as that is still possible."""
+        with suppress(ParallelTopologyError):
+            self.cancel(why)
+
+    def all_over(self) -> None:
+        """All ranks have gone over."""
+        self._all_over = True
+
+    def _end(self, state: State, error: BaseException | None = None, *, why: str = "") -> None:
+        self._state, self._failure, self._why = state, error, why or (str(error) if error is not None else "")
+        self._done.set()
+        self._built.set()
+        if state != "committed":
+            self._change.abandon()
+
+    def _run(self) -> None:
+        with suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # of this thread and those it starts
+        try:
+            self._change.agree()
+            if self._done.is_set():  # it was cancelled before the others could be told
+                self._change.call_off(self._why)
+            else:
+                self._change.build()
+        except BaseException as error:  # it is raised by `commit`
+            with self._lock:
+                if self._state == "building":
+                    self._end("failed", error)
+        with self._lock:
+            if self._state == "building":
+                self._state = "ready"
+                self._built.set()
+            elif self._state != "ready":
+                self._change.abandon()
+        while not self._done.wait(LOOK):
+            self._hear()
+
+    def _hear(self) -> None:
+        """Whether another rank has called it off, or has ended."""
+        why = ""
+        with suppress(RendezvousError):
+            why = self._change.called_off()
+        if why:
+            with self._lock:
+                if self._state == "ready":
+                    self._end("cancelled", why=why)
