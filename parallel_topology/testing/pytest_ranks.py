@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from parallel_topology.testing import pytest_seat
-from parallel_topology.testing.failures import OUTPUT, DeadRankError, StuckRankError, first_line, has_left
+from parallel_topology.testing.failures import OUTPUT, StuckRankError, first_line, has_left
 from parallel_topology.testing.per_rank import call_on_rank
 from parallel_topology.testing.pool import WorkerPool
 from parallel_topology.testing.pytest_seat import ReportedError, Told, Warned
@@ -101,7 +101,7 @@ def run_processes(
         run_world, topology, labels, pytest_seat.run_item, labels, place, asked, item.funcargs.get("tmp_path"),
         _coverage_options(), check=check, timeout=timeout, pool=pool, needs=place[0], on_message=on_message,
     )  # fmt: skip
-    seen = [error for error in failures if not isinstance(error, ReportedError) and not _is_told(error)]
+    seen = [error for error in failures if not isinstance(error, ReportedError)]
     outcome.ended += [_judged(item, error, "call") for error in seen if not follows(error)]
     raised = [(one, position) for position, phases in told.items() for one in phases if one.raised]
     for one, position in sorted(raised, key=lambda one: one[0].when):
@@ -230,11 +230,6 @@ def _failures(run: Any, *args: Any, **how: Any) -> Sequence[BaseException]:
     except BaseExceptionGroup as failures:
         return failures.exceptions
     return ()
-
-
-def _is_told(error: BaseException) -> bool:
-    """A skip, which travels in words."""
-    return isinstance(error, DeadRankError) and str(error).startswith("Skipped: ")
 
 
 def _coverage_options() -> dict[str, Any] | None:

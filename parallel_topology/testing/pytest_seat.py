@@ -109,6 +109,10 @@ class ReportedError(Exception):
     """Stands for a failure of which a report was told."""
 
 
+class Skipped(ReportedError):  # noqa: N818
+    """Stands for a skip: it goes by the name of pytest's own."""
+
+
 def run_item(
     position: int,
     seat: Seat,
@@ -201,7 +205,7 @@ class Rank(Fixtures):
         data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
         self._seat(Told(time.monotonic(), data, error is not None, error is not None and follows(error)))
         if error is not None and call.when != "teardown":
-            self._seat.end(None, error if has_left(error) else ReportedError())
+            self._seat.end(None, Skipped() if has_left(error) else ReportedError())
         return report
 
 
