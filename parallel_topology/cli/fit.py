@@ -12,7 +12,15 @@ import typer
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption, ModelOption, SpecArgument, read_model
 from parallel_topology.cli.output import print_json, print_table, table
-from parallel_topology.cli.uses import BatchOption, ContextOption, MemoryOption, OptimizerOption, ZeroOption, use_of
+from parallel_topology.cli.uses import (
+    BatchOption,
+    CommunicatorOption,
+    ContextOption,
+    MemoryOption,
+    OptimizerOption,
+    ZeroOption,
+    use_of,
+)
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.wording import shown_bytes
 from parallel_topology.weights.fit import Load, loads, most
@@ -28,6 +36,7 @@ def fit(
     zero: ZeroOption = 0,
     batch: BatchOption = 1,
     context: ContextOption = 4096,
+    communicator: CommunicatorOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what memory a model takes, stage by stage, the heaviest first, and whether that is there.
@@ -37,7 +46,7 @@ def fit(
     Example: parallel-topology fit tp2-pp2-dp2 --model docs/examples/llama.json --memory 80GiB --optimizer adam
     """
     with one_line_errors():
-        use = use_of(optimizer, zero, batch, context)
+        use = use_of(optimizer, zero, batch, context, communicator)
         read = Model.from_config(read_model(model))
         found = loads(read, spec, use)
         fits = found[0].memory.total <= memory.bytes

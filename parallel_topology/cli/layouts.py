@@ -10,7 +10,15 @@ import typer
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import HostsOption, JsonOption, ModelOption, read_model
 from parallel_topology.cli.output import print_json, print_table, table
-from parallel_topology.cli.uses import BatchOption, ContextOption, MemoryOption, OptimizerOption, ZeroOption, use_of
+from parallel_topology.cli.uses import (
+    BatchOption,
+    CommunicatorOption,
+    ContextOption,
+    MemoryOption,
+    OptimizerOption,
+    ZeroOption,
+    use_of,
+)
 from parallel_topology.errors import TopologyError
 from parallel_topology.topology.wording import shown_bytes
 from parallel_topology.weights.model import Model
@@ -29,6 +37,7 @@ def layouts(
     zero: ZeroOption = 0,
     batch: BatchOption = 1,
     context: ContextOption = 4096,
+    communicator: CommunicatorOption = None,
     global_batch: Annotated[
         int | None,
         typer.Option(
@@ -51,7 +60,7 @@ def layouts(
     Example: parallel-topology layouts --ranks 8 --model docs/examples/llama.json --memory 80GiB --hosts 2x4
     """
     with one_line_errors():
-        use = use_of(optimizer, zero, batch, context)
+        use = use_of(optimizer, zero, batch, context, communicator)
         if global_batch is not None and not optimizer:
             raise TopologyError(f"--global-batch {global_batch} is for training; expected --optimizer adam with it")
         read = Model.from_config(read_model(model))

@@ -2,8 +2,8 @@
 
 https://arxiv.org/abs/2205.05198, section 4: each tensor that a gradient needs is kept once, in the dtype of the model,
 and masks of dropout in one byte. For their transformer (heads as wide as the model, 4h inside, no gate, dropout) a
-layer keeps sbh (34 + 5as/h) bytes (equation 1), over t tensor-parallel ranks sbh (10 + 24/t + 5as/(ht)) (equation 2),
-with sequence parallelism sbh/t (34 + 5as/h) (equation 4), without the scores of attention sbh 34/t (equation 6), and
+layer keeps sbh (34 + 5as/h) bytes (section 4.1), over t tensor-parallel ranks sbh (10 + 24/t + 5as/(ht)) (4.2.1), with
+sequence parallelism sbh/t (34 + 5as/h) (4.2.2), without the scores of attention sbh 34/t (section 5), and
 2sbh where all is computed again (table 2). Here the same tensors are counted with a model's own widths: keys and values
 of fewer heads, a gate (its output, the other projection's, and their product), and the experts that a token is sent to,
 as many tokens to each. A latent's own few elements are left out.

@@ -304,17 +304,7 @@ def read_weights(config: Config, pad_vocab_to: int) -> list[Weight]:
 
 
 def stored_dtype(config: Config) -> object:
-    """The dtype of weights as the configuration says it; bfloat16 where it does not.
-
-    Raises:
-        TopologyError: they are quantized.
-    """
-    if quantized := config.fields.get("quantization_config"):
-        method = cast("Mapping[str, Any]", quantized).get("quant_method") if isinstance(quantized, Mapping) else None
-        raise TopologyError(
-            f"the checkpoint is quantized (quantization_config, quant_method={quoted(method)}), which is not read: "
-            "give dtype='bfloat16', say, for its weights before that"
-        )
+    """The dtype of weights that are not quantized as the configuration says it; bfloat16 where it does not."""
     return config.fields.get("dtype") or config.fields.get("torch_dtype") or "bfloat16"
 
 

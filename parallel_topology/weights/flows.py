@@ -47,6 +47,7 @@ from parallel_topology.weights.memory import (
     Serving,
     Training,
     keys_and_values,
+    require_trainable,
     sharding_axes,
     tensor_axis,
     tokens_of,
@@ -115,6 +116,7 @@ class _Reader:
             self.repeats = 1
             self.tokens = use.batch
         else:
+            require_trainable(model)
             self.repeats = self.stages if use.micro_batches is None else use.micro_batches
             self.tokens = tokens_of(topology, use).count
         self.together = isinstance(use, Training) and use.sequence_parallel

@@ -17,7 +17,7 @@ from parallel_topology.topology.whole import quoted, require
 from parallel_topology.topology.wording import listed
 from parallel_topology.weights.activations import Recompute, Tokens, end_bytes, in_flight, layer_bytes
 from parallel_topology.weights.checks import HEAD_AXES, TENSOR_AXES, ModelSizes, check
-from parallel_topology.weights.dtypes import bytes_of, checked_dtype
+from parallel_topology.weights.dtypes import BITS, bytes_of, checked_dtype
 from parallel_topology.weights.model import Model
 from parallel_topology.weights.placed import EXPERT_DATA_AXES, pipeline_axis
 
@@ -175,6 +175,20 @@ def sharding_axes(topology: ParallelTopology, use: Training) -> tuple[str, ...]:
     return use.over
 
 
+def require_trainable(model: Model) -> None:
+    """Check that no weight is as a quantized checkpoint has it.
+
+    Raises:
+        TopologyError: one is.
+    """
+    for weight in model.weights.weights:
+        if BITS[dtype := weight.dtype or model.weights.dtype] < 16:
+            raise TopologyError(
+                f"weight {weight.name!r} of {dtype} is not trained so: expected elements of 16 bits or more, as those "
+                "that Weights.from_config(config, dtype='bfloat16') gives of a quantized checkpoint"
+            )
+
+
 def stage_of(topology: ParallelTopology, position: int) -> int:
     """The pipeline stage of a position."""
     pipeline = pipeline_axis(topology)
@@ -209,6 +223,7 @@ def keys_and_values(model: Model, topology: ParallelTopology) -> int:
 
 def _kept(model: Model, topology: ParallelTopology, position: int, use: Training) -> dict[str, int]:
     """Weights, gradients, states of the optimizer, and weights that are put together."""
+    require_trainable(model)
     over = sharding_axes(topology, use) if use.zero else ()
     weights = gradients = optimizer = 0
     together: dict[int | str, int] = {}

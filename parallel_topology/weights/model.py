@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -56,21 +56,18 @@ class Model:
     dropout: bool = False
 
     @classmethod
-    def from_config(
-        cls,
-        config: Mapping[str, Any],
-        *,
-        dtype: object = None,
-        pad_vocab_to: int = 1,
-        counts: Iterable[int] | None = None,
-        first: int | None = None,
-        last: int | None = None,
-        virtual: int = 1,
-    ) -> Model:
-        """A model from Hugging Face's config.json; arguments and errors are those of `Weights.from_config`."""
-        weights = Weights.from_config(
-            config, dtype=dtype, pad_vocab_to=pad_vocab_to, counts=counts, first=first, last=last, virtual=virtual
-        )
+    def from_config(cls, config: Mapping[str, Any], weights: Weights | None = None) -> Model:
+        """A model from Hugging Face's config.json.
+
+        Args:
+            config: the file's fields.
+            weights: what `Weights.from_config` makes of it with other arguments, such as a dtype or counts of layers;
+                None for what it makes without.
+
+        Raises:
+            TopologyError: as for `Weights.from_config`.
+        """
+        weights = Weights.from_config(config) if weights is None else weights
         fields = read_config(config)
         family = family_of(fields)
         sparse = frozenset(family.sparse(fields))

@@ -14,6 +14,7 @@ from parallel_topology.topology.wording import listed
 from parallel_topology.weights.dtypes import checked_dtype
 from parallel_topology.weights.families import read_config, read_weights, stored_dtype
 from parallel_topology.weights.placed import Held, Placed, pipeline_axis
+from parallel_topology.weights.quantized import as_stored
 from parallel_topology.weights.weight import Weight
 
 REMEMBERED = 8
@@ -103,8 +104,9 @@ class Weights:
 
         Args:
             config: the file's fields.
-            dtype: of the weights; None for what the configuration says, or bfloat16. Has to be given where it says that
-                the checkpoint is quantized: what is stored then is not read, and these are the weights before.
+            dtype: of the weights; None for what the configuration says, or bfloat16. Where the checkpoint is quantized,
+                None is for what is stored, scales as weights of their own (see `parallel_topology.weights.quantized`),
+                and a dtype for the weights before that.
             pad_vocab_to: the vocabulary is padded until each part is a multiple of this: 128 as Megatron does.
             counts, first, last, virtual: as for `Weights`.
 
@@ -113,6 +115,8 @@ class Weights:
         """
         fields = read_config(config)
         weights = read_weights(fields, pad_vocab_to)
+        if dtype is None:
+            weights = as_stored(fields, weights)
         given = stored_dtype(fields) if dtype is None else dtype
         layers = fields.size("num_hidden_layers")
         return cls(weights, layers=layers, dtype=given, counts=counts, first=first, last=last, virtual=virtual)

@@ -63,6 +63,15 @@ def test_zero_is_what_would_do(run):
     assert "--zero 2" in asked(run, *arguments, "--memory", str(least))[1]["would_fit"]
 
 
+def test_buffers_of_communicators_are_an_assumption(run):
+    """The world, tp and pp of each rank."""
+    parts = [
+        asked(run, "tp2-pp2", "--memory", "80GiB", *more)[1]["stages"][0]["parts"].get("communicators")
+        for more in ([], ["--communicator", "1GiB"], ["--communicator", "0"])
+    ]
+    assert parts == [3 * 2**29, 3 * 2**30, None]
+
+
 def test_nothing_would_do(run):
     done = run("fit", "tp2", "--model", MODEL, "--memory", "1MiB")
     assert done.status == 1

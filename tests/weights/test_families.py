@@ -196,6 +196,12 @@ def test_a_pair_of_gate_and_up_is_never_split():
         ({"torch_dtype": "fp16"}, "dtype='fp16'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "expected a causal language model"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"quantized .*'fp8'.*give dtype='bfloat16'"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantized .*'awq'.*expected quant_method fp8"),
+        ({"quantization_config": "fp8"}, "quantized .*'fp8'"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": 128}},
+            r"weight_block_size=128: expected rows and columns",
+        ),
         ({"model_type": "mixtral"}, "has no 'num_local_experts'"),
         ({"model_type": "qwen3_moe"}, "has no 'num_experts'"),
         ({"model_type": "deepseek_v3"}, "has no 'first_k_dense_replace'"),

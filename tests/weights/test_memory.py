@@ -100,13 +100,13 @@ def test_activations_are_those_of_the_paper(s: int, b: int, t: int, heads: int, 
         tokens = Tokens(s * b, s, t, sequence_parallel=together)
         whole = layer_bytes(model, tokens, sparse=False, recompute="none")
         if t == 1:
-            assert whole == s * b * (34 * h + 5 * a * s)  # equation 1
+            assert whole == s * b * (34 * h + 5 * a * s)  # section 4.1
         if together:
-            assert whole * t == s * b * (34 * h + 5 * a * s)  # equation 4
-            assert layer_bytes(model, tokens, sparse=False, recompute="scores") * t == 34 * s * b * h  # equation 6
+            assert whole * t == s * b * (34 * h + 5 * a * s)  # section 4.2.2
+            assert layer_bytes(model, tokens, sparse=False, recompute="scores") * t == 34 * s * b * h  # section 5
             assert end_bytes(model, tokens) * t == 4 * s * b * (h + 32)  # section 4.3
         else:
-            assert whole * t == s * b * (10 * h * t + 24 * h + 5 * a * s)  # equation 2
+            assert whole * t == s * b * (10 * h * t + 24 * h + 5 * a * s)  # section 4.2.1
         assert layer_bytes(model, tokens, sparse=False, recompute="full") == 2 * s * b * h  # table 2
 
 
@@ -246,7 +246,7 @@ def test_experts_and_all_else_are_divided_over_ranks_of_their_own():
 
 def test_a_large_world_is_asked_in_no_time():
     """671B parameters on 16,384 ranks; one rank's question costs the same on a thousand times as many."""
-    model = Model.from_config(published.DEEPSEEK_V3, first=4, last=1)
+    model = Model.from_config(published.DEEPSEEK_V3, Weights.from_config(published.DEEPSEEK_V3, first=4, last=1))
     larger = ParallelTopology.parse("tp8-dp131072-pp16/expert:etp1-ep64-edp16384-pp16")
     start = perf_counter()
     found = loads(model, LARGE, Training(zero=1))
@@ -267,7 +267,7 @@ def test_a_large_world_is_asked_in_no_time():
 
 
 def test_why_a_stage_is_the_heaviest():
-    model = Model.from_config(published.LLAMA_3_8B, counts=[7, 8, 8, 9])
+    model = Model.from_config(published.LLAMA_3_8B, Weights.from_config(published.LLAMA_3_8B, counts=[7, 8, 8, 9]))
     found = loads(model, ParallelTopology(pp=4), Serving())
     assert [load.stages for load in found] == [(3,), (0,), (1, 2)]
     assert found[0].why == "9 layers where others have 7, lm_head.weight"
