@@ -175,13 +175,13 @@ class HostMemory:
         self._area_bytes = max((region.end for region in regions.values()), default=PAGE)
         self._offer = offer
         try:
-            mapped = _mapped(taken, PAGE + len(self.ranks) * self._area_bytes)
+            found = mapped(taken, PAGE + len(self.ranks) * self._area_bytes)
         except (OSError, ValueError):
             return
-        self.bytes = memoryview(mapped).cast("B")
+        self.bytes = memoryview(found).cast("B")
         self.words = self.bytes.cast("Q")
-        self.tensor = torch.frombuffer(mapped, dtype=torch.uint8)
-        self.address = ctypes.addressof(mapped)
+        self.tensor = torch.frombuffer(found, dtype=torch.uint8)
+        self.address = ctypes.addressof(found)
         mine = self.area(rank) // 8
         self.words[mine + 1] = os.getpid()
         self.words[mine + 2] = started(os.getpid())
@@ -229,7 +229,7 @@ def regions(families: Mapping[str, tuple[int, int]]) -> dict[str, Region]:
     return found
 
 
-def _mapped(text: str, size: int) -> ctypes.Array[ctypes.c_char]:
+def mapped(text: str, size: int) -> ctypes.Array[ctypes.c_char]:
     """What was offered, in this size, without a descriptor of its own (which Python's `mmap` keeps).
 
     Raises:
@@ -245,9 +245,9 @@ def _mapped(text: str, size: int) -> ctypes.Array[ctypes.c_char]:
         os.close(file)
     if address in (None, _NOT_MAPPED):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    mapped = (ctypes.c_char * size).from_address(address)
-    weakref.finalize(mapped, _unmap, address, size).atexit = False
-    return mapped
+    found = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(found, _unmap, address, size).atexit = False
+    return found
 
 
 def _opened(text: str) -> int:

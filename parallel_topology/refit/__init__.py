@@ -1,16 +1,17 @@
 """What moves when the layout changes? The plan is pure; from `given` on torch is needed.
 
-handing   who gives a box of elements to whom
-sides     Side: the weights on one topology, as that side stores them
-plan      RefitPlan: each rank's moves, the bytes, and the lower bound
-proof     that a plan writes every element once, from a rank that holds it
-facts     who sends how much to whom, and a tensor's way in words
-schedule  a rank's moves as messages of bounded size, in an order that cannot deadlock
-given     the tensors of a rank: that they are what its side says
-boxes     boxes of logical tensors in the tensors that a side stores
-staging   buffers, never more than was allowed
-transfer  one rank's messages, sent and received
-execute   refit: a plan carried out over a group
+handing     who gives a box of elements to whom
+sides       Side: the weights on one topology, as that side stores them
+plan        RefitPlan: each rank's moves, the bytes, and the lower bound
+proof       that a plan writes every element once, from a rank that holds it
+facts       who sends how much to whom, and a tensor's way in words
+schedule    a rank's moves as messages of bounded size, in an order that cannot deadlock
+given       the tensors of a rank: that they are what its side says
+boxes       boxes of logical tensors in the tensors that a side stores
+staging     buffers, never more than was allowed
+neighbours  ranks of one host, which read each other's buffers
+transfer    one rank's messages, sent and received
+execute     refit: a plan carried out over a group
 checkpoint  load: a rank's tensors out of safetensors files
 """
 

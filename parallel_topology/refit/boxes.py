@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parallel_topology.refit.sides import Side
-from parallel_topology.weights.place import Box
+from parallel_topology.weights.place import Box, Place
 
 
 class Boxes:
@@ -46,8 +46,36 @@ class Boxes:
         return None
 
     def _views(self, weight: str, box: Box) -> Iterator[tuple[Box, Tensor]]:
-        for place in self._side.places(self._rank, weight, box):
-            yield place.ranges, place.view(self._tensor(place.tensor))
+        key = self._rank, weight, box
+        known = self._side.views.get(key)
+        if known is None:
+            places = self._side.storage.places(self._side.topology, self._rank, weight, box)
+            known = self._side.views[key] = [View(place) for place in places]
+        for view in known:
+            yield view.ranges, view.of(self._tensor(view.tensor))
+
+
+class View:
+    """Where a box is in a tensor: found once by indexing, then by the numbers that came of it."""
+
+    __slots__ = ("_found", "_like", "_place", "ranges", "tensor")
+
+    def __init__(self, place: Place) -> None:
+        self.ranges = place.ranges
+        self.tensor = place.tensor
+        self._place = place
+        self._like: tuple[int, ...] | None = None  # the strides of the tensor in which it was found
+        self._found: tuple[tuple[int, ...], tuple[int, ...], int] = (), (), 0
+
+    def of(self, tensor: Tensor) -> Tensor:
+        start = tensor.storage_offset()
+        if self._like == tensor.stride():
+            size, stride, offset = self._found
+            return tensor.as_strided(size, stride, start + offset)
+        view = self._place.view(tensor)
+        self._found = tuple(view.shape), view.stride(), int(view.storage_offset() - start)
+        self._like = tensor.stride()
+        return view
 
 
 def _part(whole: Tensor, part: Box, box: Box) -> Tensor:

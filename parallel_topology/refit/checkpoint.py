@@ -57,7 +57,7 @@ def load(
     with ExitStack() as opened:
         tensors = _opened(_files(files), opened)
         for name, held in target.weights.on(topology, rank).items():
-            for place in source.places(0, name, held.ranges):
+            for place in source.storage.places(ALONE, 0, name, held.ranges):
                 values = _read(tensors, place, source)
                 read += values.numel() * values.element_size()
                 boxes.write(name, place.ranges, values)

@@ -49,11 +49,12 @@ def refit(
     version: int = 0,
     progress: Progress | None = None,
 ) -> Refitted:
-    """Carry out a plan: every rank of `group` calls this, with an equal plan.
+    """Carry out a plan: every rank of `group` calls this, with an equal plan, which its first rank proves once.
 
-    Where tensors are contiguous they are sent and received in place, else through buffers. When this returns, it does
-    on all ranks, and all have everything. Where it raises, `have` is as it was, and the error says whether anything was
-    written: who must not lose the old weights while a refit may fail gives other tensors to be written, and swaps.
+    Ranks of one host copy into buffers that the others read. Elsewhere tensors go in place where they
+    are contiguous, else through buffers. When this returns, it does on all ranks, and all have everything. Where it
+    raises, `have` is as it was, and the error says whether anything was written: who must keep the old weights while
+    a refit may fail gives other tensors to be written, and swaps.
 
     Args:
         group: has all ranks of both layouts; others may be in it.
@@ -74,26 +75,34 @@ def refit(
     who = f"refit to version {version}"
     transfer, refused = None, None
     try:
+        if group.rank == 0:  # plans are equal, so one of them is proven
+            plan.verify()
         transfer = Transfer(plan, group, have, into, staging_bytes, progress)
     except ParallelTopologyError as error:  # the others are told, instead of waiting for this rank
         refused = str(error)
-    _agree(group, [plan.fingerprint, version, staging_bytes], refused)
-    if transfer is None:
-        raise RefitError(f"{who}: {refused}; {UNTOUCHED}")
-    begun = time.monotonic()
     try:
-        transfer.run()
-        ends: list[str | None] = group.all_gather_object(transfer.failed)
-    except ParallelTopologyError as error:
-        raise RefitError(f"{who}: {error}; {HALF_WRITTEN}") from error
-    _require_all(who, group, ends, HALF_WRITTEN)
-    seconds, staged = time.monotonic() - begun, transfer.staging.taken
-    return Refitted(version, transfer.sent, transfer.received, transfer.kept, staged, seconds)
+        offer = "" if transfer is None else transfer.staging.offer
+        offers = _agree(group, [plan.fingerprint, version, staging_bytes], offer, refused)
+        if transfer is None:
+            raise RefitError(f"{who}: {refused}; {UNTOUCHED}")
+        begun = time.monotonic()
+        try:
+            transfer.run(offers)
+            ends: list[str | None] = group.all_gather_object(transfer.failed)
+        except ParallelTopologyError as error:
+            raise RefitError(f"{who}: {error}; {HALF_WRITTEN}") from error
+        _require_all(who, group, ends, HALF_WRITTEN)
+        seconds, staged = time.monotonic() - begun, transfer.staging.taken
+        return Refitted(version, transfer.sent, transfer.received, transfer.kept, staged, seconds)
+    finally:
+        if transfer is not None:
+            transfer.staging.close()
 
 
-def _agree(group: ParallelGroup, mine: list[Any], refused: str | None) -> None:
+def _agree(group: ParallelGroup, mine: list[Any], offer: str, refused: str | None) -> dict[int, str]:
+    """All have the same, and nobody refuses; what each rank offers."""
     try:
-        said: list[list[Any]] = group.all_gather_object([*mine, refused])
+        said: list[list[Any]] = group.all_gather_object([*mine, offer, refused])
     except ParallelTopologyError as error:
         raise RefitError(f"refit: {error}; {UNTOUCHED}") from error
     for place, what in enumerate(("plan", "version", "staging_bytes")):
@@ -104,6 +113,7 @@ def _agree(group: ParallelGroup, mine: list[Any], refused: str | None) -> None:
             shown = "; ".join(f"{value} on ranks {ranks}" for value, ranks in ranks_by.items())
             raise RefitError(f"refit: the ranks do not have the same {what}: {shown}; {UNTOUCHED}")
     _require_all("refit", group, [one[-1] for one in said], UNTOUCHED)
+    return {rank: one[-2] for rank, one in zip(group.ranks, said, strict=True)}
 
 
 def _require_all(who: str, group: ParallelGroup, errors: Sequence[str | None], state: str) -> None:

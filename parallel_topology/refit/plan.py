@@ -83,6 +83,9 @@ class RefitPlan:
         hosts: where the ranks are; then a rank takes what it lacks from its own host, where that has it.
         without: ranks that are gone: their copies are not read, and they get none.
 
+    Attributes:
+        remembered: what was derived of it, so that each refit need not do so again: a rank's messages, and the proof.
+
     Raises:
         TopologyError: the sides have other tensors, a layout does not divide them, or nobody is left who has one.
         RankError: `hosts` lacks a rank.
@@ -104,6 +107,7 @@ class RefitPlan:
         self.target = Side("target", stored(target_as or weights), target)
         self.hosts = hosts
         self.without = frozenset(without)
+        self.remembered: dict[Any, Any] = {}
         self._handings: dict[Any, Handing] = {}
         if hosts is not None:
             hosts.require(source)
@@ -232,12 +236,16 @@ class RefitPlan:
     def verify(self) -> None:
         """Prove that every element that the target needs is written once, from a rank that holds it; see `proof`.
 
+        What has been proven is not proven again.
+
         Raises:
             RefitError: it is not.
         """
         from parallel_topology.refit.proof import prove
 
-        prove(self)
+        if "proven" not in self.remembered:
+            prove(self)
+            self.remembered["proven"] = True
 
     @cached_property
     def ranks(self) -> list[int]:
@@ -262,6 +270,9 @@ class RefitPlan:
 
     def __repr__(self) -> str:
         return f"RefitPlan({len(self.order)} tensors, {self.source.topology} -> {self.target.topology})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "remembered": {}}
 
     # How it is made
 

@@ -76,7 +76,14 @@ class Schedule:
 
 
 def schedule(plan: RefitPlan, rank: int, largest: int) -> Schedule:
-    """A rank's part of a plan, in messages of at most `largest` bytes, if no element is larger."""
+    """A rank's part of a plan, in messages of at most `largest` bytes, if no element is larger. Made once."""
+    found = plan.remembered.get((rank, largest))
+    if found is None:
+        found = plan.remembered[rank, largest] = _made(plan, rank, largest)
+    return found
+
+
+def _made(plan: RefitPlan, rank: int, largest: int) -> Schedule:
     stretch_of = stretches(plan)
     kept: dict[int, list[Move]] = {}
     pairs: dict[tuple[int, int, int, int], list[Move]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from parallel_topology.errors import ParallelTopologyError, TopologyError
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
-from parallel_topology.weights.place import Place
+from parallel_topology.weights.place import Box
 from parallel_topology.weights.placed import Held, Placed, pipeline_axis
 from parallel_topology.weights.storage import Storage, Stored
 from parallel_topology.weights.weight import Weight
@@ -25,12 +24,15 @@ class Side:
         called: "source" or "target", for messages.
         storage: its weights, and the tensors in which it keeps them.
         topology: which rank has which.
+        views: (rank, weight, box) -> where that is in the rank's tensors, once `boxes` has found it.
     """
 
     called: str
     storage: Storage
     topology: ParallelTopology
     _placed: dict[tuple[str, int], Placed] = field(default_factory=dict[Any, Any], repr=False, compare=False)
+    views: dict[tuple[int, str, Box], list[Any]] = field(default_factory=dict[Any, Any], repr=False, compare=False)
+    _stored: dict[int, dict[str, Stored]] = field(default_factory=dict[Any, Any], repr=False, compare=False)
 
     @property
     def weights(self) -> Weights:
@@ -63,11 +65,12 @@ class Side:
 
     def tensors_on(self, rank: int) -> dict[str, Stored]:
         """The tensors of a rank; none if it is not on this side."""
-        return self.storage.tensors(self.topology, rank) if rank in self.world else {}
+        if rank not in self._stored:
+            self._stored[rank] = self.storage.tensors(self.topology, rank) if rank in self.world else {}
+        return self._stored[rank]
 
-    def places(self, rank: int, name: str, box: Sequence[range]) -> list[Place]:
-        """Where in its tensors a rank keeps a box."""
-        return self.storage.places(self.topology, rank, name, box)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "views": {}, "_stored": {}}
 
     @cached_property
     def world(self) -> Ranks:

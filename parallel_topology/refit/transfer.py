@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,12 +15,16 @@ from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.refit.boxes import Boxes
 from parallel_topology.refit.given import Coming, Have, checked, require_apart
+from parallel_topology.refit.neighbours import Neighbours, may_share
 from parallel_topology.refit.plan import RefitPlan
 from parallel_topology.refit.schedule import Message, Piece, schedule, stretches
-from parallel_topology.refit.staging import Staging
+from parallel_topology.refit.staging import Buffer, Staging
 
 LARGEST_MESSAGE = 8 * 2**20
 """Bytes from which on larger messages are no faster over gloo."""
+READ_AT_ONCE = 2
+"""Buffers that neighbours read at a time: one is filled meanwhile. More would not be in the cache any more when they
+are read, and the system needs longer to give each its memory than a copy takes."""
 UNDER_WAY = 64
 """Messages that a rank has under way at most: those that need no memory of ours are bounded by nothing else."""
 
@@ -28,15 +32,25 @@ Progress = Callable[[int, int], object]
 
 
 class UnderWay(NamedTuple):
+    """A message that is not through.
+
+    Attributes:
+        handle: on what says that it is.
+        buffer: what it is in, if that is not the tensor itself.
+        note: in which buffer it is, as a neighbour is told.
+    """
+
     message: Message
-    handle: Handle[Tensor] | Handle[None]
-    staged: Tensor | None
+    handle: Handle[Any]
+    buffer: Buffer | None
+    note: Handle[None] | None
 
 
 class Transfer:
     """One rank's part.
 
     Attributes:
+        staging: its buffers; to be closed.
         failed: what went wrong with this rank's tensors. Its messages go on, so that nobody waits for it, and all are
             told in the end.
         sent, received, kept: bytes that are through.
@@ -73,17 +87,26 @@ class Transfer:
         self._have = Boxes(plan.source, rank, tensor)
         self._into = Boxes(plan.target, rank, given.__getitem__)
         largest = min(LARGEST_MESSAGE, staging_bytes // 8)
-        self.staging = Staging(largest, staging_bytes // largest, group.device)
+        self._buffers = largest, staging_bytes // largest
         self._schedule = schedule(plan, rank, largest)
+        self.staging = Staging(*self._buffers, group.device, shared=may_share(group))
         self._under_way: deque[UnderWay] = deque()
+        self._read_now = 0
         self._dtypes = {name: getattr(torch, plan.dtype(name)) for name in plan.order}
 
-    def run(self) -> None:
+    def run(self, offers: Mapping[int, str]) -> None:
         """Send and receive everything.
+
+        Args:
+            offers: each rank's, as its `staging` has it.
 
         Raises:
             CollectiveError, GroupTimeoutError: a peer is gone, or does not come.
         """
+        messages = self._schedule.messages
+        sources = {message.source for message in messages} - {self._rank}
+        targets = {message.target for message in messages} - {self._rank}
+        self._neighbours = Neighbours(self._group, offers, sources, targets, *self._buffers)
         begun = -1
         for message in self._schedule.messages:
             for stretch in range(begun + 1, message.stretch + 1):
@@ -94,6 +117,7 @@ class Transfer:
             self._complete()
         for stretch in range(begun + 1, self._schedule.stretches):
             self._begin(stretch)
+        self._neighbours.finish()
 
     def _begin(self, stretch: int) -> None:
         """Let go of what no later stretch needs, and copy what this rank has already."""
@@ -110,8 +134,7 @@ class Transfer:
         if message.source == self._rank:
             self._send(message)
         else:
-            buffer, staged = self._buffer(self._into, message)
-            self._under_way.append(UnderWay(message, self._group.irecv(buffer, src_rank=message.source), staged))
+            self._receive(message)
 
     def _send(self, message: Message) -> None:
         boxes = self._have
@@ -119,42 +142,86 @@ class Transfer:
             boxes = self._into
             while any(other.message.key[:2] == (message.stretch, 0) for other in self._under_way):
                 self._complete()
-        buffer, staged = self._buffer(boxes, message)
-        if staged is not None:
+        is_read = self._neighbours.reads(message.target)
+        in_place = None if is_read else self._in_place(boxes, message)
+        if in_place is not None:
+            self._begun(message, self._group.isend(in_place, dst_rank=message.target))
+            return
+        while is_read and self._read_now == READ_AT_ONCE:
+            self._complete()
+        buffer = self._staged()
+        with self._noting():
             for piece in message.pieces:
-                with self._noting():
-                    boxes.read(piece.weight, piece.box, self._values(staged, piece))
-        self._under_way.append(UnderWay(message, self._group.isend(buffer, dst_rank=message.target), staged))
+                boxes.read(piece.weight, piece.box, self._values(buffer.memory, piece))
+        if is_read:
+            self._read_now += 1
+            note = self._group.isend(torch.tensor([buffer.number]), dst_rank=message.target)
+            self._begun(message, self._neighbours.answer_of(message.target), buffer, note)
+        else:
+            whole = buffer.memory[: message.nbytes]
+            self._begun(message, self._group.isend(whole, dst_rank=message.target), buffer)
+
+    def _receive(self, message: Message) -> None:
+        if self._neighbours.lends(message.source):
+            note = torch.empty(1, dtype=torch.int64)
+            self._begun(message, self._group.irecv(note, src_rank=message.source))
+            return
+        in_place = self._in_place(self._into, message)
+        if in_place is not None:
+            self._begun(message, self._group.irecv(in_place, src_rank=message.source))
+        else:
+            buffer = self._staged()
+            whole = buffer.memory[: message.nbytes]
+            self._begun(message, self._group.irecv(whole, src_rank=message.source), buffer)
+
+    def _begun(
+        self, message: Message, handle: Handle[Any], buffer: Buffer | None = None, note: Handle[None] | None = None
+    ) -> None:
+        self._under_way.append(UnderWay(message, handle, buffer, note))
 
     def _complete(self) -> None:
         """Wait for the message that is under way for the longest time."""
-        message, handle, staged = self._under_way.popleft()
-        handle.wait()
+        message, handle, buffer, note = self._under_way.popleft()
+        came = handle.wait()
+        if note is not None:
+            note.wait()
+            self._read_now -= 1
         if message.source == self._rank:
             self._through(sent=message.nbytes)
-        else:
+        elif self._neighbours.lends(message.source):
+            self._unpack(message, self._neighbours.lent_by(message.source, int(came)))
+            self._neighbours.answer(message.source)
             self._through(received=message.nbytes)
-        if staged is not None:
-            for piece in message.pieces if message.target == self._rank else ():
-                with self._noting():
-                    self._into.write(piece.weight, piece.box, self._values(staged, piece))
-            self.staging.put_back(staged)
+        else:
+            if buffer is not None:
+                self._unpack(message, buffer.memory)
+            self._through(received=message.nbytes)
+        if buffer is not None:
+            self.staging.put_back(buffer)
 
-    def _buffer(self, boxes: Boxes, message: Message) -> tuple[Tensor, Tensor | None]:
-        """(the memory to send or receive, the buffer that it is in, if it is not the tensor itself)."""
+    def _unpack(self, message: Message, memory: Tensor) -> None:
+        with self._noting():
+            for piece in message.pieces:
+                self._into.write(piece.weight, piece.box, self._values(memory, piece))
+
+    def _in_place(self, boxes: Boxes, message: Message) -> Tensor | None:
+        """The memory of a message that needs no buffer."""
         if len(message.pieces) == 1:
             [piece] = message.pieces
             with self._noting():
-                if (memory := boxes.bytes_in_place(piece.weight, piece.box, self._dtypes[piece.weight])) is not None:
-                    return memory, None
-        while (staged := self.staging.take()) is None:
-            self._complete()
-        return staged[: message.nbytes], staged
+                return boxes.bytes_in_place(piece.weight, piece.box, self._dtypes[piece.weight])
+        return None
 
-    def _values(self, staged: Tensor, piece: Piece) -> Tensor:
+    def _staged(self) -> Buffer:
+        """A buffer, as soon as one is free."""
+        while (buffer := self.staging.take()) is None:
+            self._complete()
+        return buffer
+
+    def _values(self, memory: Tensor, piece: Piece) -> Tensor:
         """A piece of a message as the box that it is."""
-        memory = staged[piece.offset : piece.offset + piece.nbytes]
-        return memory.view(self._dtypes[piece.weight]).view([len(part) for part in piece.box])
+        own = memory[piece.offset : piece.offset + piece.nbytes]
+        return own.view(self._dtypes[piece.weight]).view([len(part) for part in piece.box])
 
     @contextmanager
     def _noting(self) -> Generator[None]:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_topology import GroupArgumentError, GroupManager, Hosts, ParallelTopology, RefitError
-from parallel_topology.refit import RefitPlan, refit
+from parallel_topology.refit import RefitPlan, neighbours, refit
+from parallel_topology.refit.neighbours import Neighbours
 from parallel_topology.refit.sides import Side
 from parallel_topology.testing import run_ranks
 from parallel_topology.weights import Fused, Interleaved, Padded, Split, Storage, Transposed, Weight, Weights
@@ -174,6 +175,50 @@ def test_in_either_world(place: Literal["threads", "processes"], hosts: str | No
     plan = RefitPlan(MODEL, source, target, source_as=MEGATRON, target_as=VLLM, hosts=where or None)
     pool = rank_workers if place == "processes" else None
     run_ranks(everyone(plan), carry_out, plan, world=place, pool=pool)
+
+
+GLOO = {"world": {"communicators": ["torch"]}}
+
+
+@pytest.mark.parametrize("options", [{}, GLOO], ids=["shared memory", "gloo"])
+def test_buffers_are_read_in_place_where_ranks_share_a_host(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """What neighbours read is not sent, and the other way is not forgotten."""
+    plan = RefitPlan(MODEL, layout("tp2-pp2"), layout("tp4"), target_as=VLLM)
+    read: list[int] = []
+    lent_by = Neighbours.lent_by
+    monkeypatch.setattr(
+        Neighbours, "lent_by", lambda self, source, number: read.append(source) or lent_by(self, source, number)
+    )
+    run_ranks(4, carry_out, plan, options=options)
+    assert {*read} == (set() if options else {0, 1, 2, 3})
+
+
+def test_a_rank_that_cannot_open_its_neighbours_buffers_is_sent_messages(monkeypatch: pytest.MonkeyPatch):
+    plan = RefitPlan(MODEL, layout("tp2-pp2"), layout("tp4"), target_as=VLLM)
+    found = neighbours.opened
+    monkeypatch.setattr(
+        neighbours, "opened", lambda offer, *of: None if int(offer.split("/")[1]) % 2 else found(offer, *of)
+    )
+    run_ranks(4, carry_out, plan)
+
+
+def test_a_plan_is_worked_out_once(monkeypatch: pytest.MonkeyPatch):
+    """The second refit of a plan asks neither who gives what to whom nor which tensors there are."""
+    plan = RefitPlan(MODEL, layout("tp2-pp2"), layout("tp4"), target_as=VLLM)
+    run_ranks(4, carry_out, plan)
+    asked: list[str] = []
+    for of, name in ((RefitPlan, "moves"), (RefitPlan, "met"), (Storage, "tensors")):
+        monkeypatch.setattr(of, name, lambda *_, name=name: asked.append(name))
+    run_ranks(4, again, plan)
+    assert not asked
+
+
+def again(groups: GroupManager, plan: RefitPlan) -> None:
+    have, into = stored(plan.source, groups.rank, whole(MODEL, 1)), stored(plan.target, groups.rank, None)
+    have = {name: torch.stack([tensor, tensor], dim=-1)[..., 1] for name, tensor in have.items()}  # of other strides
+    refit(plan, groups.world, have, into, 4096)
+    expected = stored(plan.target, groups.rank, whole(MODEL, 1))
+    assert all(same_bits(tensor, expected[name]) for name, tensor in into.items())
 
 
 def test_tensors_may_come_one_after_the_other():
