@@ -12,6 +12,7 @@ import typer
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption, ModelOption, SpecArgument, read_model
 from parallel_topology.cli.output import print_json, print_table, table
+from parallel_topology.cli.pictures import OutputOption, require_one_form, write_drawn
 from parallel_topology.cli.uses import (
     BatchOption,
     CommunicatorOption,
@@ -21,6 +22,8 @@ from parallel_topology.cli.uses import (
     ZeroOption,
     use_of,
 )
+from parallel_topology.render import bars
+from parallel_topology.render.bars import stages_of
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.wording import shown_bytes
 from parallel_topology.weights.fit import Load, loads, most
@@ -37,6 +40,7 @@ def fit(
     batch: BatchOption = 1,
     context: ContextOption = 4096,
     communicator: CommunicatorOption = None,
+    output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what memory a model takes, stage by stage, the heaviest first, and whether that is there.
@@ -45,6 +49,7 @@ def fit(
 
     Example: parallel-topology fit tp2-pp2-dp2 --model docs/examples/llama.json --memory 80GiB --optimizer adam
     """
+    require_one_form(output, as_json)
     with one_line_errors():
         use = use_of(optimizer, zero, batch, context, communicator)
         read = Model.from_config(read_model(model))
@@ -55,6 +60,9 @@ def fit(
         print_json(_document(spec, found, memory.bytes, would))
     else:
         _show(found, memory.bytes, would)
+        if output is not None:
+            drawn = found, memory.bytes, f"{spec}: memory of the heaviest rank of each stage"
+            write_drawn(output, lambda: bars.svg(*drawn), lambda: bars.html(*drawn))
     if not fits:
         sys.exit(1)
 
@@ -110,7 +118,7 @@ def _show(found: list[Load], memory: int, would: list[str]) -> None:
     for load in found:
         sizes = (shown_bytes(load.memory.parts.get(part, 0)) for part in parts)
         total = shown_bytes(load.memory.total)
-        rows.add_row(_run(load.stages), f"{load.rank:,}", str(load.layers), *sizes, total, load.why)
+        rows.add_row(stages_of(load), f"{load.rank:,}", str(load.layers), *sizes, total, load.why)
     print_table(rows)
     most = found[0].memory.total
     typer.echo()
@@ -119,9 +127,3 @@ def _show(found: list[Load], memory: int, would: list[str]) -> None:
         return
     typer.echo(f"does not fit: rank {found[0].rank:,} lacks {shown_bytes(most - memory)} of {shown_bytes(most)}")
     typer.echo(f"would fit: {'; or '.join(would) or 'nothing but another layout, or more memory'}")
-
-
-def _run(stages: tuple[int, ...]) -> str:
-    first, last = min(stages), max(stages)
-    whole = 0 < last - first == len(stages) - 1
-    return f"{first}..{last}" if whole else ",".join(map(str, stages))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,14 +39,26 @@ def print_picture(topology: ParallelTopology, **seen: Any) -> None:
 
 def write_picture(output: Path, topology: ParallelTopology, **seen: Any) -> None:
     """The picture that the file's name asks for; arguments as for `print_picture`."""
-    kind = output.suffix.lower()
-    if kind == ".svg":
+
+    def svg() -> str:
         from parallel_topology.render.svg import svg as draw
-    elif kind == ".html":
+
+        return draw(topology, **seen)
+
+    def html() -> str:
         from parallel_topology.render.html import html as draw
-    else:
+
+        return draw(topology, **seen)
+
+    write_drawn(output, svg, html)
+
+
+def write_drawn(output: Path, svg: Callable[[], str], html: Callable[[], str]) -> None:
+    """The one of these that the file's name asks for."""
+    draw = {".svg": svg, ".html": html}.get(output.suffix.lower())
+    if draw is None:
         fail(f"cannot tell from its name what to write to {output}: expected a name in .svg or .html")
-    text = draw(topology, **seen)
+    text = draw()
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:

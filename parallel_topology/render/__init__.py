@@ -3,6 +3,7 @@
 palette  colours
 scene    what is to be seen
 shards   the parts of a tensor, and who holds each
+bars     what ranks need of a model's memory: an image, a page
 cells    a grid of cells, for terminals
 text, svg, html, json   write it down
 """

@@ -72,6 +72,24 @@ def test_buffers_of_communicators_are_an_assumption(run):
     assert parts == [3 * 2**29, 3 * 2**30, None]
 
 
+@pytest.mark.parametrize("name", ["bars.svg", "bars.HTML"])
+def test_bars_in_a_file(run, tmp_path: Path, name: str):
+    """Also where it does not fit, which the status still says."""
+    done = run("fit", "tp2-pp2", "--model", MODEL, "--memory", "1GiB", "--output", str(tmp_path / name))
+    assert done.status == 1
+    written = (tmp_path / name).read_text()
+    assert written.count('<g class="bar">') == 2
+    assert "tp2-pp2: memory of the heaviest rank of each stage" in written
+    assert f"wrote {tmp_path / name}" in done.out
+
+
+def test_one_form(run, tmp_path: Path):
+    for more, says in ((["--json"], "both --json and --output"), ([], "expected a name in .svg or .html")):
+        done = run("fit", "tp2", "--model", MODEL, "--memory", "80GiB", "--output", str(tmp_path / "bars.png"), *more)
+        assert done.status == 2
+        assert says in done.err
+
+
 def test_nothing_would_do(run):
     done = run("fit", "tp2", "--model", MODEL, "--memory", "1MiB")
     assert done.status == 1
