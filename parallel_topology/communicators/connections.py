@@ -14,12 +14,15 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+
+Address = tuple[str, int]
+"""IP address and port."""
 
 _one_at_a_time = threading.Lock()
 """Held while a device is made, so that managers in other threads do not take its descriptors."""
@@ -59,11 +62,11 @@ class Device:
 class Connections:
     """Those of one group, on all its devices."""
 
-    def __init__(self, addresses: Sequence[tuple[str, int]] = (), likely: Sequence[int] = ()) -> None:
-        """`addresses`: where the devices listen. They are looked for among the descriptors `likely` now, and among all
-        when connections are to be ended: that takes long where a process has many."""
+    def __init__(self, addresses: Sequence[Address] = (), found: Mapping[Address, Device] | None = None) -> None:
+        """`addresses`: where the devices listen; those not `found` yet are looked for when connections are to be ended,
+        which takes long where a process has many descriptors."""
         self._addresses = addresses
-        self._devices = _devices_at(addresses, filter(_is_poll, likely))
+        self._devices = [found[address] for address in addresses if address in found] if found else []
 
     @classmethod
     def of(cls, devices: Sequence[Device]) -> Connections:
@@ -85,21 +88,26 @@ class Connections:
 
     def _found(self) -> list[Device]:
         if len(self._devices) < len(self._addresses):
-            self._devices = _devices_at(self._addresses, _polls())
+            there = _devices_among(_polls())
+            self._devices = [there[address] for address in self._addresses if address in there]
         return self._devices
 
 
-def made_at(make: Callable[[], T]) -> tuple[T, list[int]]:
-    """What `make` returns, which makes a gloo device and waits for nobody, and the descriptors that it likely took: the
-    system gives the lowest that are free, unless another thread opens something meanwhile."""
+def made_at(make: Callable[[], T], devices: int) -> tuple[T, dict[Address, Device]]:
+    """What `make` returns, which makes so many gloo devices and waits for nobody, and those of them that were found.
+
+    They are among the descriptors that were free: the system gives the lowest, unless another thread opens something
+    meanwhile.
+    """
     with _one_at_a_time:
         free: list[int] = []
         with suppress(OSError):
             free.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            free += [_dup(free[0]) for _ in range(_OPENED - 1)]
+            free += [_dup(free[0]) for _ in range(_OPENED * devices - 1)]
         for descriptor in free:
             _close(descriptor)  # also of -1, where there were no more: nothing happens
-        return make(), free
+        made = make()
+    return made, _devices_among(filter(_is_poll, free), devices)
 
 
 def new_connections(make: Callable[[], T]) -> tuple[T, Connections | None]:
@@ -118,17 +126,21 @@ def new_connections(make: Callable[[], T]) -> tuple[T, Connections | None]:
     return made, Connections.of(found) if len(found) == 1 else None
 
 
-def _devices_at(addresses: Sequence[tuple[str, int]], polls: Iterable[int]) -> list[Device]:
-    """The devices, whose epoll instances are among `polls`, that listen at these addresses."""
-    found: dict[tuple[str, int], Device] = {}
+def _devices_among(polls: Iterable[int], enough: int = -1) -> dict[Address, Device]:
+    """What listens, and whose epoll instance is among `polls`: a device, if it is where gloo says that one does.
+
+    Args:
+        enough: how many are looked for; all unless told otherwise.
+    """
+    found: dict[Address, Device] = {}
     for poll in polls:
         for descriptor, inode in _registered(poll):
             where = _listens_at(descriptor, inode)
-            if where is not None and where in addresses:
+            if where is not None:
                 found[where] = Device(poll, inode)
-        if len(found) == len(addresses):
+        if len(found) == enough:
             break
-    return list(found.values())
+    return found
 
 
 def _polls() -> Iterator[int]:
@@ -172,7 +184,7 @@ def _opened(descriptor: int, inode: int) -> socket.socket | None:
     return socket.socket(fileno=copy)
 
 
-def _listens_at(descriptor: int, inode: int) -> tuple[str, int] | None:
+def _listens_at(descriptor: int, inode: int) -> Address | None:
     """IP address and port of a listening socket; None for anything else."""
     opened = _opened(descriptor, inode)
     if opened is None:

@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from ipaddress import ip_address
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -79,9 +78,7 @@ class Contacts:
         self._theirs = [theirs[0] for theirs in addresses]
 
     def _require_alike(self, position: int, theirs: Sequence[Address]) -> None:
-        kinds = [ip_address(host).version for host, _ in theirs]
-        expected = [ip_address(host).version for host, _ in self.mine]
-        if kinds != expected:
+        if [":" in host for host, _ in theirs] != [":" in host for host, _ in self.mine]:
             raise CreationError(
                 f"member {position} listens at {_shown(theirs)}, this one at {_shown(self.mine)}: expected as many "
                 "addresses, and of the same version of IP; set GLOO_SOCKET_IFNAME alike on all ranks"

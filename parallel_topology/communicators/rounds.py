@@ -54,13 +54,15 @@ class Rounds:
         self.slot_bytes = region.slot_bytes
         self.number = 0
         self.others = [one for one in reversed(range(len(ranks))) if one != rank]
-        self.offsets = [[start + region.data + slot * region.slot_bytes for start in starts] for slot in slots]
+        data, headers = region.data, region.headers  # each is a sum, which is made once
+        self.offsets = [[start + data + slot * region.slot_bytes for start in starts] for slot in slots]
         self.addresses = [[memory.address + offset for offset in offsets] for offsets in self.offsets]
         self._attendance = attendance
         self._bytes, self._words, self._posted = memory.bytes, memory.words, attendance.posted
-        self._headers = [[(start + region.headers + slot * Region.HEADER) // 8 for start in starts] for slot in slots]
+        self._headers = [[(start + headers + slot * Region.HEADER) // 8 for start in starts] for slot in slots]
         self._written: list[Call | None] = [None] * region.slots
-        self._sleepers = [start + region.sleepers for start in starts]
+        sleepers = region.sleepers
+        self._sleepers = [start + sleepers for start in starts]
         asleep = self._sleepers[rank] // 8
         self._asleep = range(asleep, asleep + -(-len(ranks) // 8))
         self._came = 0  # all have come to this call

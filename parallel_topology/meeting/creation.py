@@ -211,11 +211,11 @@ class Creator:
         return not alone or not named <= {"torch", "shared_memory", "two_levels"}
 
     def _verify(self, rank: int) -> None:
-        """Neighbours in the world greet each other over gloo; NCCL's groups, connected anyhow, gather all ranks."""
+        """Neighbours in the world greet each other; NCCL's groups, connected anyhow, gather all ranks."""
         mine = torch.tensor([rank], device=self._device)
         on_device = self._made if self._backend == "nccl" else []
         gathered = [(links, ranks, links.start_gather(mine)) for links, ranks in on_device]
-        greet(self._made[0][0], rank, self._deadline)
+        greet(self._made[0][0], rank, self._deadline, self._opening.known())
         for links, ranks, finish in gathered:
             if (members := finish()) != list(ranks):
                 raise CreationError(f"group {links.label} has the members {members}, expected {ranks} in this order")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import ip_address
 from typing import Any
 
 import torch.distributed as dist
@@ -84,10 +84,11 @@ class Opening:
         devices = gloo_devices(self._store, self._others)
         # gloo waits for a connection five times as long as it is told now, also if that is set to something else later.
         timeout = timedelta(seconds=max(map(self._options.operations_wait, self._plan.families)))
-        for family, ranks in self._plan.of_rank(self._rank):
-            made, likely = made_at(devices)
-            backend, contacts = open_gloo(made, ranks.index(self._rank), len(ranks), timeout)
-            opened = Opened(backend, contacts, Connections(tuple(contacts.mine), tuple(likely)))
+        groups = self._plan.of_rank(self._rank)
+        made, found = made_at(lambda: [devices() for _ in groups], len(groups))
+        for (family, ranks), own in zip(groups, made, strict=True):
+            backend, contacts = open_gloo(own, ranks.index(self._rank), len(ranks), timeout)
+            opened = Opened(backend, contacts, Connections(tuple(contacts.mine), found))
             with self._lock:
                 self._opened[family] = opened
         if self._over:  # nobody waits for these any more
@@ -126,6 +127,10 @@ class Opening:
         else:
             self.memory.settle(shared=self._rank in self.sharing)
 
+    def known(self) -> Collection[int]:
+        """Those of this rank's host, where they share memory: it holds who they are."""
+        return self.memory.ranks if self.memory is not None and self.memory.is_shared else ()
+
     def take(self, family: str, ranks: Sequence[int]) -> Opened:
         """One of the groups, which is the caller's from now on; gloo knows where its members `ranks` are.
 
@@ -160,7 +165,7 @@ def _read(rank: int, built: str, families: Sequence[str]) -> tuple[dict[str, lis
     try:
         told = read_object(built.encode(), {"at": dict, "memory": int})
         return {family: [_address(one) for one in told["at"][family]] for family in families}, told["memory"] == 1
-    except (UnreadableError, ValueError, TypeError, KeyError) as error:
+    except (UnreadableError, ValueError, TypeError, KeyError, OSError) as error:
         raise RendezvousError(f"where rank {rank} listens cannot be read: {error}") from None
 
 
@@ -168,4 +173,6 @@ def _address(told: Any) -> Address:
     host, port = told
     if not isinstance(port, int) or not 0 < port < 2**16:
         raise ValueError(f"its port is {str(port)[:40]!r}")
-    return str(ip_address(host)), port
+    # `ipaddress` takes ten times as long, for each group of each rank.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.inet_ntop(family, socket.inet_pton(family, host)), port

@@ -26,6 +26,7 @@ from parallel_topology import (
     CollectiveError,
     Communicator,
     GroupManager,
+    GroupOptions,
     LiveGraphError,
     ParallelTopology,
     ParallelTopologyError,
@@ -60,10 +61,23 @@ def _is_connected(descriptor: int) -> bool:
 @pytest.fixture
 def pair() -> Any:
     """Two ranks of this process, to be ended by the test."""
+    yield from _two()
+
+
+@pytest.fixture
+def gloo_pair() -> Any:
+    """Two whose calls all go over gloo."""
+    only = GroupOptions(communicators=("torch",))
+    yield from _two(options={"world": only, "tp": only})
+
+
+def _two(**options: Any) -> Any:
     store = dist.HashStore()
-    made = run_threads(
-        ["rank"] * 2, lambda rank: GroupManager(TWO, rank=rank, store=store, timeout=20, name="pair"), timeout=30
-    )
+
+    def body(rank: int) -> GroupManager:
+        return GroupManager(TWO, rank=rank, store=store, timeout=20, name="pair", **options)
+
+    made = run_threads(["rank"] * 2, body, timeout=30)
     yield made
     for groups in made:
         groups.abort()
@@ -97,15 +111,15 @@ class Waiting:
 
 class TestConnectionsEnd:
     @pytest.mark.parametrize("end", ["close", "abort"])
-    def test_though_the_caller_holds_groups_work_and_errors(self, pair: list[GroupManager], end: str):
+    def test_though_the_caller_holds_groups_work_and_errors(self, gloo_pair: list[GroupManager], end: str):
         before = connected()
-        mine, theirs = pair
+        mine, theirs = gloo_pair
         held: list[object] = [mine.tp.device_group, mine.world.cpu_group]
         held.append(mine.tp.all_reduce(torch.ones(1), async_op=True))
         theirs.tp.all_reduce(torch.ones(1))
         peer = Waiting(lambda: theirs.tp.recv(torch.ones(1)))
         begun = time.monotonic()
-        assert getattr(mine, end)() == ["pair/world"]
+        assert getattr(mine, end)() == ["pair/tp[0]", "pair/world"]
         assert connected() <= before - 1
         assert peer.is_over()
         assert peer.came - begun < 5  # its own timeout is 20 s
