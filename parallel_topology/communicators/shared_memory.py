@@ -58,7 +58,7 @@ _CARRIED = _REDUCTIONS | {
 }
 _OF_ANY_SIZE = ("all_to_all", "broadcast_message")
 """Where each member sees only in the round what the others give."""
-_IN_PIECES = ("all_reduce", "broadcast")
+_IN_PIECES = ("all_reduce", "broadcast", "all_gather")
 """What goes in as many rounds as it takes."""
 _WORD = 2**64 - 1
 _REMEMBERED = 1024
@@ -162,9 +162,13 @@ class SharedMemoryCommunicator(Communicator):
             start += room
 
     def all_gather(self, tensor: Tensor, *, output: Tensor, async_op: bool) -> None:
-        slot, call = self._given("all_gather", tensor)
-        self._rounds.wait_for(self._rounds.others, call)
-        self._gather(slot, output, [tensor.nbytes] * self._size)
+        into, step = output.data_ptr(), tensor.nbytes
+        for start, piece in self._pieces(tensor):
+            slot, call = self._given("all_gather", tensor, moved=piece, start=start)
+            self._rounds.wait_for(self._rounds.others, call)
+            for member, address in enumerate(self._rounds.addresses[slot]):
+                memmove(into + member * step, address, piece.nbytes)
+            into += piece.nbytes
 
     def all_gather_v(self, tensor: Tensor, *, output: Tensor, sizes: Sequence[int], async_op: bool) -> None:
         slot, call = self._given("all_gather_v", tensor, sizes=tuple(sizes))
@@ -218,14 +222,25 @@ class SharedMemoryCommunicator(Communicator):
         rounds.wait_for(rounds.others, call)
         tables = [self._splits.unpack_from(self._memory.bytes, offset) for offset in rounds.offsets[slot]]
         self._require_splits(tables)
-        if not all(table[0] for table in tables):
+        row = _row_bytes(tensor)
+        parts = [(sum(table[1 : 1 + self._rank]) * row, table[1 + self._rank] * row) for table in tables]
+        if all(table[0] for table in tables):
+            behind = [address + self._splits.size for address in rounds.addresses[slot]]
+            _take(behind, parts, output, 0, rounds.slot_bytes)
+            return None
+        most = max(sum(table[1 : 1 + self._size]) for table in tables) * row
+        if most * self._size > self._limit:
             splits = {"output_splits": output_splits, "input_splits": input_splits}
             return self._torch.issue("all_to_all", tensor, output=output, async_op=async_op, **splits)
-        row, into = _row_bytes(tensor), output.data_ptr()
-        for address, table in zip(rounds.addresses[slot], tables, strict=True):
-            start, count = sum(table[1 : 1 + self._rank]) * row, table[1 + self._rank] * row
-            memmove(into, address + self._splits.size + start, count)
-            into += count
+        for number, start in enumerate(range(0, most, rounds.slot_bytes), 1):
+            slot = rounds.begin(self._links.timeout.total_seconds(), goes_on=True)
+            count = min(rounds.slot_bytes, tensor.nbytes - start)
+            if count > 0:
+                memmove(rounds.addresses[slot][self._rank], tensor.data_ptr() + start, count)
+            call = self._call("all_to_all", tensor, start=number)
+            rounds.post(call)
+            rounds.wait_for(rounds.others, call)
+            _take(rounds.addresses[slot], parts, output, start, rounds.slot_bytes)
         return None
 
     def barrier(self, tensor: Tensor, *, async_op: bool) -> None:
@@ -355,14 +370,33 @@ class SharedMemoryCommunicator(Communicator):
 
 def reduce_into(into: Tensor, parts: Sequence[Tensor], op: Any, count: int) -> None:
     """Reduce in this order, so that all who do it come to the same; an average is of so many."""
+    inside = into.is_inference()
+    if inside != torch.is_inference_mode_enabled():  # what was made inside may not be written outside
+        with torch.inference_mode(inside):
+            return reduce_into(into, parts, op, count)
     first, second, *others = parts
-    with torch.inference_mode(into.is_inference()):  # which may not be written outside, where it was made inside
-        apply = _APPLIED[op]
-        apply(first, second, out=into)
-        for other in others:
-            apply(into, other, out=into)
-        if op == dist.ReduceOp.AVG:
-            into.div_(count)
+    apply = _APPLIED[op]
+    apply(first, second, out=into)
+    for other in others:
+        apply(into, other, out=into)
+    if op == dist.ReduceOp.AVG:
+        into.div_(count)
+    return None
+
+
+def _take(addresses: Sequence[int], parts: Sequence[tuple[int, int]], output: Tensor, start: int, room: int) -> None:
+    """Put what came of each member into its place in the output.
+
+    Args:
+        addresses: where each member's bytes from `start` on are, `room` of them at most.
+        parts: of each member's bytes, where those for this one begin, and how many they are.
+    """
+    into = output.data_ptr()
+    for address, (begin, count) in zip(addresses, parts, strict=True):
+        first, end = max(begin, start), min(begin + count, start + room)
+        if first < end:
+            memmove(into + first - begin, address + first - start, end - first)
+        into += count
 
 
 def _row_bytes(tensor: Tensor) -> int:

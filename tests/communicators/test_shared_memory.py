@@ -29,6 +29,7 @@ from parallel_topology import (
     GroupManager,
     GroupTimeoutError,
     MismatchError,
+    ParallelGroup,
     ParallelTopology,
     ParallelTopologyError,
 )
@@ -154,6 +155,16 @@ def test_who_needs_nobody_goes_ahead(name: str):
     run_ranks("tp2", _ahead, name, check=False)
 
 
+def _to_all_in_pieces(tp: ParallelGroup, values: torch.Tensor) -> None:
+    """Rank 0 keeps all but 7 rows, rank 1 gives all of fewer: parts begin and end anywhere in the pieces."""
+    less = values[: max(len(values) // 3, 1)]
+    gives = [[max(len(values) - 7, 0), min(len(values), 7)], [len(less), 0]]
+    given = [values, less + 1]
+    takes = [row[tp.rank] for row in gives]
+    expected = torch.cat([values[: gives[0][0]], less + 1]) if tp.is_first else values[gives[0][0] :]
+    assert torch.equal(tp.all_to_all(given[tp.rank], takes, gives[tp.rank]), expected)
+
+
 def _in_pieces(groups: GroupManager, sizes: list[int]) -> None:
     tp = groups.tp
     for size in sizes:
@@ -165,6 +176,9 @@ def _in_pieces(groups: GroupManager, sizes: list[int]) -> None:
             assert rounds(tp) == before + pieces
             assert torch.equal(tp.broadcast(values if tp.is_first else torch.zeros_like(values)), values)
             assert rounds(tp) == before + 2 * pieces
+            assert torch.equal(tp.all_gather(values + tp.rank), torch.cat([values, values + 1]))
+            assert rounds(tp) == before + 3 * pieces
+            _to_all_in_pieces(tp, values)
 
 
 def test_what_has_no_room_goes_in_pieces(world: World):
