@@ -2,8 +2,8 @@
 
 Every rank has said, under its proof of the token where there is one, where all its groups listen, and all were told
 the same. So a rank that answers where it said, and that its neighbours in the world take for the right one, is that for
-all, in all groups; and a greeting takes two connections, however large the world. Neighbours that share memory, which
-both said after they had found the right one, need none: there stands which process is which rank.
+all, in all groups; and a greeting takes two connections, however large the world. Neighbours that share memory, as
+each said after it had found the one of that nonce, are there, and need none.
 """
 
 from __future__ import annotations

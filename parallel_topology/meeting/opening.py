@@ -128,7 +128,7 @@ class Opening:
             self.memory.settle(shared=self._rank in self.sharing)
 
     def known(self) -> Collection[int]:
-        """Those of this rank's host, where they share memory: it holds who they are."""
+        """Those of this rank's host, where all have said that they share its memory."""
         return self.memory.ranks if self.memory is not None and self.memory.is_shared else ()
 
     def take(self, family: str, ranks: Sequence[int]) -> Opened:
