@@ -24,8 +24,8 @@ sends (n-1)/n and 2(n-1)/n of N), and all-to-all (n-1)/n of what all its ranks h
   was 2 (https://arxiv.org/abs/1910.02054, section 7). Where the ranks that divide are not all that have the same, parts
   are summed over the others. Under sequence parallelism the gradients of what a tensor group has whole are summed, too.
 
-Left out: norms, routing, and the sums of numbers for clipping; padding of tokens; heads that several ranks hold, whose
-gradients these would sum. Compressed attention gathers the hidden states here, where Megatron gathers the latents.
+Left out: few numbers, as the router's counts and the norm for clipping; padding of tokens; heads that several ranks
+hold, whose gradients these would sum. Compressed attention gathers hidden states here, where Megatron gathers latents.
 """
 
 from __future__ import annotations

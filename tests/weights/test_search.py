@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from time import process_time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from parallel_topology import Hosts, ParallelTopology, TopologyError
 from parallel_topology.weights import Model, Serving, Training, loads, traffic_on
 from parallel_topology.weights.search import search
+from tests.weights import configurations as published
 from tests.weights.test_traffic import DENSE, SPARSE
 
 HOSTS = Hosts.parse("2x4")
@@ -94,6 +96,14 @@ def test_why_layouts_fall_out():
 def test_one_rank_needs_no_groups():
     found = search(DENSE, 1, Serving(), memory=10**9, hosts=Hosts.parse("1x1"))
     assert [(str(one.topology), one.across, one.inside) for one in found.fitting] == [("tp1", 0, 0)]
+
+
+def test_64_ranks_take_a_moment():
+    """In time of the processor, as the machine may be busy: a second, of a mixture of experts in training."""
+    model, start = Model.from_config(published.MIXTRAL_8X7B), process_time()
+    found = search(model, 64, Training(zero=1), memory=80 * 2**30, hosts=Hosts.parse("8x8"))
+    assert len(found.fitting) > 100
+    assert process_time() - start < 10
 
 
 @pytest.mark.parametrize(
