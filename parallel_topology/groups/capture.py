@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -42,6 +42,12 @@ class Capturing(BoundGroup):
         Raises:
             GroupArgumentError: the group has no communicator called `prefer`.
         """
+        with remembered([self]), self.on_stream(prefer, stream) as current:
+            yield current
+
+    @contextmanager
+    def on_stream(self, prefer: str | None, stream: torch.cuda.Stream | None) -> Generator[torch.cuda.Stream | None]:
+        """As `capture`, but for remembering the graphs."""
         if self._is_alone("capture") or self.device.type != "cuda":
             with self._preferring(prefer):
                 yield stream if stream is not None or self.device.type != "cuda" else torch.cuda.current_stream()
@@ -49,7 +55,6 @@ class Capturing(BoundGroup):
         before = torch.cuda.current_stream(self.device)
         stream = torch.cuda.Stream(self.device) if stream is None else stream
         stream.wait_stream(before)
-        known = _captured()
         with ExitStack() as inside:
             inside.enter_context(torch.cuda.stream(stream))
             inside.enter_context(self._preferring(prefer))
@@ -57,10 +62,7 @@ class Capturing(BoundGroup):
                 communicator.warmup()
                 inside.enter_context(communicator.capture())
             stream.synchronize()  # nothing of the warm-up is left when the capture begins
-            try:
-                yield stream
-            finally:
-                self.links.graphs += [weakref.ref(graph) for key, graph in _captured().items() if key not in known]
+            yield stream
         before.wait_stream(stream)
 
     def is_preferred(self, communicator: str) -> bool:
@@ -86,6 +88,25 @@ class Capturing(BoundGroup):
             yield
         finally:
             self.communicators = chain
+
+
+@contextmanager
+def remembered(groups: Iterable[BoundGroup]) -> Generator[None]:
+    """What is captured inside is remembered by all these groups, as far as they are on CUDA and not of one rank.
+
+    Finding it takes two walks over all objects of the process, which are seconds where these are many: so not for each.
+    """
+    links = {id(group.links): group.links for group in groups if group.size > 1 and group.device.type == "cuda"}
+    if not links:
+        yield
+        return
+    known = _captured()
+    try:
+        yield
+    finally:
+        fresh = [graph for key, graph in _captured().items() if key not in known]
+        for one in links.values():
+            one.graphs += map(weakref.ref, fresh)
 
 
 def _captured() -> dict[int, Any]:

@@ -36,6 +36,7 @@ from parallel_topology.errors import (
     RendezvousError,
     TopologyError,
 )
+from parallel_topology.groups.capture import remembered
 from parallel_topology.groups.declared import DeclaredView
 from parallel_topology.groups.elastic import Change, Predecessor
 from parallel_topology.groups.group import ParallelGroup
@@ -641,10 +642,10 @@ class GroupManager(DeclaredView[ParallelGroup]):
         """
         if stream is None and self.device.type == "cuda":
             stream = torch.cuda.Stream(self.device)
-        with ExitStack() as inside:
+        with remembered(self._groups.values()), ExitStack() as inside:
             for group in self._groups.values():
                 has_it = prefer in [communicator.name for communicator in group.communicators]
-                inside.enter_context(group.capture(prefer if has_it else None, stream))
+                inside.enter_context(group.on_stream(prefer if has_it else None, stream))
             yield stream
 
     def close(self) -> list[str]:
