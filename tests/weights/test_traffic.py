@@ -46,7 +46,7 @@ class Wire:
         members = sorted(group, key=self.hosts.host_of)
         for place, source in enumerate(members):
             for _ in range(rounds * (len(members) - 1)):
-                self.send(axes, phase, source, members[(place + 1) % len(members)], Fraction(whole, len(members)))
+                self.send(axes, phase, source, members[(place + 1) % len(members)], Fraction(whole) / len(members))
 
     def groups(self, stage: int, *axes: str) -> Iterable[Sequence[int]]:
         """The groups whose ranks are on a stage."""
@@ -117,7 +117,8 @@ def counted(model: Model, topology: ParallelTopology, hosts: Hosts, use: Trainin
 def count_weights(wire: Wire, model: Model, use: Training, batches: int) -> None:
     """Ranks that hold the same part and differ in their tokens find each other by what they hold."""
     topology = wire.topology
-    over = {"dp", "cp", "edp"} if use.zero else set[str]()
+    over = {"dp", "cp", "edp"} if use.over is None else set(use.over)
+    over = over if use.zero else set[str]()
     alike: dict[Any, list[int]] = {}
     for rank in topology.world:
         for name, held in model.weights.on(topology, rank).items():
@@ -131,20 +132,18 @@ def count_weights(wire: Wire, model: Model, use: Training, batches: int) -> None
         for here in filter(None, ends):
             axes = ["edp"] if view else ["cp", "dp"]
             axes = [axis for axis in axes if axis in topology.all_axes and topology.size(axis) > 1]
-            seen: set[int] = set()
-            for rank in sorted(here):
-                group = list(topology.group(*axes, rank=rank)) if axes else [rank]
-                if rank in seen or len(group) == 1:
-                    continue
-                seen |= set(group)
-                label = topology.group_name(*axes)
-                trained = "correction_bias" not in name
-                if not over:
-                    wire.ring(label, "gradients", group, gradients if trained else 0, rounds=2)
-                    continue
-                often = batches if use.zero > 1 else 1
-                wire.ring(label, "gradients", group, gradients if trained else 0, rounds=often)
-                wire.ring(label, "parameters", group, weights, rounds=2 * batches if use.zero == 3 else 1)
+            divided, rest = [axis for axis in axes if axis in over], [axis for axis in axes if axis not in over]
+            parts = topology.size(*divided) if divided else 1
+            often = batches if use.zero > 1 else 1
+            trained = gradients if "correction_bias" not in name else 0
+            for along in filter(None, (divided, rest)):
+                label = topology.group_name(*along)
+                for group in {tuple(topology.group(*along, rank=rank)) for rank in here}:
+                    if along == rest:
+                        wire.ring(label, "gradients", group, Fraction(trained, parts), rounds=2 * often)
+                        continue
+                    wire.ring(label, "gradients", group, trained, rounds=often)
+                    wire.ring(label, "parameters", group, weights, rounds=2 * batches if use.zero == 3 else 1)
             if use.sequence_parallel and not view and topology.tp > 1:
                 for rank in sorted(here):
                     group = list(topology.group("tp", rank=rank))
@@ -187,9 +186,11 @@ def worlds(draw: st.DrawFn) -> tuple[Model, ParallelTopology, Hosts, Training]:
         topology = topology.model_copy(update={"ranks": draw(st.permutations(range(topology.world_size)))})
     virtual = draw(st.sampled_from([1, 4 // pp])) if pp > 1 else 1
     model = replace(model, weights=Weights(model.weights.weights, layers=4, virtual=virtual))
+    named = tuple(axis for axis in ("dp", "edp") if axis in topology.all_axes)
+    over = draw(st.sampled_from([None, ("dp",), named]))
     use = Training(
         batch=draw(st.integers(1, 2)), context=12, micro_batches=draw(st.sampled_from([None, 1, 3])),
-        zero=draw(st.integers(0, 3)), sequence_parallel=draw(st.booleans()),
+        zero=draw(st.integers(0, 3)), over=over, sequence_parallel=draw(st.booleans()),
         recompute=draw(st.sampled_from(["scores", "full"])),
     )  # fmt: skip
     return model, topology, draw(hosts_of(topology.world_size)), use
