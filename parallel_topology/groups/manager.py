@@ -71,6 +71,10 @@ from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 _log = logging.getLogger("parallel_topology")
+LINGER = 0.25
+"""Seconds for which a manager that another took the place of leaves the processor to that one, before it ends."""
+PAUSE = 0.1
+"""Seconds between the steps in which a manager is built beside one that serves: so most of its calls notice nothing."""
 
 
 class GroupManager(DeclaredView[ParallelGroup]):
@@ -227,7 +231,11 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self._store = store if isinstance(store, dist.Store) else None
         self._standby: Standby[Self] | None = None
         device = choose_device(options.device, self.backend, 0)
+        if connects:
+            _pause(deadline)
         joined = self._join(store, creator, device.type, deadline) if topology.world_size > 1 else None
+        if connects:
+            _pause(deadline)
         agreed = joined.agreed if joined else None
         agreed_in = time.perf_counter() - begun
         self.local_rank = find_local_rank(options, agreed, position)
@@ -311,6 +319,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
                 # Either way nobody leaves before all have built all groups: the store may go away after this.
                 self._creator.settle(self.rank, verify=self._options.verify, stay=joined.meeting.leads)
                 if connects:
+                    _pause(deadline)
                     self._creator.connect()
 
         try:
@@ -510,6 +519,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             group.links.closed = True
 
         def end() -> None:
+            time.sleep(LINGER)  # all have just gone over, and are to get on with their work first
             with suppress(ParallelTopologyError):
                 deadline = Deadline(self._options.seconds)
                 if succession.wait_until_all_are_over(agreement, deadline, lambda: life.state == "closed"):
@@ -749,6 +759,10 @@ class GroupManager(DeclaredView[ParallelGroup]):
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.backend
         return f"<GroupManager {self.name} of {self.topology} at rank {self.rank} ({state})>"
+
+
+def _pause(deadline: Deadline) -> None:
+    time.sleep(min(PAUSE, deadline.left() / 20))
 
 
 def require_topology(topology: object) -> ParallelTopology:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,8 +16,6 @@ M = TypeVar("M")
 State = Literal["building", "ready", "committed", "failed", "cancelled"]
 LOOK = 0.25
 """Seconds between looks whether what is ready was called off by another rank."""
-NICE = 0
-"""By how much the thread that builds gives way to those that serve."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +143,6 @@ class Standby(Generic[M]):
             self._change.abandon()
 
     def _run(self) -> None:
-        with suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # of this thread and those it starts
         try:
             self._change.agree()
             if self._done.is_set():  # it was cancelled before the others could be told

@@ -198,11 +198,13 @@ class Creator:
         complete(self._store, DONE, ranks, self._deadline, wait=stay)
 
     def connect(self) -> None:
-        """Connect neighbours in each group over gloo, which otherwise do when they first use each other."""
+        """Do what otherwise happens when a group is first used: neighbours connect over gloo, memory is taken."""
+        tensor = torch.zeros(8, dtype=torch.int64)
         for links, _ in self._made:
-            tensor = torch.zeros(1, dtype=torch.int8)
             over_gloo = TorchCommunicator(links, torch.device("cpu"), len(links.ranks), 0)
-            wait_for(over_gloo.issue("barrier", tensor, async_op=False))
+            first = next(one for one in links.communicators if one.handles("all_reduce", tensor))
+            for communicator in (over_gloo, first):
+                wait_for(communicator.issue("all_reduce", tensor, op=dist.ReduceOp.SUM, async_op=False))
 
     def _makes_more(self) -> bool:
         """Whether there is more than what each rank opened by itself, which was there when all had agreed."""
