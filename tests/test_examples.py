@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -65,3 +67,15 @@ def test_a_model_that_does_not_divide_says_so():
         SMALL.require_divisible(tp=5, pp=1)
     with pytest.raises(ValueError, match="layers 8 is fewer than pp 9"):
         SMALL.require_divisible(tp=1, pp=9)
+
+
+@pytest.mark.slow  # five processes import torch
+def test_an_elastic_engine_loses_a_rank_and_grows_again():
+    """It checks each answer itself; that it ends says that no request was lost."""
+    module = "parallel_topology.examples.elastic_engine"
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    for rank in range(3):
+        assert f"rank {rank}: tp2-dp2 -> tp3 -> tp2-dp2: requests 0 to " in done.stdout
+    assert done.stdout.count("all answered right; 1 named") == 3
+    assert "rank 3: tp2-dp2 -> tp2-dp2: requests " in done.stdout

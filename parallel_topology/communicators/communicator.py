@@ -159,6 +159,25 @@ class Communicator:
         """Entered while CUDA graphs are captured."""
         return nullcontext()
 
+    def follow(self, rank: int, members: Sequence[int], *, broken: bool) -> Communicator | None:
+        """What carries out the calls of a group of some of these members, made out of this one; None to make it anew.
+
+        A manager that is rebound asks on all members of the new group, at the same time, if all of them were in this
+        one and nothing is under way in it. This one goes on until it is closed, in case another rank fails.
+
+        Args:
+            rank: this member's position in the new group.
+            members: of the new group, by their positions in this one's.
+            broken: operations have failed here, and some may never end.
+        """
+        return None
+
+    def suspend(self) -> None:
+        """Give back what memory can be had again: all members call this, and nothing is under way."""
+
+    def resume(self) -> None:
+        """Take it again, before the next call."""
+
     def close(self, *, abort: bool) -> None:
         """Release what this holds. With `abort`, what is under way may never end, and is given up."""
 
@@ -196,6 +215,15 @@ class Around(Communicator):
 
     def capture(self) -> AbstractContextManager[None]:
         return self.inner.capture()
+
+    def follow(self, rank: int, members: Sequence[int], *, broken: bool) -> Communicator | None:
+        return self.inner.follow(rank, members, broken=broken)
+
+    def suspend(self) -> None:
+        self.inner.suspend()
+
+    def resume(self) -> None:
+        self.inner.resume()
 
     def close(self, *, abort: bool) -> None:
         self.inner.close(abort=abort)

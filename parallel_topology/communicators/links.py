@@ -61,6 +61,7 @@ class Links:
         graphs: CUDA graphs that were captured with these, as far as they are alive.
         process: the process that made them; a forked child has no part in their connections.
         closed: by the manager; nothing may use these any more.
+        suspended: by the manager, until it is resumed; meanwhile they are closed.
         mail: carries small messages through shared memory, where all members have it: `communicators.mail`.
         channels: messages between members, `communicators.channels`.
         lent: the process groups were given to other code, so what is under way in them is not known.
@@ -80,6 +81,7 @@ class Links:
     graphs: list[weakref.ref[Any]] = field(default_factory=list[weakref.ref[Any]])
     process: int = field(default_factory=os.getpid)
     closed: bool = False
+    suspended: bool = False
     mail: Mail | None = None
     channels: Any = None
     lent: bool = False
@@ -142,7 +144,7 @@ class Links:
                 f"its manager belongs to process {self.process}, of which this one was forked; make a manager of its "
                 "own here"
             )
-        return "its manager was closed"
+        return "its manager is suspended: resume() comes first" if self.suspended else "its manager was closed"
 
     def held(self) -> Iterator[object]:
         """What a forked child must leave alone."""

@@ -7,6 +7,7 @@ Torch's own NCCL groups use streams and watchdogs of their own around each call;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from importlib import import_module
 from typing import Any
 
@@ -109,6 +110,26 @@ class NcclCommunicator(Communicator):
 
     def warmup(self) -> None:
         exercise(self, self._device, self._size, self._rank)
+
+    def follow(self, rank: int, members: Sequence[int], *, broken: bool) -> Communicator | None:
+        """NCCL's shrink, which keeps the members in their order; else it is made anew."""
+        if list(members) != sorted(members):
+            return None
+        flags, left = self._nccl.CommShrinkFlag, [one for one in range(self._size) if one not in members]
+        made = copy(self)
+        made._size, made._rank = len(members), rank
+        with torch.cuda.device(self._device):
+            made._comm = self._comm.shrink(left, flag=flags.ABORT if broken else flags.DEFAULT)
+        return made
+
+    def suspend(self) -> None:
+        """NCCL 2.29.7 and newer give back what they allocated on the device."""
+        with torch.cuda.device(self._device):
+            self._comm.suspend()
+
+    def resume(self) -> None:
+        with torch.cuda.device(self._device):
+            self._comm.resume()
 
     def close(self, *, abort: bool) -> None:
         """Collective among the members of a host, unless `abort`."""

@@ -51,6 +51,7 @@ from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import (
     BACKENDS,
     Creator,
+    Former,
     Released,
     WorldCreator,
     choose_backend,
@@ -210,6 +211,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         deadline: Deadline | None = None,
         *,
         connects: bool = False,
+        former: Former | None = None,
     ) -> None:
         begun = time.perf_counter()
         self._life: Life | None = None  # until there is something to close
@@ -244,7 +246,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self._at_exit = end_at_exit(self)
         self._life = Life()
         try:
-            self._create(joined, creator, deadline, connects)
+            self._create(joined, creator, deadline, connects, former)
         except BaseException:
             deadline.expire()  # what was overtaken gives up as soon as it can
             self.abort()
@@ -272,7 +274,9 @@ class GroupManager(DeclaredView[ParallelGroup]):
         control = Control(self._store, own=opened)
         return join(self.plan, self.rank, control, self._options, self.backend, device, creator, deadline)
 
-    def _create(self, joined: Joined | None, creator: type[Creator], deadline: Deadline, connects: bool) -> None:
+    def _create(
+        self, joined: Joined | None, creator: type[Creator], deadline: Deadline, connects: bool, former: Former | None
+    ) -> None:
         if joined is None:
             self._bind(self.name)
             if self._store is not None:
@@ -312,7 +316,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
                 self._creator = creator(
                     store, witness, self._options, backend=self.backend, device=self.device,
-                    deadline=deadline, opening=joined.opening,
+                    deadline=deadline, opening=joined.opening, former=former,
                 )  # fmt: skip
                 made.append(self._creator)
                 self._bind(self.name if joined.agreed.number == 1 else f"{self.name}#{joined.agreed.number}")
@@ -505,7 +509,16 @@ class GroupManager(DeclaredView[ParallelGroup]):
     def _successor(self, topology: ParallelTopology, deadline: Deadline, connects: bool) -> Self:
         creator = type(self._creator) if self._creator is not None else Creator
         successor = type(self).__new__(type(self))
-        successor._build(topology, self.rank, self._store, self._options, creator, deadline, connects=connects)
+        groups = {
+            name: (group.ranks, group.links.communicators)
+            for name, group in self._groups.items()
+            if self.plan.families[name].shares is None
+        }
+        broken = self._witness is not None and self._witness.failed
+        former = None if connects else Former(groups, broken)  # what serves cannot be followed on meanwhile
+        successor._build(
+            topology, self.rank, self._store, self._options, creator, deadline, connects=connects, former=former
+        )
         return successor
 
     def _follow_later(self, change: Change[Self], standby: Standby[Self]) -> Self:
@@ -629,6 +642,39 @@ class GroupManager(DeclaredView[ParallelGroup]):
             return self._witness.present(list(self.topology.world), seconds)
         except RendezvousError as error:
             raise RendezvousError(f"{self.name}: {error}") from error
+
+    def suspend(self) -> None:
+        """Give back the memory that communicators can have again, until `resume()`; every rank calls it.
+
+        A barrier comes first; device work that uses these groups has to be over. NCCL through nccl4py does (2.29.7 and
+        newer); gloo, shared memory and torch's own NCCL groups have nothing to give back.
+
+        Raises:
+            ClosedError: this manager was closed, or is suspended.
+        """
+        self._groups["world"].barrier()
+        for links in self._distinct_links():
+            for communicator in links.communicators:
+                communicator.suspend()
+            links.suspended = links.closed = True
+
+    def resume(self) -> None:
+        """Let the groups be used again after `suspend()`; every rank calls it. Otherwise nothing happens.
+
+        Raises:
+            ClosedError: this manager was closed.
+        """
+        if self.closed:
+            raise ClosedError(f"resume: {self.name} was closed")
+        for links in self._distinct_links():
+            if links.suspended:
+                for communicator in links.communicators:
+                    communicator.resume()
+                links.suspended = links.closed = False
+
+    def _distinct_links(self) -> list[Links]:
+        groups = (*self._groups.values(), *self._absent.values())
+        return list({id(group.links): group.links for group in groups}.values())
 
     def describe(self) -> str:
         """This rank's groups, their members, backends and state, a line each."""

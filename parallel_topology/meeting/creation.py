@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -39,6 +39,19 @@ from parallel_topology.torch_errors import first_line, is_timeout
 BACKENDS = ("gloo", "nccl")
 _GONE_WITHIN = 0.05
 """Seconds that the end waits for gloo's thread to close what was cut; it takes a tenth of a millisecond."""
+
+
+@dataclass(frozen=True)
+class Former:
+    """What a manager had that this one follows on.
+
+    Attributes:
+        groups: family -> its members' global ranks, and its communicators.
+        broken: operations of it have failed.
+    """
+
+    groups: Mapping[str, tuple[Sequence[int], Sequence[Communicator]]]
+    broken: bool
 
 
 @dataclass
@@ -99,9 +112,10 @@ class Creator:
 
     def __init__(
         self, store: dist.Store, witness: Witness, options: Options, *, backend: str, device: torch.device,
-        deadline: Deadline, opening: Opening,
+        deadline: Deadline, opening: Opening, former: Former | None = None,
     ) -> None:  # fmt: skip
         """`store` holds this manager's keys alone; `opening` is what this rank has built already."""
+        self._former = former
         self._store = store
         self._witness = witness
         self._options = options
@@ -164,11 +178,23 @@ class Creator:
                     membership.links, membership.device, membership.size, membership.rank
                 )
             else:
-                made = find_factory(name, self._options.communicators)(membership)
+                left = self._following(name, membership)
+                made = left or find_factory(name, self._options.communicators)(membership)
             if self._options.check_calls:
                 made = _checked(made, membership)
             chain.append(made)
         return tuple(chain)
+
+    def _following(self, name: str, membership: Membership) -> Communicator | None:
+        """Made out of the one of that name that the manager before had, if all members were in its group."""
+        if self._former is None or membership.family not in self._former.groups:
+            return None
+        ranks, communicators = self._former.groups[membership.family]
+        if not set(ranks).issuperset(membership.ranks):
+            return None
+        members = [ranks.index(rank) for rank in membership.ranks]
+        found = [one for one in communicators if one.name == name]
+        return found[0].follow(membership.rank, members, broken=self._former.broken) if found else None
 
     def _for_memory(self, membership: Membership) -> tuple[str, ...]:
         """What a group has where nothing was asked for; the same on all members."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import ClosedError, GroupArgumentError, GroupManager, GroupTimeoutError, ParallelTopology
+from parallel_topology.communicators.communicator import Communicator
+from parallel_topology.communicators.membership import Membership
+from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.meeting.rendezvous import join_store
 from parallel_topology.testing.threads import run_threads
 from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat
@@ -371,3 +374,87 @@ class TestStandby:
         ranks.await_state([0, 1], "ready")
         ranks.require_well(ranks.tell([0], "close", 0))
         assert "rank 0 has closed its manager" in ranks.await_state([1], "cancelled")[0][1]
+
+
+class Left(TorchCommunicator):
+    """Says what it is made of."""
+
+    name = "own"
+
+    def __init__(self, membership: Membership, made_of: tuple[Any, ...] = ()) -> None:
+        super().__init__(membership.links, membership.device, membership.size, membership.rank)
+        self.membership = membership
+        self.made_of = made_of
+        self.told: list[str] = []
+
+    def follow(self, rank: int, members: Sequence[int], *, broken: bool) -> Communicator | None:
+        if len(members) > 2:
+            return None
+        self.told.append("followed")
+        return Follower(rank, tuple(members), broken)
+
+    def suspend(self) -> None:
+        self.told.append("suspended")
+
+    def resume(self) -> None:
+        self.told.append("resumed")
+
+
+class Follower(Communicator):
+    name = "own"
+
+    def __init__(self, rank: int, members: tuple[int, ...], broken: bool) -> None:
+        self.made_of = (rank, members, broken)
+
+    def handles(self, operation: str, tensor: torch.Tensor) -> bool:
+        return False
+
+
+class TestCommunicators:
+    def test_are_asked_what_follows_on_them(self):
+        store = dist.HashStore()
+
+        def body(rank: int) -> None:
+            groups = GroupManager(
+                ParallelTopology(tp=3), rank=rank, store=store, timeout=20, options={"tp": {"communicators": ("own",)}},
+                communicators={"own": Left},
+            )  # fmt: skip
+            first: Any = groups.tp.communicators[0]
+            groups = groups.rebind(ParallelTopology(tp=3, dp=1))  # three: it wants to be made anew
+            second: Any = groups.tp.communicators[0]
+            assert isinstance(second, Left)
+            assert not first.told
+            groups = groups.rebind(ParallelTopology(tp=2, ranks=(2, 1)))
+            if rank:
+                followed: Any = groups.tp.communicators[0]
+                assert followed.made_of == (2 - rank, (2, 1), False)
+                assert total(groups) == 5
+            groups.close()
+
+        run_threads(["rank"] * 3, body, timeout=30)
+
+    def test_are_not_asked_while_they_serve(self):
+        store = dist.HashStore()
+
+        def body(rank: int) -> None:
+            groups = GroupManager(
+                ParallelTopology(tp=2), rank=rank, store=store, timeout=20, options={"tp": {"communicators": ("own",)}},
+                communicators={"own": Left},
+            )  # fmt: skip
+            with groups.prepare(ParallelTopology(tp=2, pp=1)).commit() as groups:
+                assert isinstance(groups.tp.communicators[0], Left)
+
+        run_threads(["rank"] * 2, body, timeout=30)
+
+    @pytest.mark.ranks("tp2", options={"tp": {"communicators": ("own",)}}, communicators={"own": Left})
+    def test_are_suspended_and_resumed(self, groups: GroupManager):
+        mine: Any = groups.tp.communicators[0]
+        mine = getattr(mine, "inner", mine)
+        groups.suspend()
+        with pytest.raises(ClosedError, match="its manager is suspended: resume"):
+            groups.tp.barrier()
+        assert not groups.closed
+        groups.resume()
+        groups.resume()
+        assert total(groups) == 3
+        assert mine.told == ["suspended", "resumed"]
