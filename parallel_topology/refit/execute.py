@@ -51,10 +51,11 @@ def refit(
 ) -> Refitted:
     """Carry out a plan: every rank of `group` calls this, with an equal plan, which its first rank proves once.
 
-    Ranks of one host copy into buffers that the others read. Elsewhere tensors go in place where they
-    are contiguous, else through buffers. When this returns, it does on all ranks, and all have everything. Where it
-    raises, `have` is as it was, and the error says whether anything was written: who must keep the old weights while
-    a refit may fail gives other tensors to be written, and swaps.
+    Ranks of one host copy into buffers that the others read. Elsewhere tensors go in place where they are contiguous,
+    else through buffers. When this returns, it does on all ranks, and all have everything. Where it raises, `have` is
+    as it was, and the error says whether anything was written: who must keep the old weights while a refit may fail
+    gives other tensors to be written, and swaps. Where calls are checked (`check_calls`), a digest of each message is
+    compared.
 
     Args:
         group: has all ranks of both layouts; others may be in it.

@@ -72,7 +72,7 @@ class Neighbours:
 
     def answer_of(self, target: int) -> Handle[Tensor]:
         """What a target says next: first whether it reads this rank's buffers, then of each message that it has."""
-        return self._group.irecv(torch.empty(1, dtype=torch.uint8), src_rank=target, tag=ANSWERS)
+        return self._group.irecv(torch.empty(1, dtype=torch.uint8, device="cpu"), src_rank=target, tag=ANSWERS)
 
     def answer(self, source: int) -> None:
         """Tell a source that its message has been read."""
@@ -84,5 +84,5 @@ class Neighbours:
             handle.wait()
 
     def _say(self, source: int, what: bool) -> None:
-        said = torch.tensor([what], dtype=torch.uint8)
+        said = torch.tensor([what], dtype=torch.uint8, device="cpu")
         self._said.append(self._group.isend(said, dst_rank=source, tag=ANSWERS))

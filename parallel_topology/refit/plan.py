@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from parallel_topology.errors import RankError, TopologyError
 from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.refit.common import Common
 from parallel_topology.refit.handing import Handing
 from parallel_topology.refit.sides import Side, stored
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted
-from parallel_topology.topology.wording import listed
-from parallel_topology.weights.dtypes import BITS, bytes_of
+from parallel_topology.weights.dtypes import bytes_of
 from parallel_topology.weights.place import Box, both
 from parallel_topology.weights.placed import Placed
 from parallel_topology.weights.storage import Storage
@@ -112,7 +112,7 @@ class RefitPlan:
         if hosts is not None:
             hosts.require(source)
             hosts.require(target)
-        self._dtypes = {weight.name: self._checked(weight) for weight in self.target.weights.weights}
+        self._common = Common(self.source, self.target)
 
     # One rank's questions
 
@@ -184,7 +184,7 @@ class RefitPlan:
 
     def dtype(self, name: str) -> str:
         """In which dtype a logical tensor travels."""
-        return self._dtypes[self.target.weights.named(name).name]
+        return self._common.dtypes[self.target.weights.named(name).name]
 
     # The whole
 
@@ -296,7 +296,7 @@ class RefitPlan:
 
     def origin(self, weight: Weight) -> Weight:
         """The source's weight of the same name."""
-        return self._origins[weight.name]
+        return self._common.origins[weight.name]
 
     # Private: one rank's part of a tensor, met with the other side's
 
@@ -376,35 +376,9 @@ class RefitPlan:
                     if weight.full_name(layer) in own:
                         yield weight, order, layer
 
-    @cached_property
-    def _origins(self) -> dict[str, Weight]:
-        return {weight.name: weight for weight in self.source.weights.weights}
-
-    def _checked(self, weight: Weight) -> str:
-        """The dtype in which a weight travels; that both sides have it, alike, and that it divides."""
-        origin = self._origins.get(weight.name)
-        if origin is None:
-            raise TopologyError(
-                f"the target has a weight {weight.name!r}, which the source has not: it has "
-                f"{listed([*self._origins][:16])}"
-            )
-        layers = (side.layers(range(weights.layers)) for side, weights in self._pairs(origin, weight))
-        if weight.shape != origin.shape or len({tuple(found) for found in layers}) > 1:
-            raise TopologyError(
-                f"weight {weight.name!r} is {list(weight.shape)} in layer={weight.layer} at the target, but "
-                f"{list(origin.shape)} in layer={origin.layer} at the source: expected the same logical tensors"
-            )
-        for layer in [None] if weight.layer is False else [*weight.layers(range(self.target.weights.layers))][:1]:
-            self.source.placed(origin, layer)  # raises what does not divide
-            self.target.placed(weight, layer)
-        return _travelling(weight.name, *(side.dtype or weights.dtype for side, weights in self._pairs(origin, weight)))
-
-    def _pairs(self, first: Weight, second: Weight) -> list[tuple[Weight, Weights]]:
-        return [(first, self.source.weights), (second, self.target.weights)]
-
     def volume(self, weight: Weight, box: Box) -> int:
         """The bytes of a box on its way."""
-        return bytes_of(prod(map(len, box)), self._dtypes[weight.name])
+        return bytes_of(prod(map(len, box)), self._common.dtypes[weight.name])
 
     def _has_already(self, rank: int) -> int:
         """The bytes of what a rank needs that it has."""
@@ -440,17 +414,6 @@ class RefitPlan:
 def _held(placed: Placed, rank: int) -> Box:
     held = placed.on(rank)
     return () if held is None else held.ranges
-
-
-def _travelling(name: str, source: str, target: str) -> str:
-    """The narrower one, if one can become the other."""
-    kinds = {dtype.rstrip("0123456789") if BITS[dtype] > 8 else dtype for dtype in (source, target)} - {"bfloat"}
-    if source != target and kinds - {"float"}:
-        raise TopologyError(
-            f"weight {name!r} is {source} at the source and {target} at the target: expected one dtype, or floats of "
-            "16 bits and more; quantized weights are weights of their own, beside their scales"
-        )
-    return source if BITS[source] < BITS[target] else target
 
 
 def _apart(first: Ranks, second: Ranks) -> bool:

@@ -10,15 +10,17 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from parallel_topology.communicators.channels import channels_of
 from parallel_topology.communicators.handle import Handle
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.refit.boxes import Boxes
 from parallel_topology.refit.given import Coming, Have, checked, require_apart
 from parallel_topology.refit.neighbours import Neighbours, may_share
-from parallel_topology.refit.plan import RefitPlan
+from parallel_topology.refit.plan import RefitPlan, shown
 from parallel_topology.refit.schedule import Message, Piece, schedule, stretches
 from parallel_topology.refit.staging import Buffer, Staging
+from parallel_topology.wire.structure import digest_of
 
 LARGEST_MESSAGE = 8 * 2**20
 """Bytes from which on larger messages are no faster over gloo."""
@@ -37,13 +39,13 @@ class UnderWay(NamedTuple):
     Attributes:
         handle: on what says that it is.
         buffer: what it is in, if that is not the tensor itself.
-        note: in which buffer it is, as a neighbour is told.
+        note: on what is told of it beside: in which buffer it is, and its digest.
     """
 
     message: Message
     handle: Handle[Any]
     buffer: Buffer | None
-    note: Handle[None] | None
+    note: Handle[Any] | None
 
 
 class Transfer:
@@ -92,6 +94,7 @@ class Transfer:
         self.staging = Staging(*self._buffers, group.device, shared=may_share(group))
         self._under_way: deque[UnderWay] = deque()
         self._read_now = 0
+        self._digests = bool(group.size > 1 and channels_of(group.links).strict)
         self._dtypes = {name: getattr(torch, plan.dtype(name)) for name in plan.order}
 
     def run(self, offers: Mapping[int, str]) -> None:
@@ -143,61 +146,66 @@ class Transfer:
             while any(other.message.key[:2] == (message.stretch, 0) for other in self._under_way):
                 self._complete()
         is_read = self._neighbours.reads(message.target)
-        in_place = None if is_read else self._in_place(boxes, message)
-        if in_place is not None:
-            self._begun(message, self._group.isend(in_place, dst_rank=message.target))
-            return
-        while is_read and self._read_now == READ_AT_ONCE:
-            self._complete()
-        buffer = self._staged()
-        with self._noting():
-            for piece in message.pieces:
-                boxes.read(piece.weight, piece.box, self._values(buffer.memory, piece))
-        if is_read:
-            self._read_now += 1
-            note = self._group.isend(torch.tensor([buffer.number]), dst_rank=message.target)
-            self._begun(message, self._neighbours.answer_of(message.target), buffer, note)
-        else:
-            whole = buffer.memory[: message.nbytes]
-            self._begun(message, self._group.isend(whole, dst_rank=message.target), buffer)
-
-    def _receive(self, message: Message) -> None:
-        if self._neighbours.lends(message.source):
-            note = torch.empty(1, dtype=torch.int64)
-            self._begun(message, self._group.irecv(note, src_rank=message.source))
-            return
-        in_place = self._in_place(self._into, message)
-        if in_place is not None:
-            self._begun(message, self._group.irecv(in_place, src_rank=message.source))
-        else:
+        buffer, whole = None, None if is_read else self._in_place(boxes, message)
+        if whole is None:
+            while is_read and self._read_now == READ_AT_ONCE:
+                self._complete()
             buffer = self._staged()
             whole = buffer.memory[: message.nbytes]
-            self._begun(message, self._group.irecv(whole, src_rank=message.source), buffer)
+            with self._noting():
+                for piece in message.pieces:
+                    boxes.read(piece.weight, piece.box, self._values(whole, piece))
+        note = None
+        if is_read or self._digests:
+            told = [-1 if buffer is None else buffer.number, digest_of(whole) if self._digests else 0]
+            note = self._group.isend(torch.tensor(told, device="cpu"), dst_rank=message.target)
+        if is_read:
+            self._read_now += 1
+            handle = self._neighbours.answer_of(message.target)
+        else:
+            handle = self._group.isend(whole, dst_rank=message.target)
+        self._under_way.append(UnderWay(message, handle, buffer, note))
 
-    def _begun(
-        self, message: Message, handle: Handle[Any], buffer: Buffer | None = None, note: Handle[None] | None = None
-    ) -> None:
+    def _receive(self, message: Message) -> None:
+        is_lent = self._neighbours.lends(message.source)
+        note = None
+        if is_lent or self._digests:
+            note = self._group.irecv(torch.empty(2, dtype=torch.int64, device="cpu"), src_rank=message.source)
+        if note is not None and is_lent:
+            self._under_way.append(UnderWay(message, note, None, note))
+            return
+        buffer, whole = None, self._in_place(self._into, message)
+        if whole is None:
+            buffer = self._staged()
+            whole = buffer.memory[: message.nbytes]
+        handle = self._group.irecv(whole, src_rank=message.source)
         self._under_way.append(UnderWay(message, handle, buffer, note))
 
     def _complete(self) -> None:
         """Wait for the message that is under way for the longest time."""
         message, handle, buffer, note = self._under_way.popleft()
         came = handle.wait()
-        if note is not None:
-            note.wait()
-            self._read_now -= 1
+        told = None if note is None else note.wait()
         if message.source == self._rank:
+            self._read_now -= self._neighbours.reads(message.target)
             self._through(sent=message.nbytes)
-        elif self._neighbours.lends(message.source):
-            self._unpack(message, self._neighbours.lent_by(message.source, int(came)))
-            self._neighbours.answer(message.source)
-            self._through(received=message.nbytes)
         else:
-            if buffer is not None:
-                self._unpack(message, buffer.memory)
-            self._through(received=message.nbytes)
+            self._have_come(message, came, buffer, told)
         if buffer is not None:
             self.staging.put_back(buffer)
+
+    def _have_come(self, message: Message, whole: Tensor, buffer: Buffer | None, told: Tensor | None) -> None:
+        is_lent = told is not None and self._neighbours.lends(message.source)
+        if told is not None and is_lent:
+            whole = self._neighbours.lent_by(message.source, int(told[0]))[: message.nbytes]
+        if told is not None and self._digests and digest_of(whole) != told[1]:
+            first = message.pieces[0]
+            self._fail(f"what rank {message.source} sent of {first.weight!r} {shown(first.box)} came as other bytes")
+        if is_lent or buffer is not None:
+            self._unpack(message, whole)
+        if is_lent:
+            self._neighbours.answer(message.source)
+        self._through(received=message.nbytes)
 
     def _unpack(self, message: Message, memory: Tensor) -> None:
         with self._noting():
@@ -228,7 +236,10 @@ class Transfer:
         try:
             yield
         except Exception as error:
-            self.failed = self.failed or f"{type(error).__name__}: {error}"
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _fail(self, why: str) -> None:
+        self.failed = self.failed or why
 
     def _through(self, *, sent: int = 0, received: int = 0, kept: int = 0) -> None:
         self.sent, self.received, self.kept = self.sent + sent, self.received + received, self.kept + kept

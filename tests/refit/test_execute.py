@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_topology import GroupArgumentError, GroupManager, Hosts, ParallelTopology, RefitError
-from parallel_topology.refit import RefitPlan, neighbours, refit
+from parallel_topology.refit import RefitPlan, neighbours, refit, transfer
 from parallel_topology.refit.neighbours import Neighbours
 from parallel_topology.refit.sides import Side
 from parallel_topology.testing import run_ranks
@@ -167,6 +167,68 @@ def test_each_side_stores_them_in_its_own_way(source: str, target: str, storages
     run_ranks(everyone(plan), carry_out, plan, 1 << 20 if here is MODEL else 4096)
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize(("source", "target"), [("tp2-pp2", "tp4"), ("tp4", "tp2-dp2")])
+def test_quantized_weights_go_beside_their_scales(source: str, target: str, dtype: str):
+    """A scale for each block of 32 x 16 elements: both are moved as the bits that they are."""
+    quantized = Weights(
+        [
+            Weight("up", "256/tp 64", dtype=dtype, layer=True),
+            Weight("up_scale_inv", "8/tp 4", dtype="float32", layer=True),
+            Weight("down", "64 256/tp", dtype=dtype, layer=True),
+            Weight("down_scale_inv", "4 8/tp", dtype="float32", layer=True),
+        ],
+        layers=4,
+    )
+    kept = Storage(quantized, [Transposed("down"), Transposed("down_scale_inv")])
+    plan = RefitPlan(quantized, layout(source), layout(target), target_as=kept)
+    run_ranks(4, carry_out, plan, check_calls=True)
+
+
+@st.composite
+def kept_somehow(draw: st.DrawFn) -> tuple[ParallelTopology, Storage]:
+    """A layout of MODEL, and how it is kept: fused, interleaved, transposed, split, padded."""
+    sizes = draw(
+        st.sampled_from(
+            ["tp2-pp2", "tp4", "tp2-dp2", "pp4-dp2", "dp3", "tp4-dp2", "tp2-dp2-pp2/expert:etp1-ep4-pp2", "tp1"]
+        )
+    )
+    parsed = ParallelTopology.parse(sizes)
+    count = parsed.world_size
+    ranks = draw(
+        st.one_of(st.integers(0, 3).map(lambda first: range(first, first + count)), st.permutations(range(count)))
+    )
+    rules: list[Any] = draw(
+        st.sampled_from(
+            [[], [Fused("qkv", ["q", "k", "v"])], [Interleaved("qkv", ["q", "k", "v"], groups=4)], [Transposed("q")]]
+        )
+    )
+    rules = rules + draw(
+        st.sampled_from(
+            [
+                [],
+                [Fused("w13", ["gate", "up"], dim=1)],
+                [Fused("w13", ["up", "gate"], dim=1), Split("w13", "{}.{index}.w13")],
+                [Transposed("gate"), Split("up", "{}.{index}.up")],
+            ]
+        )
+    )
+    rules = rules + draw(
+        st.sampled_from([[], [Transposed("down")], [Split("down", "{}.{index}.down")], [Transposed("o")]])
+    )
+    rules = rules + draw(st.sampled_from([[], [Padded("embed", to=128)], [Padded("head", whole_to=64)]]))
+    return parsed.model_copy(update={"ranks": tuple(ranks)}), Storage(MODEL, rules)
+
+
+@settings(max_examples=20)
+@given(kept_somehow(), kept_somehow(), st.sampled_from([1024, 4096, 2**20]))
+def test_whatever_way_both_sides_keep_them(here: Any, there: Any, staging_bytes: int):
+    plan = RefitPlan(MODEL, here[0], there[0], source_as=here[1], target_as=there[1])
+    plan.verify()
+    assert plan.bytes_moved == plan.lower_bound
+    run_ranks(everyone(plan), carry_out, plan, staging_bytes)
+
+
 @pytest.mark.parametrize("place", ["threads", "processes"])
 @pytest.mark.parametrize("hosts", [None, "2x2"])
 def test_in_either_world(place: Literal["threads", "processes"], hosts: str | None, rank_workers: Any):
@@ -191,6 +253,25 @@ def test_buffers_are_read_in_place_where_ranks_share_a_host(options: dict[str, A
     )
     run_ranks(4, carry_out, plan, options=options)
     assert {*read} == (set() if options else {0, 1, 2, 3})
+
+
+@pytest.mark.parametrize("options", [{}, GLOO], ids=["shared memory", "gloo"])
+def test_bytes_that_changed_on_their_way_are_told_to_all_where_calls_are_checked(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    run_ranks(4, carry_out, PLAN, check_calls=True, options=options)
+    digests = iter([1])
+    right = transfer.digest_of
+    monkeypatch.setattr(transfer, "digest_of", lambda whole: right(whole) ^ next(digests, 0))
+
+    def act(groups: GroupManager) -> str:
+        have, into = stored(PLAN.source, groups.rank, whole(MODEL)), stored(PLAN.target, groups.rank, None)
+        with pytest.raises(RefitError, match="half written") as raised:
+            refit(PLAN, groups.world, have, into)
+        return str(raised.value)
+
+    [said] = {*run_ranks(4, act, check_calls=True, options=options)}
+    assert re.search(r"rank \d: what rank \d sent of '[\w.]+' \[.*\] came as other bytes", said), said
 
 
 def test_a_rank_that_cannot_open_its_neighbours_buffers_is_sent_messages(monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ from parallel_topology import Hosts, ParallelTopology, RankError, RefitError, To
 from parallel_topology.refit import Move, RefitPlan
 from parallel_topology.refit.handing import Handing
 from parallel_topology.testing.strategies import hosts_for
-from parallel_topology.weights import Weight, Weights
+from parallel_topology.weights import Sharded, Storage, Weight, Weights
 from tests.refit.drawing import refits
 
 ONE = Weights([Weight("w", "8/tp 4")])
@@ -201,6 +201,16 @@ def test_a_plan_that_is_wrong_does_not_pass(monkeypatch):
 def test_what_cannot_be_planned_is_refused(here, there, says):
     with pytest.raises(TopologyError, match=says):
         RefitPlan(here, ParallelTopology(tp=2, pp=2), ParallelTopology(tp=4), target_as=there)
+
+
+@pytest.mark.parametrize("cut", [Storage(ONE, sharded_over="dp"), Storage(ONE, [Sharded("w", "dp")])])
+@pytest.mark.parametrize("side", ["source_as", "target_as"])
+def test_storages_that_cut_once_more_are_refused(cut: Storage, side: Any):
+    """It was planned as if they were not cut, and elements were left out without a word."""
+    here, there = ParallelTopology(tp=2, dp=2), ParallelTopology(dp=2, tp=2, order="dp-tp")
+    with pytest.raises(TopologyError, match=r"its storage cuts tensors once more over 'dp'.*Weight\('w', '8/tp/dp 4'"):
+        RefitPlan(ONE, here, there, **{side: cut})
+    RefitPlan(ONE, ParallelTopology(tp=2), ParallelTopology(tp=4), **{side: cut}).verify()  # nothing is cut there
 
 
 def test_a_plan_without_hosts_knows_none():
