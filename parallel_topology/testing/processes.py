@@ -59,6 +59,7 @@ def run_processes(
     needs: str | None = None,
     diagnosis: Diagnosis | None = None,
     grace: float | None = None,
+    relay: bool = False,
 ) -> list[Any]:
     """Call `fn(position, *args)` in one process per label; returns the results by position.
 
@@ -71,6 +72,7 @@ def run_processes(
         needs: if given, what each worker prepares before a fork of it does this.
         diagnosis: asked now and then whether the ranks wait in vain.
         grace: seconds the others may go on after the first failure; `GRACE` if not given.
+        relay: whether what ranks print is passed on to standard output.
 
     Raises:
         ExceptionGroup: of every failure, the first one first. A process that died is a `DeadRankError` with its
@@ -90,7 +92,7 @@ def run_processes(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-output-"))
         pool = pool or stack.enter_context(WorkerPool())
         workers = pool.take(len(labels))
-        world = _World(labels, workers, folder, on_message, diagnosis, GRACE if grace is None else grace)
+        world = _World(labels, workers, folder, on_message, diagnosis, GRACE if grace is None else grace, relay)
         try:
             surroundings = (os.getcwd(), dict(os.environ), list(sys.path))
             for position, worker in enumerate(workers):
@@ -115,6 +117,7 @@ class _World:
         on_message: OnMessage | None,
         diagnosis: Diagnosis | None,
         grace: float,
+        relay: bool,
     ) -> None:
         self.labels = labels
         self.workers = workers
@@ -123,6 +126,7 @@ class _World:
         self._on_message = on_message
         self._diagnosis = diagnosis
         self._grace = grace
+        self._relays = relay
         self._begun: set[int] = set()
         self._dead: set[int] = set()
         self._relayed = [0] * len(labels)  # bytes of their output
@@ -218,7 +222,7 @@ class _World:
 
     def _relay(self, *, to_the_end: bool = False) -> None:
         """Pass on what ranks have printed, a line at a time, each with its rank; of the dead their error has it all."""
-        for position, label in enumerate(self.labels):
+        for position, label in enumerate(self.labels if self._relays else ()):
             printed = Path(self.output(position))
             if position in self._dead or not printed.exists() or printed.stat().st_size == self._relayed[position]:
                 continue

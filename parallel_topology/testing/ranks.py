@@ -91,7 +91,7 @@ def run_world(
     """Call `fn(position, seat, topology, folder, *args)` in a process for each rank; they meet in the folder."""
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         diagnosis = Diagnosis(topology, lambda: _read_tapes(topology, folder)) if check else None
-        how |= {"on_message": on_message, "diagnosis": diagnosis, "grace": GRACE}
+        how |= {"on_message": on_message, "diagnosis": diagnosis, "grace": GRACE, "relay": True}
         results = run_processes(labels, fn, topology, folder, *args, **how)
         _check(labels, diagnosis)
         return results
