@@ -7,6 +7,7 @@ have built, and then it is committed: `meeting.succession` decides each step for
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -101,6 +102,12 @@ class Change(Generic[M]):
             except (Refused, RendezvousError) as error:
                 if objection is None:
                     raise self._failed(error) from None
+            except Exception:
+                raise
+            except BaseException:  # Ctrl-C: the others are not to wait for this rank
+                with suppress(RendezvousError):
+                    self.call_off("was interrupted")
+                raise
         if objection is not None:
             raise objection
 

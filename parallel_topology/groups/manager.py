@@ -531,18 +531,29 @@ class GroupManager(DeclaredView[ParallelGroup]):
         for group in (*self._groups.values(), *self._absent.values()):
             group.links.closed = True
 
+        hurry = threading.Event()
+
         def end() -> None:
-            time.sleep(LINGER)  # all have just gone over, and are to get on with their work first
+            hurry.wait(LINGER)  # all have just gone over, and are to get on with their work first
             with suppress(ParallelTopologyError):
                 deadline = Deadline(self._options.seconds)
-                if succession.wait_until_all_are_over(agreement, deadline, lambda: life.state == "closed"):
+                if succession.wait_until_all_are_over(
+                    agreement, deadline, lambda: hurry.is_set() or life.state == "closed"
+                ):
                     standby.all_over()
             self._follow(change)
+            atexit.unregister(finish)
+
+        def finish() -> None:
+            hurry.set()
+            ending.join(1)
 
         successor = change.successor
         if successor is not None:
             self._hand_over(change, successor)
-        threading.Thread(target=end, name="parallel_topology end", daemon=True).start()
+        ending = threading.Thread(target=end, name="parallel_topology end", daemon=True)
+        atexit.register(finish)
+        ending.start()
         return self if successor is None else successor
 
     def _hand_over(self, change: Change[Self], successor: Self) -> None:

@@ -3,7 +3,10 @@ killed and frozen."""
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -374,6 +377,36 @@ class TestStandby:
         ranks.await_state([0, 1], "ready")
         ranks.require_well(ranks.tell([0], "close", 0))
         assert "rank 0 has closed its manager" in ranks.await_state([1], "cancelled")[0][1]
+
+
+@pytest.mark.slow
+def test_a_hundred_changes_leave_nothing_behind_and_lose_no_request():
+    store, seen = dist.HashStore(), list[tuple[int, int, int]]()
+
+    def state() -> tuple[int, int, int]:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), store.num_keys()
+
+    def body(rank: int) -> int:
+        answered = 0
+        groups: Any = GroupManager(ParallelTopology(tp=2), rank=rank, store=store, timeout=60) if rank < 2 else None
+        for change in range(100):
+            if change % 2:
+                groups = groups.rebind(ParallelTopology(pp=2) if change % 4 == 1 else ParallelTopology(tp=2))
+            elif rank < 2:
+                groups = groups.prepare(ParallelTopology(tp=3)).commit()
+            else:
+                groups = GroupManager(store=store, joining=True, timeout=60)
+            if not groups.closed:
+                answered += groups.world.all_reduce(torch.tensor([1])).item() == groups.world.size
+            if rank == 0 and change in (19, 89):
+                assert eventually(lambda: state() <= (seen or [(10**6, 0, 0)])[0])
+                seen.append(state())
+        groups.close()
+        return answered
+
+    assert run_threads(["rank"] * 3, body, timeout=200) == [100, 100, 50]
+    assert eventually(lambda: [key for key in store.list_keys() if store.get(key)] == [])
 
 
 class Left(TorchCommunicator):
