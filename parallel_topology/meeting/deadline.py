@@ -57,6 +57,10 @@ class Deadline:
         return timedelta(seconds=min(max(self.left(), 0.001), at_most))
 
 
+LAST = 1.0
+"""Seconds that a thread has to end in once it has said what came of it."""
+
+
 class Overtaken(Exception):  # noqa: N818 (it never leaves the package)
     """What was called is still running after its deadline."""
 
@@ -79,7 +83,8 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
         except BaseException as error:  # it is raised again, in the caller's thread
             done.put((None, error))
 
-    threading.Thread(target=run, name="parallel_topology", daemon=True).start()
+    thread = threading.Thread(target=run, name="parallel_topology", daemon=True)
+    thread.start()
     over: float | None = None
     while True:
         left = deadline.left()
@@ -92,6 +97,8 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
             result, error = done.get(timeout=max(min(left, LOOK), 0.001))
         except Empty:
             continue
+        # It still lets go of what `act` held; an interpreter that ends meanwhile would end it within torch, and so abort.
+        thread.join(LAST)
         if error is not None:
             try:
                 raise error

@@ -324,3 +324,21 @@ def test_ctrl_c_is_obeyed_at_once_and_the_process_ends_cleanly(where: str):
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("interrupted after"), done.stderr
         assert float(done.stdout.split()[2]) < 1
+
+
+def test_a_thread_has_ended_when_its_result_is_there():
+    """At the interpreter's end, one that is still in torch would abort the process."""
+    freed: list[float] = []
+
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(0.02)
+            freed.append(time.monotonic())
+
+    def act() -> None:
+        local.held = Slow()  # goes with the thread, after the result was handed over
+
+    local = threading.local()
+    for times in range(1, 6):
+        overtake(act, Deadline(5))
+        assert len(freed) == times
