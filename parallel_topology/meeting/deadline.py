@@ -97,7 +97,7 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
             result, error = done.get(timeout=max(min(left, LOOK), 0.001))
         except Empty:
             continue
-        # It still lets go of what `act` held; an interpreter that ends meanwhile would end it within torch, and so abort.
+        # It still lets go of what it held: an interpreter that ends meanwhile would end it within torch, and abort.
         thread.join(LAST)
         if error is not None:
             try:
