@@ -125,7 +125,8 @@ class Newcomer:
         while True:
             self._who = secrets.token_hex(8)
             call = self._lobby.wait(store, self._deadline, self._who)
-            answer(store, call, self._who)
+            if not answer(store, call, self._who):
+                continue
             newcomers = agreed(store, call, self._who, Deadline(call.seconds + LAST_WORDS))
             if newcomers is not None:
                 return call, tuple(sorted(newcomers))

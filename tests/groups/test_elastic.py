@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from parallel_topology import ClosedError, GroupArgumentError, GroupManager, Gro
 from parallel_topology.communicators.communicator import Communicator
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
+from parallel_topology.meeting.lobby import Call, answer
 from parallel_topology.meeting.rendezvous import join_store
 from parallel_topology.testing.threads import run_threads
 from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat
@@ -160,6 +162,13 @@ class TestFewerAndMore:
         found = run_threads(["rank"] * 4, body, timeout=30)
         assert sorted(found) == [(rank, 10, (2, 3)) for rank in range(4)]
         assert [key for key in store.list_keys() if store.get(key)] == []
+
+    def test_two_that_were_called_to_one_place(self):
+        store = dist.HashStore()
+        call = Call("keys", 0, "tp3", 2, 20, {})
+        assert answer(store, call, "a")
+        assert not answer(store, call, "b")  # it goes back, where another place may be found for it
+        assert answer(store, replace(call, place=1), "b")
 
     def test_one_rank_grows_and_shrinks(self):
         store = dist.HashStore()
