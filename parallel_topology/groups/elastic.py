@@ -62,9 +62,16 @@ class Change(Generic[M]):
     """
 
     def __init__(
-        self, of: Predecessor[M], topology: ParallelTopology, deadline: Deadline, *, connects: bool = False
+        self,
+        of: Predecessor[M],
+        topology: ParallelTopology,
+        deadline: Deadline,
+        *,
+        connects: bool = False,
+        after: Callable[[Deadline], object] | None = None,
     ) -> None:
-        """`connects`: the new groups connect at once, not when they are first used."""
+        """`connects`: the new groups connect at once, not when they are first used. `after`: waits until this rank has
+        given up what it was building before, as the others would take that for its part in this."""
         self.topology = topology
         self.agreement: Agreement | None = None
         self.successor: M | None = None
@@ -72,6 +79,7 @@ class Change(Generic[M]):
         self._deadline = deadline
         self._members = list(topology.world)
         self._connects = connects
+        self._after = after
 
     @property
     def stays(self) -> bool:
@@ -89,6 +97,8 @@ class Change(Generic[M]):
         RebindError: another rank may not, or did not come, or this one was left out.
         RendezvousError: the store is gone, or does not answer.
         """
+        if self._after is not None:
+            self._after(self._deadline)
         objection = self._of.objection(self.topology)
         succession = self._of.succession
         if succession is not None:
@@ -146,7 +156,7 @@ class Change(Generic[M]):
         """
         lost = self._of.lost(self.successor) if self.successor is not None else ()
         try:
-            if lost and self.call_off(f"{shown_ranks(sorted(lost))} ended"):
+            if lost and self.call_off(f"{shown_ranks(sorted(lost))} ended", self._deadline.seconds):
                 raise Refused(f"{shown_ranks(sorted(lost))} ended")
             if self._of.succession is not None:
                 number = self.agreement.number if self.agreement is not None else 0
@@ -155,7 +165,7 @@ class Change(Generic[M]):
             self.abandon()
             raise self._failed(error) from None
 
-    def call_off(self, why: str) -> bool:
+    def call_off(self, why: str, seconds: float = FAREWELL) -> bool:
         """Let it come to nothing on all ranks; False if it is committed.
 
         Raises:
@@ -164,13 +174,18 @@ class Change(Generic[M]):
         if self._of.succession is None:
             return True
         number = self.agreement.number if self.agreement is not None else None
-        return self._of.succession.call_off(number, why, Deadline(FAREWELL))
+        return self._of.succession.call_off(number, why, Deadline(seconds), self._deadline)
 
-    def called_off(self) -> str:
-        """Why another rank has called it off; empty if none has."""
+    def stop(self) -> None:
+        """It was called off: what this rank is building for it is given up as soon as that can be."""
+        if self.agreement is not None:
+            self._deadline.expire()
+
+    def called_off(self, *, only: bool) -> str:
+        """Why it came to nothing; empty if it did not. `only`: if a rank called it off, and not else."""
         if self._of.succession is None or self.agreement is None:
             return ""
-        return self._of.succession.called_off(self.agreement.number, Deadline(FAREWELL))
+        return self._of.succession.called_off(self.agreement.number, Deadline(FAREWELL), only=only)
 
     def abandon(self) -> None:
         """End what was built."""

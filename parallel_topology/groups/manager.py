@@ -496,15 +496,16 @@ class GroupManager(DeclaredView[ParallelGroup]):
         require_topology(topology)
         if self.closed:
             raise ClosedError(f"{what}: {self.name} was closed; build a new manager instead")
+        after = None
         if self._standby is not None:
             self._standby.cancel(f"rank {self.rank} asks for {topology} instead")
-            self._standby = None
+            after, self._standby = self._standby.wait_until_given_up, None
         predecessor = Predecessor(
             self.topology, self.rank, self._succession, self._witness, Lobby(self.name, self._options.token),
             told_of(self._options, self.backend), self._objection_to, self._successor,
             lambda made: made._ended_ranks(list(made.topology.world), False), lambda made: made.abort(),
         )  # fmt: skip
-        return Change(predecessor, topology, Deadline(self._options.seconds), connects=connects)
+        return Change(predecessor, topology, Deadline(self._options.seconds), connects=connects, after=after)
 
     def _successor(self, topology: ParallelTopology, deadline: Deadline, connects: bool) -> Self:
         creator = type(self._creator) if self._creator is not None else Creator

@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeVar
 
 from parallel_topology.errors import ParallelTopologyError, RebindError, RendezvousError
 from parallel_topology.groups.elastic import Change
+from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.topology.topology import ParallelTopology
 
 M = TypeVar("M")
@@ -61,7 +62,9 @@ class Standby(Generic[M]):
         self._lock = threading.Lock()  # held while the state changes for good
         self._built = threading.Event()
         self._done = threading.Event()
-        threading.Thread(target=self._run, name="parallel_topology standby", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="parallel_topology standby", daemon=True)
+        self._thread.start()
+        threading.Thread(target=self._watch, name="parallel_topology standby", daemon=True).start()
 
     @property
     def status(self) -> Status:
@@ -122,6 +125,10 @@ class Standby(Generic[M]):
                 raise
             self._end("cancelled", why=why)
 
+    def wait_until_given_up(self, deadline: Deadline) -> None:
+        """Wait until this rank builds no more."""
+        self._thread.join(deadline.left())
+
     def is_for(self, topology: ParallelTopology) -> bool:
         """Whether it is for this one, and may still come to something."""
         return self.topology == topology and self._state in ("building", "ready")
@@ -140,6 +147,7 @@ class Standby(Generic[M]):
         self._done.set()
         self._built.set()
         if state != "committed":
+            self._change.stop()
             self._change.abandon()
 
     def _run(self) -> None:
@@ -159,15 +167,14 @@ class Standby(Generic[M]):
                 self._built.set()
             elif self._state != "ready":
                 self._change.abandon()
-        while not self._done.wait(LOOK):
-            self._hear()
 
-    def _hear(self) -> None:
-        """Whether another rank has called it off, or has ended."""
-        why = ""
-        with suppress(RendezvousError):
-            why = self._change.called_off()
-        if why:
-            with self._lock:
-                if self._state == "ready":
-                    self._end("cancelled", why=why)
+    def _watch(self) -> None:
+        """See whether another rank has called it off, or, once it is ready, has ended."""
+        while not self._done.wait(LOOK):
+            why = ""
+            with suppress(RendezvousError):
+                why = self._change.called_off(only=self._state == "building")
+            if why:
+                with self._lock:
+                    if self._state in ("building", "ready"):
+                        self._end("cancelled", why=why)

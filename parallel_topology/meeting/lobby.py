@@ -151,7 +151,7 @@ class Lobby:
 
 @dataclass
 class Invitations(Invite):
-    """What one rank gives away in one operation.
+    """What one rank gives away in one operation; who was called stands in the store, as another rank may have called.
 
     Attributes:
         lobby: where newcomers wait.
@@ -160,31 +160,34 @@ class Invitations(Invite):
 
     lobby: Lobby
     call: Callable[[int, int, float], Call]
-    _called: dict[int, tuple[str, float, Callable[[], bool]]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+    _seen: dict[str, float] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
 
     def fill(self, store: dist.Store, number: int, places: Sequence[int], seconds: float) -> None:
-        free = [place for place in places if not self._is_answering(store, place)]
-        here = host_identity() if free else ""
+        key = key_of(self.call(number, places[0], seconds).keys, number, "called")
+        held = (read(store, key) or b"").decode(errors="replace")
+        called = {place: one for place, *one in map(json.loads, held.splitlines())}  # the newest counts
+        here = host_identity()
+        free = [place for place in places if place not in called or not self._may_come(store, here, *called[place])]
         for who, host, process, since in self.lobby.waiting(store) if free else ():
             if host == here and is_gone(process, since):
                 self.lobby.forget(store, who)
                 continue
             if not free:
                 break
+            wanted = held + json.dumps([free[0], who, host, process, since]) + "\n"
+            if store.compare_set(key, held, wanted).decode(errors="replace") != wanted:
+                return  # another rank calls, too: who is left is seen at the next look
+            held = wanted
             if self.lobby.call(store, who, self.call(number, free[0], seconds)):
-                place = free.pop(0)
-                ended = (lambda process=process, since=since: is_gone(process, since)) if host == here else bool
-                self._called[place] = (who, time.monotonic(), ended)
+                free.pop(0)
 
-    def _is_answering(self, store: dist.Store, place: int) -> bool:
-        """Whether somebody was called to a place who may still come."""
-        if place not in self._called:
-            return False
-        who, when, ended = self._called[place]
-        if not ended() and (time.monotonic() - when < ANSWER or not self.lobby.waiting(store)):
+    def _may_come(self, store: dist.Store, here: str, who: str, host: str, process: int, since: int) -> bool:
+        """Whether one that was called may still answer."""
+        seen = self._seen.setdefault(who, time.monotonic())
+        ended = host == here and is_gone(process, since)
+        if not ended and (time.monotonic() - seen < ANSWER or not self.lobby.waiting(store)):
             return True
         delete(store, self.lobby.key(who))
-        del self._called[place]
         return False
 
 

@@ -37,8 +37,9 @@ _LONGEST = 2000
 """Characters of an objection that the others are told."""
 _THOROUGHLY = 20
 """Every so many looks a rank looks on other hosts, too, for ranks that have ended."""
+_CALLED_OFF = "called off"
 _STEPS = ("agreed", "built", "outcome")
-_KEYS = ("asked", "votes", "ready", "over", *_STEPS)
+_KEYS = ("asked", "votes", "called", "ready", "over", *_STEPS)
 
 
 class Refused(Exception):  # noqa: N818 (it never leaves the package)
@@ -61,8 +62,8 @@ class Proposal:
         members: the ranks that go on in it.
         objection: why this rank may not; empty if it may.
         invite: gives places to newcomers.
-        suspects: ranks that were missed before; who is to leave is not waited for if it is one of these, and a newcomer
-            may have its place.
+        suspects: ranks that were missed before; who is to leave is not waited for if it is one of these, else for half
+            of the time, and a newcomer may have its place.
     """
 
     topology: str
@@ -132,12 +133,15 @@ class Succession:
             self._control.at_end(self.clear)
 
         def ask(store: dist.Store) -> Agreement:
+            self._require_ours(store, proposal.topology)
             number = self._number = self._open(store, proposal.topology, deadline)
             append(store, self._key(number, "votes"), json.dumps([self._rank, proposal.objection[:_LONGEST], ""]))
-            found = self._wait(
-                store, number, "agreed", partial(self._weigh, store, number, proposal, deadline), deadline
-            )
-            self._require_ours(store, proposal.topology)
+            try:
+                found = self._wait(
+                    store, number, "agreed", partial(self._weigh, store, number, proposal, deadline), deadline
+                )
+            finally:
+                self._require_ours(store, proposal.topology)  # it may have ended meanwhile, so nobody came
             newcomers = {int(place): str(who) for place, who in found["newcomers"].items()}
             if self._rank in newcomers:
                 raise self._left_out(proposal.topology)
@@ -175,10 +179,10 @@ class Succession:
 
         self.ask(ask, deadline)
 
-    def called_off(self, number: int, deadline: Deadline) -> str:
-        """Why an operation came to nothing; empty if it did not."""
+    def called_off(self, number: int, deadline: Deadline, *, only: bool) -> str:
+        """Why an operation came to nothing; empty if it did not. `only`: if a rank called it off, and not else."""
         refused = self.ask(lambda store: self._refusal(store, number), deadline)
-        return refused["why"] if refused is not None else ""
+        return refused["why"] if refused is not None and (not only or refused["kind"] == _CALLED_OFF) else ""
 
     def wait_until_all_are_over(self, agreement: Agreement, deadline: Deadline, given_up: Callable[[], bool]) -> bool:
         """Wait until all ranks of this manager that agreed have gone over, or have ended; whether they have in time."""
@@ -196,13 +200,14 @@ class Succession:
 
         return self.ask(ask, deadline)
 
-    def call_off(self, number: int | None, why: str, deadline: Deadline) -> bool:
+    def call_off(self, number: int | None, why: str, deadline: Deadline, until: Deadline) -> bool:
         """Let an operation, the last one this rank took part in if none is given, come to nothing; whether that is so,
-        as it may have been committed."""
+        as it may have been committed. Who asks for it before `until` hears of that, and begins no other one."""
         number = self._number if number is None else number
         if number < 0:
             return True
-        return self.ask(lambda store: self._refuse(store, number, f"rank {self._rank}: {why}", deadline), deadline)
+        said = f"rank {self._rank}: {why}"
+        return self.ask(lambda store: self._refuse(store, number, said, until, kind=_CALLED_OFF), deadline)
 
     def leave(self, store: dist.Store) -> None:
         """Tell the others that this rank has closed its manager."""
@@ -359,7 +364,8 @@ class Succession:
         gone = self._gone(store, silent, late) if silent else set[int]()
         lacking = [rank for rank in proposal.members if rank not in said and rank not in newcomers]
         if not lacking:
-            if deadline.passed() or gone.union(proposal.suspects, proposal.members).issuperset(silent):
+            patient = deadline.left() > deadline.seconds / 2  # the rest is for building
+            if not patient or gone.union(proposal.suspects, proposal.members).issuperset(silent):
                 places = {str(place): who for place, who in newcomers.items() if place not in said}
                 return {"why": "", "newcomers": places, "absent": silent}
             return None
@@ -392,7 +398,7 @@ class Succession:
         if gone := self._gone(store, ours, late) if ours else set[int]():
             return _no(f"{shown_ranks(sorted(gone))} ended", deadline)
         if deadline.passed():
-            return _no(f"{shown_ranks(missing)} did not build within {deadline.seconds:g} s", deadline)
+            return _no(f"{shown_ranks(missing)} did not build within {deadline.seconds:.3g} s", deadline)
         return None
 
     def _gone(self, store: dist.Store, ranks: Sequence[int], late: bool) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -87,6 +88,9 @@ class Rank:
     def topology(self, key: int) -> str:
         return str(self._managers[key].topology)
 
+    def members(self, key: int) -> list[int]:
+        return list(self._managers[key].topology.world)
+
     def prepare(self, key: int, topology: str) -> str:
         """What identifies the operation."""
         self._standbys[key] = self._managers[key].prepare(ParallelTopology.parse(topology))
@@ -111,6 +115,11 @@ class Rank:
         self._managers[key] = made = GroupManager(store=self._store, joining=True, **told)
         self.rank = made.rank
         return made.rank
+
+    def waiting(self) -> int:
+        """How many wait to join."""
+        key = "lobby/engine/here"
+        return len(self._store.get(key).splitlines()) if self._store.check([key]) else 0
 
     def sum(self, key: int, axis: str, size: int, late: float = 0.0) -> list[int]:
         """The distinct values of an all-reduce of rank + 1."""
@@ -209,10 +218,31 @@ class Rank:
         self._handles.clear()
         gc.collect()
 
+    def lose_at(self, module: str, path: str, argument: str, number: int) -> None:
+        """From now on this process gets a signal where it comes to a function; only where it is called with `argument`,
+        if there is one."""
+        owner: Any = importlib.import_module(module)
+        *outer, name = path.split(".")
+        for one in outer:
+            owner = getattr(owner, one)
+        function = getattr(owner, name)
+
+        def lost(*given: Any, **named: Any) -> Any:
+            if not argument or argument in given:
+                os.kill(os.getpid(), number)
+            return function(*given, **named)
+
+        setattr(owner, name, lost)
+
     def held(self) -> tuple[int, int]:
         """Descriptors and threads of this process."""
         gc.collect()
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    def megabytes(self) -> int:
+        """Resident memory of this process."""
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 class Seat(Protocol):
@@ -243,10 +273,11 @@ class ThreadSeat:
 class ProcessSeat:
     """A rank in a process of its own, which may be killed or frozen."""
 
-    def __init__(self, rank: int, port: int) -> None:
+    def __init__(self, rank: int, port: int, host: str = "127.0.0.1", network: str = "") -> None:
+        """`network`: the name of the network namespace to be in; without it that of this process."""
         context = _forkserver()
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, rank, port), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, rank, host, port, network), daemon=True)
         self.process.start()
         theirs.close()
         self._told: dict[int, Future[Outcome]] = {}
@@ -279,10 +310,10 @@ class ProcessSeat:
 class StoreSeat:
     """A store in a process of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: str = "") -> None:
         context = _forkserver()
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_host, args=(theirs,), daemon=True)
+        self.process = context.Process(target=_host, args=(theirs, network), daemon=True)
         self.process.start()
         theirs.close()
         assert self._pipe.poll(60)
@@ -310,9 +341,16 @@ def _on_a_thread(act: Callable[[], Outcome]) -> Future[Outcome]:
     return told
 
 
-def _serve(pipe: Any, number: int, port: int) -> None:
+def _enter(network: str) -> None:
+    if network:
+        with open(f"/run/netns/{network}") as file:
+            os.setns(file.fileno(), os.CLONE_NEWNET)  # Python 3.12
+
+
+def _serve(pipe: Any, number: int, host: str, port: int, network: str) -> None:
+    _enter(network)
     torch.set_num_threads(1)
-    rank = Rank(number, join_store("127.0.0.1", port, CREATION))
+    rank = Rank(number, join_store(host, port, CREATION))
     lock = threading.Lock()
 
     def answer(told: int, what: str, arguments: tuple[Any, ...]) -> None:
@@ -331,7 +369,8 @@ def _serve(pipe: Any, number: int, port: int) -> None:
             threading.Thread(target=answer, args=told, daemon=True).start()
 
 
-def _host(pipe: Any) -> None:
+def _host(pipe: Any, network: str) -> None:
+    _enter(network)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     pipe.send(store.port)
     with suppress(EOFError, OSError):

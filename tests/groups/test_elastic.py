@@ -17,7 +17,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel_topology import ClosedError, GroupArgumentError, GroupManager, GroupTimeoutError, ParallelTopology
+from parallel_topology import (
+    ClosedError,
+    GroupArgumentError,
+    GroupManager,
+    GroupTimeoutError,
+    ParallelTopology,
+    torch_private,
+)
 from parallel_topology.communicators.communicator import Communicator
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
@@ -71,6 +78,11 @@ class World:
     def add_up(self, ranks: Any, expected: int | None = None) -> None:
         for outcome in self.require_well(self.tell(ranks, "sum", 0, "world", 1)).values():
             assert outcome.value == [sum(rank + 1 for rank in ranks) if expected is None else expected]
+
+    def keys(self) -> list[str]:
+        """Of the store."""
+        store = join_store("127.0.0.1", self._host.port, 10) if self._host else self._store
+        return torch_private.list_keys(store)
 
     def waiting(self) -> int:
         """How many newcomers wait."""
@@ -260,6 +272,23 @@ class TestAfterADeath:
         assert spares[8].result(20).value == 2
         processes.add_up([0, 1, 8], 6)
 
+    def test_two_ranks_call_newcomers_and_no_place_is_given_twice(self, processes: World):
+        processes.require_well(processes.tell([8], "held"))  # it has started
+        slow = processes.tell([7], "join", 0, {"timeout": 20})
+        processes.make("tp2")
+        assert eventually(lambda: processes.waiting() == 1)
+        processes.lose(7, "frozen")
+        told = processes.tell([1], "rebind", 0, "tp4")
+        assert eventually(lambda: processes.waiting() == 0)  # rank 1 has called it
+        quick = processes.tell([8], "join", 0, {"timeout": 20})
+        assert eventually(lambda: processes.waiting() == 1)
+        told |= processes.tell([0], "rebind", 0, "tp4")
+        assert eventually(lambda: processes.waiting() == 0)
+        processes.seats[7].signal(signal.SIGCONT)
+        processes.require_well(told)
+        assert processes.require_well(slow)[7].value == 2
+        assert processes.require_well(quick)[8].value == 3
+
 
 class TestStandby:
     def test_serves_while_it_is_built_and_is_swapped(self, ranks: World):
@@ -291,6 +320,26 @@ class TestStandby:
         ranks.require_well(ranks.tell([0, 1], "rebind", 0, "pp2"))
         ranks.add_up([0, 1])
         ranks.await_state([0, 1], "committed")
+
+    def test_another_one_replaces_it_while_it_is_built(self, ranks: World):
+        ranks.make("tp3")
+        for topology in ("pp3", "dp3"):
+            ranks.require_well(ranks.tell(range(3), "prepare", 0, topology))
+        ranks.require_well(ranks.tell(range(3), "commit", 0))
+        ranks.add_up(range(3))
+        ranks.require_well(ranks.tell(range(3), "prepare", 0, "tp3"))
+        ranks.require_well(ranks.tell(range(3), "rebind", 0, "pp3"))
+        ranks.add_up(range(3))
+
+    def test_cancelled_while_it_is_built_is_cancelled_soon(self, ranks: World):
+        ranks.make("tp3", timeout=60.0)
+        ranks.require_well(ranks.tell(range(3), "prepare", 0, "pp3"))
+        ranks.require_well(ranks.tell([1], "cancel", 0))
+        for outcome in outcomes(ranks.tell(range(3), "commit", 0)).values():
+            assert outcome.error == "RebindError", outcome
+            assert outcome.seconds < 10
+        ranks.require_well(ranks.tell(range(3), "rebind", 0, "dp3"))
+        ranks.add_up(range(3))
 
     def test_cancelled_on_one_is_cancelled_on_all(self, ranks: World):
         ranks.make("tp3")

@@ -39,13 +39,14 @@ class Network:
     """Some hosts, each with one interface `eth0`, that reach each other and nobody else.
 
     Attributes:
+        names: of the hosts, as network namespaces.
         addresses: of the hosts.
     """
 
     def __init__(self, count: int, prefix: str = "10.77.0") -> None:
         self._name = f"pt{os.getpid()}n{next(_NUMBERS)}"
         self._switch = f"{self._name}sw"
-        self._names = [f"{self._name}h{host}" for host in range(count)]
+        self.names = [f"{self._name}h{host}" for host in range(count)]
         self.addresses = [f"{prefix}.{host + 1}" for host in range(count)]
         self._programs: list[Program] = []
 
@@ -59,9 +60,10 @@ class Network:
 
     def _make(self) -> None:
         run("ip", "netns", "add", self._switch)
-        run("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
-        run("ip", "-n", self._switch, "link", "set", "br0", "up")
-        for host, (name, address) in enumerate(zip(self._names, self.addresses, strict=True)):
+        for bridge in ("br0", "br1"):
+            run("ip", "-n", self._switch, "link", "add", bridge, "type", "bridge")
+            run("ip", "-n", self._switch, "link", "set", bridge, "up")
+        for host, (name, address) in enumerate(zip(self.names, self.addresses, strict=True)):
             run("ip", "netns", "add", name)
             run("ip", "-n", name, "link", "set", "lo", "up")
             ends = ("eth0", "netns", name, "type", "veth", "peer", "name", f"port{host}", "netns", self._switch)
@@ -73,7 +75,7 @@ class Network:
     def __exit__(self, *_: object) -> None:
         for program in self._programs:
             program.end()
-        for name in [*self._names, self._switch]:
+        for name in [*self.names, self._switch]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False, timeout=30)
             shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
 
@@ -84,25 +86,34 @@ class Network:
     def mend(self, host: int) -> None:
         run("ip", "-n", self._switch, "link", "set", f"port{host}", "up")
 
+    def split(self, *hosts: int) -> None:
+        """These reach each other, and so do the others; nobody is told."""
+        for host in hosts:
+            run("ip", "-n", self._switch, "link", "set", f"port{host}", "master", "br1")
+
+    def heal(self, *hosts: int) -> None:
+        for host in hosts:
+            run("ip", "-n", self._switch, "link", "set", f"port{host}", "master", "br0")
+
     def slow(self, host: int, kilobits: int) -> None:
         """No more than so many kilobits a second leave this host: what every kernel can do (netem is not in all)."""
         limits = ("rate", f"{kilobits}kbit", "burst", "4kb", "latency", "10s")
-        run("tc", "-n", self._names[host], "qdisc", "add", "dev", "eth0", "root", "tbf", *limits)
+        run("tc", "-n", self.names[host], "qdisc", "add", "dev", "eth0", "root", "tbf", *limits)
 
-    def names(self, host: int, entries: dict[str, str]) -> None:
+    def resolve(self, host: int, entries: dict[str, str]) -> None:
         """What this host's /etc/hosts says: name -> address."""
-        folder = Path(f"/etc/netns/{self._names[host]}")
+        folder = Path(f"/etc/netns/{self.names[host]}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in entries.items()))
 
     def listening(self, host: int) -> set[str]:
         """The addresses that programs on this host listen on, without ports."""
-        lines = run("ip", "netns", "exec", self._names[host], "ss", "-Htln").splitlines()
+        lines = run("ip", "netns", "exec", self.names[host], "ss", "-Htln").splitlines()
         return {line.split()[3].rpartition(":")[0] for line in lines}
 
     def start(self, host: int, **arguments: Any) -> Program:
         """A rank on this host; see `rank.py` for the arguments."""
-        program = Program(["ip", "netns", "exec", self._names[host]], arguments)
+        program = Program(["ip", "netns", "exec", self.names[host]], arguments)
         self._programs.append(program)
         return program
 

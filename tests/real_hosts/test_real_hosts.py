@@ -129,8 +129,8 @@ def test_survivors_are_known_where_the_store_is(network: Network):
 @pytest.mark.parametrize("own", ["127.0.1.1", "10.77.0.1"])
 def test_the_master_s_name_may_mean_another_address_on_each_host(network: Network, own: str):
     """As on Debian, where a machine's own name is 127.0.1.1 on itself."""
-    network.names(0, {"localhost": "127.0.0.1", "node0": own})
-    network.names(1, {"localhost": "127.0.0.1", "node0": network.addresses[0]})
+    network.resolve(0, {"localhost": "127.0.0.1", "node0": own})
+    network.resolve(1, {"localhost": "127.0.0.1", "node0": network.addresses[0]})
     ranks = [
         network.start(
             host, topology="tp2", timeout=20,
