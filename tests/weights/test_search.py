@@ -42,8 +42,17 @@ def every(model: Model, use: Any) -> dict[tuple[int, ...], list[ParallelTopology
     return found
 
 
-@pytest.mark.parametrize("model", [DENSE, SPARSE], ids=["dense", "sparse"])
-@pytest.mark.parametrize("use", [Training(zero=1, context=12), Training(zero=3, context=12, batch=2), Serving(batch=3)])
+@pytest.mark.parametrize(
+    ("model", "use"),
+    [
+        (DENSE, Training(zero=1, context=12)),
+        (DENSE, Training(zero=3, context=12, batch=2)),
+        (DENSE, Serving(batch=3)),
+        (SPARSE, Serving(batch=3)),
+        pytest.param(SPARSE, Training(zero=1, context=12), marks=pytest.mark.slow),
+        pytest.param(SPARSE, Training(zero=3, context=12, batch=2), marks=pytest.mark.slow),
+    ],
+)
 def test_all_that_fit_are_found_in_their_best_order(model: Model, use: Any):
     some = replace(use, communicator_bytes=100)
     needs = sorted(loads(model, orders[0], some)[0].memory.total for orders in every(model, use).values())
