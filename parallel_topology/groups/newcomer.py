@@ -122,13 +122,17 @@ class Newcomer:
             return False
 
     def _wait(self, store: dist.Store) -> tuple[Call, tuple[int, ...]]:
+        called: list[str] = []
         while True:
             self._who = secrets.token_hex(8)
+            called.append(self._who)
             call = self._lobby.wait(store, self._deadline, self._who)
             if not answer(store, call, self._who):
                 continue
             newcomers = agreed(store, call, self._who, Deadline(call.seconds + LAST_WORDS))
             if newcomers is not None:
+                for who in called:  # it is decided, and nobody calls to this any more
+                    self._lobby.forget(store, who)
                 return call, tuple(sorted(newcomers))
 
     def _is_committed(self, store: dist.Store, call: Call) -> bool:

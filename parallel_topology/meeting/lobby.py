@@ -77,7 +77,8 @@ class Lobby:
         return f"lobby/{self.name}/{who}/call"
 
     def wait(self, store: dist.Store, deadline: Deadline, who: str) -> Call:
-        """Wait until `who`, which nobody else is, is called.
+        """Wait until `who`, which nobody else is, is called; the call stays, so that nobody calls once more, until
+        `forget` takes it away.
 
         Raises:
             GroupTimeoutError: nobody called in time.
@@ -94,7 +95,6 @@ class Lobby:
                 f"rebind to a topology with a rank that none of them has"
             )
         text = read(store, self.key(who)) or b""
-        delete(store, self.key(who))
         try:
             outer = read_object(text, {"call": str, "seal": str})
             call = Call(**read_object(outer["call"].encode(), _FIELDS))
