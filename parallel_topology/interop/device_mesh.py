@@ -6,7 +6,7 @@ A mesh lists its dimensions slowest first, a topology its axes fastest first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -53,7 +53,8 @@ def as_device_mesh(groups: GroupManager, axes: Iterable[Dim] | None = None) -> D
     ranks = [groups.rank]
     for dim in dims:
         ranks = [member for rank in ranks for member in topology.group(*dim, rank=rank)]
-    return DeviceMesh.from_group(
+    from_group: Any = cast("Any", DeviceMesh).from_group  # its annotations are only partly known
+    return from_group(
         process_groups if len(dims) > 1 else process_groups[0],
         groups.device.type,
         mesh=torch.tensor(ranks).reshape([groups[dim].size for dim in dims]),

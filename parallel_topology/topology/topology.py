@@ -90,6 +90,7 @@ class ParallelTopology(BaseModel):
         _views: Mapping[str, View]
         _layouts: Mapping[str, Layout]  # "" is the base
         _placement: Placement | None
+        _all_axes: tuple[str, ...]
         _absent: frozenset[str]  # the conventional axes that were not given
         _text: str  # the canonical form: two topologies are equal when their texts are
 

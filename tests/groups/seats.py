@@ -344,7 +344,8 @@ def _on_a_thread(act: Callable[[], Outcome]) -> Future[Outcome]:
 def _enter(network: str) -> None:
     if network:
         with open(f"/run/netns/{network}") as file:
-            os.setns(file.fileno(), os.CLONE_NEWNET)  # Python 3.12
+            system: Any = os  # from Python 3.12 on
+            system.setns(file.fileno(), system.CLONE_NEWNET)
 
 
 def _serve(pipe: Any, number: int, host: str, port: int, network: str) -> None:

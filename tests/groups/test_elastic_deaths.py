@@ -118,8 +118,8 @@ def _lost_at_each_step(engine: Engine, what: str, how: str, points: Mapping[str,
         if what == "prepare":
             engine.all_well(engine.tell(others, "prepare", 0, "pp3"))
             engine.tell([lost], "prepare", 0, "pp3")
-        told = {rank: engine.seats[rank].tell(*(("rebind", 0, "pp3") if what == "rebind" else ("commit", 0)))
-                for rank in range(3)}  # fmt: skip
+        call: tuple[Any, ...] = (0, "pp3") if what == "rebind" else (0,)
+        told = {rank: engine.seats[rank].tell("rebind" if what == "rebind" else "commit", *call) for rank in range(3)}
         del told[lost]
         went_on = engine.all_or_none(told, lost)
         if point not in ("has said so", "commits"):  # from when all have built until it is committed, it may be either

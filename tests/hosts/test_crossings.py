@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise, permutations
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ def each(group: list[int], hosts: Hosts, pattern: Pattern) -> list[tuple[int, in
 
 @given(st.data(), st.sampled_from(PATTERNS))
 def test_each_message(data: st.DataObject, pattern: Pattern):
-    sizes = {axis: data.draw(st.integers(1, 4)) for axis in ("tp", "dp", "pp")}
+    sizes: dict[str, Any] = {axis: data.draw(st.integers(1, 4)) for axis in ("tp", "dp", "pp")}
     order = "-".join(data.draw(st.permutations([*sizes])))
     first = data.draw(st.integers(0, 3))
     topology = ParallelTopology(**sizes, order=order, first_rank=first)

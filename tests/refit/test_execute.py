@@ -220,7 +220,7 @@ def kept_somehow(draw: st.DrawFn) -> tuple[ParallelTopology, Storage]:
     return parsed.model_copy(update={"ranks": tuple(ranks)}), Storage(MODEL, rules)
 
 
-@settings(max_examples=settings.default.max_examples // 6)  # each of them moves a model
+@settings(max_examples=(settings.default or settings()).max_examples // 6)  # each of them moves a model
 @given(kept_somehow(), kept_somehow(), st.sampled_from([1024, 4096, 2**20]))
 def test_whatever_way_both_sides_keep_them(here: Any, there: Any, staging_bytes: int):
     plan = RefitPlan(MODEL, here[0], there[0], source_as=here[1], target_as=there[1])

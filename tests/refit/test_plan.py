@@ -208,9 +208,10 @@ def test_what_cannot_be_planned_is_refused(here, there, says):
 def test_storages_that_cut_once_more_are_refused(cut: Storage, side: Any):
     """It was planned as if they were not cut, and elements were left out without a word."""
     here, there = ParallelTopology(tp=2, dp=2), ParallelTopology(dp=2, tp=2, order="dp-tp")
+    given: dict[str, Any] = {side: cut}
     with pytest.raises(TopologyError, match=r"its storage cuts tensors once more over 'dp'.*Weight\('w', '8/tp/dp 4'"):
-        RefitPlan(ONE, here, there, **{side: cut})
-    RefitPlan(ONE, ParallelTopology(tp=2), ParallelTopology(tp=4), **{side: cut}).verify()  # nothing is cut there
+        RefitPlan(ONE, here, there, **given)
+    RefitPlan(ONE, ParallelTopology(tp=2), ParallelTopology(tp=4), **given).verify()  # nothing is cut there
 
 
 def test_a_plan_without_hosts_knows_none():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_an_order_lays_its_axes_row_major_the_last_one_slowest(name: str, data: 
     for count in range(1, len(axes) + 1):
         for along in combinations(range(len(axes)), count):
             last = [len(axes) - 1 - axis for axis in reversed(along)]  # the grid's axes stand the other way round
-            rows = np.moveaxis(grid, last, range(-count, 0)).reshape(-1, np.prod([grid.shape[i] for i in last]))
+            rows = np.moveaxis(grid, last, range(-count, 0)).reshape(-1, prod(grid.shape[i] for i in last))
             assert sorted(map(list, named.groups(*(axes[i] for i in along)))) == rows.tolist()
 
 
