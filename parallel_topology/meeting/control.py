@@ -108,16 +108,14 @@ def read(store: dist.Store, key: str) -> bytes | None:
 
 
 def read_when_there(store: dist.Store, key: str, deadline: Deadline) -> bytes | None:
-    """The value of a key as soon as it is there; None if it did not come before the deadline.
+    """The value of a key that others look for, too, as soon as it is there; None if it did not come in time.
 
-    Who waits at a `TCPStore` is also woken when somebody looks whether the key is there, as `read` does (torch 2.13).
+    It looks by itself: who waits at a `TCPStore` is also woken when somebody else looks with `read` (torch 2.13).
     """
     looks = Patience(1)
-    while wait_for(store, [key], deadline):
-        if (found := read(store, key)) is not None:
-            return found
+    while (found := read(store, key)) is None and not deadline.passed():
         looks.pause(deadline)
-    return None
+    return found
 
 
 _NOTHING = "no such key"
