@@ -160,7 +160,8 @@ class Change(Generic[M]):
                 raise Refused(f"{shown_ranks(sorted(lost))} ended")
             if self._of.succession is not None:
                 number = self.agreement.number if self.agreement is not None else 0
-                self._of.succession.commit(number, Deadline(self._deadline.seconds))
+                newcomers = self.agreement.newcomers.values() if self.agreement is not None else ()
+                self._of.succession.commit(number, newcomers, Deadline(self._deadline.seconds))
         except (Refused, RendezvousError) as error:
             self.abandon()
             raise self._failed(error) from None

@@ -13,11 +13,11 @@ import torch.distributed as dist
 
 from parallel_topology.communicators.group_options import GroupOptions
 from parallel_topology.errors import GroupArgumentError, RendezvousError
-from parallel_topology.meeting.control import Control, read_when_there
+from parallel_topology.meeting.control import Control, Patience, delete, read
 from parallel_topology.meeting.deadline import Deadline, Overtaken
 from parallel_topology.meeting.lobby import LAST_WORDS, Call, Lobby, agreed, answer
 from parallel_topology.meeting.options import Options
-from parallel_topology.meeting.succession import key_of, say_ready
+from parallel_topology.meeting.succession import committed_key, key_of, say_ready
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
@@ -111,8 +111,7 @@ class Newcomer:
 
         def ask(store: dist.Store) -> bool:
             say_ready(store, call.keys, call.number, call.place, why)
-            soon = Deadline(call.seconds + 2 * LAST_WORDS)
-            return not why and _is_yes(store, call, "built", soon) and self._is_committed(store, call)
+            return not why and self._is_committed(store, call)
 
         try:
             return self._ask(ask, Deadline(max(self._deadline.left(), call.seconds) + 4 * LAST_WORDS))
@@ -136,12 +135,26 @@ class Newcomer:
                 return call, tuple(sorted(newcomers))
 
     def _is_committed(self, store: dist.Store, call: Call) -> bool:
-        """Wait for it; where this one's time is up first, it is called off, unless it is committed."""
-        key = key_of(call.keys, call.number, "outcome")
-        if read_when_there(store, key, self._deadline) is None:
-            no = {"why": f"rank {call.place}: its time is up", "kind": "", "until": 0}
-            store.compare_set(key, "", json.dumps(no))
-        return _is_yes(store, call, "outcome", Deadline(LAST_WORDS))
+        """Wait for it; where this one's time is up first, it is called off, unless it is committed.
+
+        The manager before, and its keys, may be gone as soon as it is committed: that is told under a key of its own.
+        """
+        built, committed = Deadline(call.seconds + 2 * LAST_WORDS), committed_key(self._who)
+        steps, looks = [key_of(call.keys, call.number, step) for step in ("built", "outcome")], Patience(1)
+        told: Deadline | None = None
+        while read(store, committed) is None and (told is None or not told.passed()):
+            said = [json.loads(found) for key in steps if (found := read(store, key)) is not None]
+            if any(one["why"] for one in said) or (not said and built.passed()):
+                return False
+            if told is None and len(said) == len(steps):
+                told = Deadline(LAST_WORDS)  # who committed it is about to say so, unless it has died
+            if told is None and self._deadline.passed():
+                no = json.dumps({"why": f"rank {call.place}: its time is up", "kind": "", "until": 0})
+                if store.compare_set(steps[1], "", no).decode(errors="replace") == no:
+                    return False
+            looks.pause(Deadline(1))
+        delete(store, committed)
+        return True
 
     def _options(self, told: Mapping[str, Any]) -> Options:
         given = {name: told[name] for name in ("backend", "timeout", "operation_timeout", "verify", "check_calls")}
@@ -159,9 +172,3 @@ class Newcomer:
             ) from None
         except STORE_ERRORS as error:
             raise RendezvousError(f"{self._own.name}: the store is gone: {first_line(error)}") from error
-
-
-def _is_yes(store: dist.Store, call: Call, step: str, deadline: Deadline) -> bool:
-    key = key_of(call.keys, call.number, step)
-    found = read_when_there(store, key, deadline)
-    return found is not None and not json.loads(found)["why"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -164,8 +164,10 @@ class Succession:
 
         self.ask(ask, deadline)
 
-    def commit(self, number: int, deadline: Deadline) -> None:
+    def commit(self, number: int, newcomers: Iterable[str], deadline: Deadline) -> None:
         """Let it be so for all ranks, unless it was called off; and say that this one has gone over.
+
+        Newcomers are each told under a key of their own, as what this manager has in the store may be gone soon.
 
         Raises:
             Refused: it was; says by whom and why.
@@ -174,7 +176,10 @@ class Succession:
 
         def ask(store: dist.Store) -> None:
             said = json.dumps({"why": "", "by": self._rank})
-            _require(json.loads(store.compare_set(self._key(number, "outcome"), "", said)))
+            found = store.compare_set(self._key(number, "outcome"), "", said).decode(errors="replace")
+            _require(json.loads(found))
+            for who in newcomers if found == said else ():  # the first one tells them
+                store.set(committed_key(who), "")
             append(store, self._key(number, "over"), str(self._rank))
 
         self.ask(ask, deadline)
@@ -417,6 +422,11 @@ class Succession:
 def key_of(keys: str, number: int, name: str) -> str:
     """Where an operation's key is."""
     return f"{keys}/next/{number}/{name}"
+
+
+def committed_key(who: str) -> str:
+    """Where a newcomer is told that what it has built is committed."""
+    return f"committed/{who}"
 
 
 def say_ready(store: dist.Store, keys: str, number: int, rank: int, objection: str) -> None:
