@@ -7,6 +7,9 @@ import os
 import pytest
 from hypothesis import settings
 
+# torch's stores ask the name service who each new peer is, also on this host: where an answer is lost, five seconds pass.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
 # A law does not fail because a machine is busy; what must be fast is measured in tests/benchmarks.
 settings.register_profile("suite", deadline=None, max_examples=40)
 settings.register_profile("thorough", deadline=None, max_examples=400)
