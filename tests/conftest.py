@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-# torch's stores ask the name service who each new peer is, also on this host: where an answer is lost, five seconds pass.
+# torch's stores ask the name service who a new peer is, also on this host: where an answer is lost, that takes 5 s.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 # A law does not fail because a machine is busy; what must be fast is measured in tests/benchmarks.
