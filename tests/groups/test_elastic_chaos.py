@@ -114,7 +114,7 @@ class ElasticChaos(RuleBasedStateMachine):
     @rule()
     def stand_by(self) -> None:
         seat = self._seat(9)
-        self._spares.append((seat, seat.tell("join", 0, {"timeout": 600.0})))
+        self._spares.append((seat, seat.tell("join", 0, {"timeout": 120.0})))
 
     @rule(axis=axes)
     def change_layout_without_the_lost(self, axis: str) -> None:
