@@ -172,7 +172,7 @@ class TestFewerAndMore:
 
         found = run_threads(["rank"] * 4, body, timeout=30)
         assert sorted(found) == [(rank, 10, (2, 3)) for rank in range(4)]
-        assert [key for key in store.list_keys() if store.get(key)] == []
+        assert [key for key in torch_private.list_keys(store) if store.get(key)] == []
 
     def test_two_that_were_called_to_one_place(self):
         store = dist.HashStore()
@@ -462,7 +462,7 @@ def test_a_hundred_changes_leave_nothing_behind_and_lose_no_request():
         return answered
 
     assert run_threads(["rank"] * 3, body, timeout=200) == [100, 100, 50]
-    assert eventually(lambda: [key for key in store.list_keys() if store.get(key)] == [])
+    assert eventually(lambda: [key for key in torch_private.list_keys(store) if store.get(key)] == [])
 
 
 class Left(TorchCommunicator):
