@@ -38,8 +38,8 @@ NEWCOMERS_POINTS = {
     "has answered": (NEWCOMER, "agreed", ""),
     "builds": (MANAGER, "GroupManager._build", ""),
     "has built": (NEWCOMER, "say_ready", ""),
-    "has said so": (NEWCOMER, "_is_yes", "built"),
-    "waits for the end": (NEWCOMER, "_is_yes", "outcome"),
+    "has said so": (NEWCOMER, "Newcomer._is_committed", ""),
+    "is told that it is in": (NEWCOMER, "delete", ""),
 }
 Told = Mapping[int, Future[Outcome]]
 
