@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -19,8 +19,9 @@ from parallel_topology.meeting.lobby import LAST_WORDS, Call, Lobby, agreed, ans
 from parallel_topology.meeting.options import Options
 from parallel_topology.meeting.succession import committed_key, key_of, say_ready
 from parallel_topology.topology.topology import ParallelTopology
-from parallel_topology.torch_errors import STORE_ERRORS, first_line
+from parallel_topology.torch_errors import STORE_ERRORS
 
+T = TypeVar("T")
 _ITS_OWN = {"name", "timeout", "token", "device", "local_rank", "communicators"}
 """Options that concern one process, or its way in; all others it takes from those that are there."""
 
@@ -163,12 +164,5 @@ class Newcomer:
         per_group = GroupOptions.by_axis(told["per_group"], "options of those that are there")
         return replace(self._own, groups=groups, isolated=isolated, per_group=per_group, **given)
 
-    def _ask(self, act: Any, deadline: Deadline) -> Any:
-        try:
-            return self._control.ask(act, deadline, grace=LAST_WORDS)
-        except Overtaken:
-            raise RendezvousError(
-                f"{self._own.name}: the store does not answer within {deadline.seconds:g} s"
-            ) from None
-        except STORE_ERRORS as error:
-            raise RendezvousError(f"{self._own.name}: the store is gone: {first_line(error)}") from error
+    def _ask(self, act: Callable[[dist.Store], T], deadline: Deadline) -> T:
+        return self._control.answer(act, deadline, grace=LAST_WORDS, name=self._own.name)

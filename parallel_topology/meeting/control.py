@@ -17,8 +17,9 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from parallel_topology import torch_private
+from parallel_topology.errors import ParallelTopologyError, RendezvousError
 from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake
-from parallel_topology.torch_errors import STORE_ERRORS
+from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 T = TypeVar("T")
 FAREWELL = 0.5
@@ -66,6 +67,23 @@ class Control:
             if isinstance(error, Overtaken) or not isinstance(error, Exception):
                 self.renew()
             raise
+
+    def answer(self, act: Callable[[dist.Store], T], deadline: Deadline, *, grace: float, name: str = "") -> T:
+        """As `ask`, for callers who pass an error on to the user; `name` is the manager's, where they do not add it.
+
+        Raises:
+            RendezvousError: the store is gone, or does not answer.
+            ParallelTopologyError: what `act` raises.
+        """
+        of = f"{name}: " if name else ""
+        try:
+            return self.ask(act, deadline, grace=grace)
+        except ParallelTopologyError:
+            raise
+        except Overtaken:
+            raise RendezvousError(f"{of}the store does not answer within {deadline.seconds:g} s") from None
+        except STORE_ERRORS as error:
+            raise RendezvousError(f"{of}the store is gone: {first_line(error)}") from error
 
     def at_end(self, act: Callable[[dist.Store], object]) -> None:
         """What `close` does at the store."""

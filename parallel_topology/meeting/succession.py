@@ -22,11 +22,10 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from parallel_topology.errors import DisagreementError, ParallelTopologyError, RebindError, RendezvousError
+from parallel_topology.errors import DisagreementError, RebindError
 from parallel_topology.meeting.control import Control, Patience, append, delete, lines, read
-from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.topology.wording import shown_ranks
-from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 T = TypeVar("T")
 SILENCE = 0.3
@@ -231,14 +230,7 @@ class Succession:
         Raises:
             RendezvousError: the store is gone, or does not answer.
         """
-        try:
-            return self._control.ask(act, deadline, grace=SILENCE)
-        except ParallelTopologyError:
-            raise
-        except Overtaken:
-            raise RendezvousError(f"the store does not answer within {deadline.seconds:g} s") from None
-        except STORE_ERRORS as error:
-            raise RendezvousError(f"the store is gone: {first_line(error)}") from error
+        return self._control.answer(act, deadline, grace=SILENCE)
 
     # Which operation
 

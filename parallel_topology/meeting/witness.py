@@ -10,11 +10,10 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch.distributed as dist
 
-from parallel_topology.errors import RendezvousError
 from parallel_topology.meeting.control import Control, Patience, append, delete, lines, read
 from parallel_topology.meeting.deadline import Deadline, Overtaken
 from parallel_topology.topology.wording import shown_ranks
-from parallel_topology.torch_errors import STORE_ERRORS, first_line
+from parallel_topology.torch_errors import STORE_ERRORS
 
 GRACE = 0.4
 """Seconds a failed rank looks for the others' reports, at most: those that took part fail at about the same time."""
@@ -122,12 +121,7 @@ class Witness:
             RendezvousError: the store is gone, or does not answer.
         """
         deadline = Deadline(timeout)
-        try:
-            here = self._control.ask(lambda store: self._count(store, ranks, deadline), deadline, grace=SILENCE)
-        except Overtaken:
-            raise RendezvousError(f"the store does not answer within {timeout:g} s") from None
-        except STORE_ERRORS as error:
-            raise RendezvousError(f"the store is gone: {first_line(error)}") from error
+        here = self._control.answer(lambda store: self._count(store, ranks, deadline), deadline, grace=SILENCE)
         self.missed = set(ranks) - set(here)
         return here
 
