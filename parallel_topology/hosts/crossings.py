@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from parallel_topology.hosts.hosts import Hosts, Spans
+from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.hosts.spans import Spans
 from parallel_topology.topology.layout import Groups
 
 Pattern = Literal["ring", "pairs", "chain", "ends"]

@@ -9,7 +9,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.hosts.hosts import Hosts, Spans
+from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.hosts.spans import Spans
 from parallel_topology.topology.layout import Layout, Placement
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from math import factorial, prod
 from typing import TypeAlias
 
 from parallel_topology.errors import TopologyError, UnknownAxisError
-from parallel_topology.hosts.hosts import Hosts, Spans
+from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.hosts.reorder import axis_spans
+from parallel_topology.hosts.spans import Spans
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.wording import listed
 

@@ -16,7 +16,8 @@ from parallel_topology.topology.wording import listed
 
 if TYPE_CHECKING:
     from parallel_topology.hosts.device_links import DeviceLinks
-    from parallel_topology.hosts.hosts import Hosts, Spans
+    from parallel_topology.hosts.hosts import Hosts
+    from parallel_topology.hosts.spans import Spans
     from parallel_topology.render.shards import Shards
     from parallel_topology.topology.rank_view import RankGroup, RankView
     from parallel_topology.topology.topology import ParallelTopology

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeAlias
 
-from parallel_topology.hosts.hosts import Hosts, Spans
+from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.hosts.reorder import orders_inside
+from parallel_topology.hosts.spans import Spans
 from parallel_topology.topology.shares import stage_layers
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import require
