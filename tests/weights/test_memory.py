@@ -87,6 +87,22 @@ def test_bytes_of_a_parameter():
     assert layer == 2 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) * 2
 
 
+@pytest.mark.parametrize(
+    ("layout", "batch", "steps", "peak"),
+    [("dp8", 2, 128, 69.1), ("tp2-dp4", 4, 32, 55.7), ("dp4-pp2", 2, 256, 49.8), ("tp8", 4, 32, 28.8)],
+)
+def test_llama_2_7b_on_8_gpus_is_just_below_what_was_measured(layout: str, batch: int, steps: int, peak: float):
+    """Peaks of torch.cuda.max_memory_allocated, GiB: https://github.com/NVIDIA/Megatron-LM/pull/482, its README.
+
+    The context is not said; 2,048 is the one that explains all four. What we do not count: Megatron of 2023 copied
+    queries, keys and values, kept the gate unfused and had dropout: 0.16 GiB of 0.65 GiB a layer, by its own table.
+    """
+    model, topology = Model.from_config(published.LLAMA_2_7B), ParallelTopology.parse(layout)
+    use = Training(batch=batch, context=2048, micro_batches=steps, zero=1, sequence_parallel=False)
+    found = memory_on(model, topology, 0, replace(use, communicator_bytes=0)).total / 2**30
+    assert 0.87 * peak < found < peak
+
+
 # The formulas
 
 
