@@ -13,12 +13,13 @@ from parallel_topology.errors import RankError, TopologyError
 from parallel_topology.hosts.bounds import Bounds, bounds_of, each, moved, placed_in
 from parallel_topology.hosts.spans import Spans, extent, hosts_from, is_run, is_uniform
 from parallel_topology.topology import whole
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Placement, Ranks
+from parallel_topology.topology.topology import ParallelTopology
 
 if TYPE_CHECKING:
     from pydantic_core import core_schema
 
-    from parallel_topology.topology.topology import ParallelTopology
 
 _UNIFORM = re.compile(r"([0-9]+)x([0-9]+)")
 _LIST = "[0-9]+(,[0-9]+)*"
@@ -237,8 +238,9 @@ class Hosts:
         """Check that these hosts hold every rank of `topology`; they may hold others besides.
 
         Raises:
-            TopologyError: they do not.
+            TopologyError: they do not, or it is no topology.
         """
+        require_kind(topology, ParallelTopology, "topology")
         missing = next((rank for rank in self._decisive(topology) if rank not in self), None)
         if missing is not None:
             raise TopologyError(
@@ -253,7 +255,7 @@ class Hosts:
         >>> Hosts.parse("4x2").idle(ParallelTopology(tp=4))
         '4 of 8 places stay idle'
         """
-        spare = self.rank_count - topology.world_size
+        spare = self.rank_count - require_kind(topology, ParallelTopology, "topology").world_size
         return f"{spare:,} of {self.rank_count:,} places stay idle" if spare else ""
 
     # Private

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from parallel_topology.errors import TopologyError
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.hosts.spans import Spans
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Layout, Placement
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def orders_inside(
         TopologyError: the hosts do not hold all ranks of the topology.
         UnknownAxisError: `keep` names an axis that is not there, or axes of different views together.
     """
-    hosts.require(topology)
+    require_kind(hosts, Hosts, "hosts").require(topology)
     wanted = [(axes,) if isinstance(axes, str) else axes for axes in ((keep,) if isinstance(keep, str) else keep)]
     for axes in wanted:
         topology.group_name(*axes)

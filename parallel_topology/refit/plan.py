@@ -14,9 +14,10 @@ from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.refit.common import Common
 from parallel_topology.refit.handing import Handing
 from parallel_topology.refit.sides import Side, stored
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
-from parallel_topology.topology.whole import quoted
+from parallel_topology.topology.whole import quoted, require_each
 from parallel_topology.weights.dtypes import bytes_of
 from parallel_topology.weights.place import Box, both
 from parallel_topology.weights.placed import Placed
@@ -102,15 +103,17 @@ class RefitPlan:
         hosts: Hosts | None = None,
         without: Iterable[int] = (),
     ) -> None:
-        self.weights = weights
+        self.weights = require_kind(weights, Weights, "weights")
+        require_kind(source, ParallelTopology, "source")
+        require_kind(target, ParallelTopology, "target")
         self.source = Side("source", stored(source_as or weights), source)
         self.target = Side("target", stored(target_as or weights), target)
         self.hosts = hosts
-        self.without = frozenset(without)
+        self.without = frozenset(require_each(0, "without", without))
         self.remembered: dict[Any, Any] = {}
         self._handings: dict[Any, Handing] = {}
         if hosts is not None:
-            hosts.require(source)
+            require_kind(hosts, Hosts, "hosts").require(source)
             hosts.require(target)
         self._common = Common(self.source, self.target)
 

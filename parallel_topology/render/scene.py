@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,8 +10,10 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Groups, Ranks
 from parallel_topology.topology.notation import parse_axes
+from parallel_topology.topology.whole import quoted
 from parallel_topology.topology.wording import listed
 
 if TYPE_CHECKING:
@@ -140,21 +142,23 @@ class Scene:
         tensor: Weight | None = None,
         links: DeviceLinks | None = None,
     ) -> None:
+        _require_kinds(topology, hosts, links)
         self.topology = topology
         self.hosts = hosts
         self.shards = None if tensor is None else _shards(tensor, topology)
         self._links = links
         if links is not None and hosts is None:
             raise TopologyError("links are of the devices of a host: say with hosts= (--hosts) who is where")
-        self.marked = {marked_rank: _printable(note) for marked_rank, note in (marked or {}).items()}
+        self.marked = {} if marked is None else dict(_notes(marked))
         self.rank = rank
         self._view: RankView | None = None if rank is None else topology.at(rank)
         if hosts is not None:
             hosts.require(topology)
         for one in self.marked:
             topology.position(one)
-        if axis is not None and (unknown := [one for one in axis.split("-") if one not in topology.all_axes]):
-            raise UnknownAxisError(f"{topology} has no axis {unknown[0]!r}; it has {listed(topology.all_axes)}")
+        for one in () if axis is None else require_kind(axis, str, "axis").split("-"):
+            if one not in topology.all_axes:
+                raise UnknownAxisError(f"{topology} has no axis {one!r}; it has {listed(topology.all_axes)}")
         names = topology.all_axes if axis is None else (topology.group_name(axis),)
         self.axes = tuple(map(self._axis, names))
 
@@ -390,6 +394,25 @@ def _shards(tensor: Weight, topology: ParallelTopology) -> Shards:
     from parallel_topology.render.shards import Shards  # with weights, which most pictures need not wait for
 
     return Shards(tensor, topology)
+
+
+def _require_kinds(topology: object, hosts: object, links: object) -> None:
+    from parallel_topology.topology.topology import ParallelTopology
+
+    require_kind(topology, ParallelTopology, "topology")
+    if hosts is not None:
+        from parallel_topology.hosts.hosts import Hosts
+
+        require_kind(hosts, Hosts, "hosts")
+    if links is not None:
+        from parallel_topology.hosts.device_links import DeviceLinks
+
+        require_kind(links, DeviceLinks, "links")
+
+
+def _notes(marked: Mapping[int, str]) -> Iterator[tuple[int, str]]:
+    require_kind(marked, Mapping, "marked")
+    return ((rank, _printable(require_kind(note, str, f"marked[{quoted(rank)}]"))) for rank, note in marked.items())
 
 
 def _printable(text: str) -> str:

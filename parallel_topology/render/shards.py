@@ -8,6 +8,7 @@ from math import prod
 from typing import TypeAlias
 
 from parallel_topology.errors import TopologyError
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.weights.placed import Placed
@@ -37,7 +38,7 @@ class Shards:
     """
 
     def __init__(self, weight: Weight, topology: ParallelTopology) -> None:
-        self.weight = weight
+        self.weight = require_kind(weight, Weight, "tensor")
         self._placed = placed = Placed(weight, topology, None, weight.dtype or "bfloat16")
         sizes = {dim: prod(topology.size(axis) for axis in weight.axes(dim)) for dim in weight.cut}
         cut = sorted(dim for dim, size in sizes.items() if size > 1)

@@ -1,6 +1,7 @@
 """Who is who? The ranks of a job, divided over named axes, as values: no torch, no devices, no I/O.
 
 whole       whole numbers as people give them
+kinds       values of our own kinds, where something else was given
 modes       sizes and strides: arithmetic on ints
 layout      Ranks, Groups, Layout: made of modes, nothing enumerated until iterated
 frozen      a dict that cannot be changed

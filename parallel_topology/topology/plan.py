@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.modes import Modes
 from parallel_topology.topology.validation import require_free
@@ -65,6 +66,8 @@ class Plan:
         self.topology = topology
         self.families: dict[str, Family] = {}
         homes: dict[Modes, str] = {}  # one form for each enumeration, and a family's groups are shifts of each other
+        require_kind(isolated, Mapping, "isolated")
+        separate = _names(separate)
         alone = {*isolated, *separate}
         for name, axes in _declared(topology, combinations, isolated):
             first = topology.group(*axes, rank=topology.world[0])
@@ -122,6 +125,11 @@ class Plan:
         return "\n".join([*lines, total])
 
 
+def _names(separate: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(separate) if isinstance(separate, Iterable) else (separate,)  # pyright: ignore[reportUnnecessaryIsInstance]
+    return tuple(require_kind(name, str, "separate") for name in names)
+
+
 def _declared(
     topology: ParallelTopology, combinations: Iterable[tuple[str, ...]], isolated: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -142,7 +150,7 @@ def _declared(
             raise UnknownAxisError(
                 f"isolated={{{name!r}: {quoted(axes)}}}: expected a tuple of axes, as in ('tp', 'pp')"
             )
-        require_free(name)
+        require_free(require_kind(name, str, "isolated"))
         along = topology.group_name(*axes)
         yield name, topology.axes if along == "world" else tuple(along.split("-"))
 

@@ -141,7 +141,7 @@ def stage_chunks(
             f"{layers} layers over {stages} stages are {held} a stage, which {virtual} chunks do not divide; "
             f"expected one of {_divisors(gcd(*sizes))} chunks, or counts= with {stages * virtual} numbers"
         )
-    step, start, length = layers // virtual, whole.start // virtual, len(whole) // virtual
+    step, start, length = layers // virtual, whole.start // virtual, (whole.stop - whole.start) // virtual
     return tuple(range(start + chunk * step, start + chunk * step + length) for chunk in range(virtual))
 
 

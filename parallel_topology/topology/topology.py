@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, PlainSerialize
 from parallel_topology.errors import RankError, TopologyError, UnknownAxisError
 from parallel_topology.topology.diff import Diff
 from parallel_topology.topology.frozen import FrozenDict
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Groups, Layout, Placement, Ranks
 from parallel_topology.topology.modes import coalesce, offset
 from parallel_topology.topology.notation import format_strides, format_topology, parse_topology
@@ -204,8 +205,8 @@ class ParallelTopology(BaseModel):
         Raises:
             UnknownAxisError: there is no view of this name.
         """
-        if name not in dict(self.views):
-            raise UnknownAxisError(f"{self} has no view {name!r}; it has {listed(dict(self.views))}")
+        if not isinstance(name, str) or name not in dict(self.views):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownAxisError(f"{self} has no view {quoted(name)}; it has {listed(dict(self.views))}")
         layout = self._layouts[name]
         sizes: dict[str, Any] = {axis: layout.axis_size(axis) for axis in layout.modes}
         walked = coalesce(mode for modes in layout.modes.values() for mode in modes)
@@ -224,7 +225,7 @@ class ParallelTopology(BaseModel):
             TopologyError: the other sizes do not divide `world_size`; the message names the remainder. Or a view has
                 all its sizes written out, and no `edp`, so that none can grow.
         """
-        require_free(axis)
+        require_free(require_kind(axis, str, "axis"))
         new = f"-{axis}" if axis not in self._sizes else ""  # walks go over every axis
         views = {
             name: (unsized(view) or view.text) + (new if "~" in view.text else "") for name, view in self._views.items()
@@ -265,7 +266,7 @@ class ParallelTopology(BaseModel):
             RankError: the coordinate leaves open an axis that is not in `axes`.
             TopologyError: an axis is both kept and fixed, or none is left.
         """
-        if both := [axis for axis in axes if axis in fixed]:
+        if both := [axis for axis in axes if isinstance(axis, str) and axis in fixed]:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TopologyError(f"axis {both[0]!r} is both kept and fixed; expected one of them")
         layout = self._resolved((*axes, *fixed))[0]
         kept = [axis for axis in layout.modes if (axis in axes if axes else axis not in fixed)]
@@ -276,8 +277,12 @@ class ParallelTopology(BaseModel):
         return ParallelTopology(order="-".join(kept), ranks=self.group(*kept, rank=first), **sizes)
 
     def diff(self, other: ParallelTopology) -> Diff:
-        """What changes for each rank when `other` takes this topology's place."""
-        return Diff(self, other)
+        """What changes for each rank when `other` takes this topology's place.
+
+        Raises:
+            TopologyError: `other` is no topology.
+        """
+        return Diff(self, require_kind(other, ParallelTopology, "other"))
 
     def plan(
         self,
@@ -297,7 +302,7 @@ class ParallelTopology(BaseModel):
             UnknownAxisError: an axis or name that is not there.
             TopologyError: a name of `isolated` is taken.
         """
-        return Plan(self, groups, isolated or {}, tuple(separate))
+        return Plan(self, groups, {} if isolated is None else isolated, separate)
 
     # Ranks and coordinates
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from numbers import Integral
 from operator import index
+from typing import cast
 
 from parallel_topology.errors import TopologyError
 
@@ -34,6 +36,17 @@ def require(least: int, what: str, value: object) -> int:
     if number is None or number < least:
         raise TopologyError(f"{what}={quoted(value)}: expected a whole number of at least {least}")
     return number
+
+
+def require_each(least: int, what: str, values: object) -> tuple[int, ...]:
+    """`values` as ints of at least `least`.
+
+    Raises:
+        TopologyError: they are not that, or no values; the message begins with `what`.
+    """
+    if not isinstance(values, Iterable):
+        raise TopologyError(f"{what}={quoted(values)}: expected whole numbers, as in [8, 8, 7]")
+    return tuple(require(least, f"one of {what}", value) for value in cast("Iterable[object]", values))
 
 
 def from_digits(text: str) -> int:

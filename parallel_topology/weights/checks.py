@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.hosts.reorder import orders_inside
 from parallel_topology.hosts.spans import Spans
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.shares import stage_layers
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import require
@@ -118,11 +119,13 @@ def check(topology: ParallelTopology, sizes: ModelSizes, hosts: Hosts | None = N
     Raises:
         TopologyError: `hosts` do not hold all ranks of the topology.
     """
+    require_kind(topology, ParallelTopology, "topology")
+    require_kind(sizes, ModelSizes, "sizes")
     findings = [_CHECKS[name](topology, size) for name, size in sizes.given.items()]
     if sizes.heads is not None and sizes.kv_heads is not None:
         findings.append(_queries_per_kv_head(sizes.heads, sizes.kv_heads))
     if hosts is not None:
-        hosts.require(topology)
+        require_kind(hosts, Hosts, "hosts").require(topology)
         findings += [_on_hosts(topology, hosts, axis) for axis in topology.all_axes if topology.size(axis) > 1]
         if spare := hosts.rank_count - topology.world_size:
             said = f"{hosts} has {hosts.rank_count:,} places for {topology.world_size:,} ranks: {spare:,} stay idle"

@@ -14,7 +14,7 @@ from itertools import product
 from parallel_topology.topology.modes import offset
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.weights.activations import in_flight
-from parallel_topology.weights.memory import Memory, Serving, Training, memory_on
+from parallel_topology.weights.memory import Memory, Serving, Training, memory_on, require_all
 from parallel_topology.weights.model import Model
 from parallel_topology.weights.placed import expert_axis, pipeline_axis
 
@@ -46,6 +46,7 @@ def loads(model: Model, topology: ParallelTopology, use: Training | Serving) -> 
     Raises:
         UnknownAxisError, TopologyError: as for `memory_on`.
     """
+    require_all(model, topology, use)
     stages = topology.size(pipeline_axis(topology))
     found: dict[tuple[Memory, int, int, str], tuple[int, list[int]]] = {}
     for stage in range(stages):

@@ -47,6 +47,7 @@ from parallel_topology.weights.memory import (
     Serving,
     Training,
     keys_and_values,
+    require_all,
     require_trainable,
     sharding_axes,
     tensor_axis,
@@ -87,6 +88,7 @@ def flows(model: Model, topology: ParallelTopology, use: Training | Serving) -> 
     Raises:
         UnknownAxisError, TopologyError: as for `memory_on`; or tokens of one sequence are divided while serving.
     """
+    require_all(model, topology, use)
     reader = _Reader(model, topology, use)
     found: dict[tuple[Phase, tuple[str, ...], Pattern, tuple[int, ...] | None], Fraction] = {}
     for stages in model.stages_alike(reader.stages):

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import cast
 
 from parallel_topology.errors import TopologyError
-from parallel_topology.topology.notation import is_axis_name
 from parallel_topology.topology.whole import quoted, require
 from parallel_topology.weights.forms import Form
 
@@ -45,21 +44,6 @@ def dim_of(rule: object, dim: int, form: Form) -> int:
     if not -count <= dim < count:
         raise TopologyError(f"{said(rule)}: dim={dim}: expected one of the {count} of {form.name!r}, {form}")
     return dim % count
-
-
-def axes_over(what: str, given: object) -> tuple[str, ...]:
-    """Axes over which tensors are cut once more: one, several, or none.
-
-    Raises:
-        TopologyError: they are no axes, or one is named twice.
-    """
-    names = (given,) if isinstance(given, str) else given
-    over = tuple(cast("Iterable[object]", names)) if isinstance(names, Iterable) else (names,)
-    if not all(isinstance(name, str) and is_axis_name(name) for name in over):
-        raise TopologyError(f"{what}: over {quoted(given)}: expected an axis, or several, as in 'dp' or ('dp', 'cp')")
-    if len({*over}) < len(over):
-        raise TopologyError(f"{what}: over {quoted(given)}: expected each axis once")
-    return cast("tuple[str, ...]", over)
 
 
 def put(rule: object, **values: object) -> None:

@@ -12,6 +12,7 @@ from math import ceil, prod
 from typing import Any, get_args
 
 from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted, require
 from parallel_topology.topology.wording import listed
@@ -82,10 +83,11 @@ class Training:
             _require(self, micro_batches=1)
         if self.zero > 3:
             raise TopologyError(f"zero={self.zero}: expected 0, 1, 2 or 3")
-        if self.optimizer not in OPTIMIZERS:
+        if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TopologyError(f"optimizer={quoted(self.optimizer)}: expected one of {listed(OPTIMIZERS)}")
         if self.recompute not in get_args(Recompute):
             raise TopologyError(f"recompute={quoted(self.recompute)}: expected one of {listed(get_args(Recompute))}")
+        require_kind(self.sequence_parallel, bool, "sequence_parallel")
         object.__setattr__(self, "gradients", checked_dtype(self.gradients))
 
 
@@ -150,6 +152,7 @@ def memory_on(model: Model, topology: ParallelTopology, rank: int, use: Training
     Raises:
         RankError, UnknownAxisError, TopologyError: as for `Weights.on`; or an axis of `over` is not there.
     """
+    require_all(model, topology, use)
     position = topology.position(rank)
     communicators = use.communicator_bytes and use.communicator_bytes * topology.plan().created_per_rank
     if isinstance(use, Serving):
@@ -160,6 +163,18 @@ def memory_on(model: Model, topology: ParallelTopology, rank: int, use: Training
         activations=_activations(model, topology, position, use),
         communicators=communicators,
     )
+
+
+def require_all(model: Model, topology: ParallelTopology, use: Training | Serving) -> None:
+    """Check what a question about a model is asked of.
+
+    Raises:
+        TopologyError: one of them is something else.
+    """
+    require_kind(model, Model, "model")
+    require_kind(topology, ParallelTopology, "topology")
+    if not isinstance(use, Training | Serving):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TopologyError(f"use={quoted(use)}: expected a Training or a Serving")
 
 
 def sharding_axes(topology: ParallelTopology, use: Training) -> tuple[str, ...]:

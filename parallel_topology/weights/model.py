@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from parallel_topology.topology.kinds import require_kind
+from parallel_topology.topology.whole import require
 from parallel_topology.weights.config import Config
 from parallel_topology.weights.families import Family, family_of, read_config
 from parallel_topology.weights.weights import Weights
@@ -67,7 +69,7 @@ class Model:
         Raises:
             TopologyError: as for `Weights.from_config`.
         """
-        weights = Weights.from_config(config) if weights is None else weights
+        weights = Weights.from_config(config) if weights is None else require_kind(weights, Weights, "weights")
         fields = read_config(config)
         family = family_of(fields)
         sparse = frozenset(family.sparse(fields))
@@ -90,7 +92,7 @@ class Model:
         Raises:
             TopologyError: the layers do not divide over the stages.
         """
-        if stages not in self._alike:
+        if require(1, "stages", stages) not in self._alike:
             found: dict[object, list[int]] = {}
             windows = dict(self.windows)
             for stage in range(stages):

@@ -55,3 +55,18 @@ def axes_of(given: object) -> str:
     if not texts or not all(map(is_axis_name, texts)):
         raise TopologyError(f"a cut over {quoted(given)}: expected an axis, or several, as in 'tp' or ('tp', 'cp')")
     return "/".join(texts)
+
+
+def axes_over(what: str, given: object) -> tuple[str, ...]:
+    """Axes over which tensors are cut once more: one, several, or none.
+
+    Raises:
+        TopologyError: they are no axes, or one is named twice.
+    """
+    names = (given,) if isinstance(given, str) else given
+    over = tuple(cast("Iterable[object]", names)) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(name, str) and is_axis_name(name) for name in over):
+        raise TopologyError(f"{what}: over {quoted(given)}: expected an axis, or several, as in 'dp' or ('dp', 'cp')")
+    if len({*over}) < len(over):
+        raise TopologyError(f"{what}: over {quoted(given)}: expected each axis once")
+    return cast("tuple[str, ...]", over)

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from parallel_topology.errors import TopologyError
+from parallel_topology.topology.whole import quoted
+
 Box = tuple[range, ...]
 """One range a dim."""
 
@@ -143,6 +146,25 @@ class Arranged:
             for place in places
         )
         return Arranged(tuple(self.shape[dim] for dim in order), moved, tuple(self.starts[dim] for dim in order))
+
+
+def asked(ranges: Sequence[range] | None, shape: tuple[int, ...], of: str) -> Box:
+    """The ranges that are asked for, all if they are left out.
+
+    Raises:
+        TopologyError: not one range a dim.
+    """
+    if ranges is None:
+        return tuple(map(range, shape))
+    if not isinstance(ranges, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TopologyError(f"ranges={quoted(ranges)} for {of} of {list(shape)}: expected a range for each dim")
+    given = tuple(ranges)
+    if len(given) != len(shape):
+        raise TopologyError(f"{len(given)} ranges for {of} of {list(shape)}; expected one a dim")
+    for one in given:
+        if not isinstance(one, range) or one.step != 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TopologyError(f"{quoted(one)} of {of}: expected a range of step 1")
+    return given
 
 
 def alone(weight: str, parts: Box, ranges: Box) -> Arranged:

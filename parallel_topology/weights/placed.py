@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from math import prod
 
-from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.errors import UnknownAxisError
 from parallel_topology.topology.layout import Layout, Placement, Ranks
 from parallel_topology.topology.modes import Mode, Modes, coalesce, compose, offset
 from parallel_topology.topology.shares import shard
@@ -21,6 +21,7 @@ from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.weights.checks import PIPELINE_AXES
 from parallel_topology.weights.division import Division, Run
 from parallel_topology.weights.dtypes import bytes_of
+from parallel_topology.weights.place import asked
 from parallel_topology.weights.weight import Weight
 
 EXPERT_AXES = {"ep": None, "etp": "tp"}
@@ -152,9 +153,7 @@ class Placed:
         Raises:
             TopologyError: as for `holders`.
         """
-        wanted = [range(size) for size in self.weight.shape] if ranges is None else ranges
-        if len(wanted) != len(self.weight.shape):
-            raise TopologyError(f"{len(wanted)} ranges for weight {self.weight.name!r} of {list(self.weight.shape)}")
+        wanted = asked(ranges, self.weight.shape, f"weight {self.weight.name!r}")
         met = (list(division.meeting(one)) for (_, division), one in zip(self._dims, wanted, strict=True))
         axes = [axis for axes, _ in self._dims for axis in axes]
         for boxes in product(*met):

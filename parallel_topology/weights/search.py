@@ -16,13 +16,14 @@ from typing import NamedTuple
 from parallel_topology.errors import TopologyError
 from parallel_topology.hosts.crossings import Crossings
 from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.orders import DEFAULT_ORDER
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import require
 from parallel_topology.weights.checks import divisors
 from parallel_topology.weights.fit import most
 from parallel_topology.weights.flows import flows
-from parallel_topology.weights.memory import Serving, Training
+from parallel_topology.weights.memory import Serving, Training, require_all
 from parallel_topology.weights.model import Model
 from parallel_topology.weights.traffic import Volume
 
@@ -91,7 +92,8 @@ def search(
     Raises:
         TopologyError: a size that cannot be, or the hosts do not hold so many ranks.
     """
-    hosts.require(ParallelTopology(dp=require(1, "ranks", ranks)))
+    require_all(model, ParallelTopology(tp=1), use)
+    require_kind(hosts, Hosts, "hosts").require(ParallelTopology(dp=require(1, "ranks", ranks)))
     whole = ranks * use.batch if sequences is None else require(1, "sequences", sequences)
     crossings = Crossings(hosts)
     found, out = list[Fitting](), Counter[str]()

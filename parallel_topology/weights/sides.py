@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from parallel_topology.errors import TopologyError
 from parallel_topology.weights.forms import Form
-from parallel_topology.weights.given import axes_over, dim_of, named, put, said, whole_dim
+from parallel_topology.weights.given import dim_of, named, put, said, whole_dim
+from parallel_topology.weights.notation import axes_over
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from parallel_topology.errors import TopologyError, UnknownAxisError
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Placement, Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted
@@ -17,9 +18,9 @@ from parallel_topology.topology.wording import listed
 from parallel_topology.weights.division import Run
 from parallel_topology.weights.dtypes import bytes_of
 from parallel_topology.weights.forms import form_of
-from parallel_topology.weights.given import axes_over
 from parallel_topology.weights.made import Node, all_names, applied, full_name, read, same_name, shown, unknown
-from parallel_topology.weights.place import Box, Place, alone, both
+from parallel_topology.weights.notation import axes_over
+from parallel_topology.weights.place import Box, Place, alone, asked, both
 from parallel_topology.weights.placed import Further, Placed
 from parallel_topology.weights.rules import Kept, Rule
 from parallel_topology.weights.sides import Cut, Padded, Sharded
@@ -91,7 +92,9 @@ class Storage:
         put = self.__dict__
         put["rules"] = _rules(rules)
         put["sharded_over"] = axes_over("sharded_over", sharded_over)
-        put["weights"] = weights = _padded(weights, [rule for rule in self.rules if isinstance(rule, Padded)])
+        put["weights"] = weights = _padded(
+            require_kind(weights, Weights, "weights"), [rule for rule in self.rules if isinstance(rule, Padded)]
+        )
         made = {weight.name: Node(form_of(weight, weights)) for weight in weights.weights}
         for rule in self.rules:
             if isinstance(rule, Rule):
@@ -110,7 +113,7 @@ class Storage:
         Raises:
             RankError, UnknownAxisError, TopologyError: as for `Weights.on`; or a cut goes through a rule's groups.
         """
-        position = topology.position(rank)
+        position = require_kind(topology, ParallelTopology, "topology").position(rank)
         here = {placed.weight.name: (placed, layers) for placed, layers in self.weights.here(topology, position)}
         found: dict[str, Stored] = {}
         for name, node in self._made.items():
@@ -143,7 +146,7 @@ class Storage:
                 dim.
         """
         weight, layer = self.weights.home(name)
-        wanted = _asked(ranges, weight.shape, f"weight {name!r}")
+        wanted = asked(ranges, weight.shape, f"weight {name!r}")
         node = self._homes[weight.name]
         found: list[Place] = []
         for index, one in self._at(topology, rank, node, layer).items():
@@ -171,7 +174,7 @@ class Storage:
         one = self._at(topology, rank, node, layer).get(index)
         if one is None:
             return []
-        wanted = _asked(ranges, one.shape, f"tensor {tensor!r}")
+        wanted = asked(ranges, one.shape, f"tensor {tensor!r}")
         names = {weight: numbered(weight, layer) for weight in node.form.weights}
         there = (place.at(wanted) for place in one.places)
         return [place.named(names[place.weight], tensor) for place in there if place]
@@ -279,6 +282,8 @@ class Storage:
 
     def _named(self, tensor: str) -> tuple[Node, int | None, int | None]:
         """What a tensor's name stands for: what it is, the layer, and the index."""
+        if not isinstance(tensor, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TopologyError(f"tensor={quoted(tensor)}: expected its name")
         if tensor in self._names:
             return (*self._names[tensor], None)
         for node in self._made.values():
@@ -338,16 +343,3 @@ def _padded(weights: Weights, rules: Sequence[Padded]) -> Weights:
             raise unknown(rule, rule.weight, by_name)
         by_name[rule.weight] = replace(by_name[rule.weight], pad_to=rule.to, pad_whole_to=rule.whole_to)
     return replace(weights, weights=by_name.values()) if rules else weights
-
-
-def _asked(ranges: Sequence[range] | None, shape: tuple[int, ...], of: str) -> Box:
-    """The ranges that are asked for, all if they are left out."""
-    if ranges is None:
-        return tuple(map(range, shape))
-    given = tuple(ranges)
-    if len(given) != len(shape):
-        raise TopologyError(f"{len(given)} ranges for {of} of {list(shape)}; expected one a dim")
-    for one in given:
-        if not isinstance(one, range) or one.step != 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TopologyError(f"{quoted(one)} of {of}: expected a range of step 1")
-    return given

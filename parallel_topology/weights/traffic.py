@@ -10,11 +10,12 @@ from fractions import Fraction
 from parallel_topology.errors import UnknownAxisError
 from parallel_topology.hosts.crossings import Crossings, Pattern, messages
 from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Groups, Ranks
 from parallel_topology.topology.modes import coalesce, offset
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.weights.flows import Flow, Phase, flows
-from parallel_topology.weights.memory import Serving, Training
+from parallel_topology.weights.memory import Serving, Training, require_all
 from parallel_topology.weights.model import Model
 from parallel_topology.weights.placed import pipeline_axis
 
@@ -70,7 +71,8 @@ def traffic_on(model: Model, topology: ParallelTopology, hosts: Hosts, use: Trai
     Raises:
         UnknownAxisError, TopologyError: as for `flows`; or the hosts do not hold all ranks.
     """
-    hosts.require(topology)
+    require_all(model, topology, use)
+    require_kind(hosts, Hosts, "hosts").require(topology)
     crossings = Crossings(hosts)
     found: dict[tuple[str, Phase], list[Flow]] = {}
     for flow in flows(model, topology, use):

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parallel_topology.errors import TopologyError
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.shares import stage_chunks, stage_layers
 from parallel_topology.topology.topology import ParallelTopology
-from parallel_topology.topology.whole import quoted, require
+from parallel_topology.topology.whole import quoted, require, require_each
 from parallel_topology.topology.wording import listed
 from parallel_topology.weights.dtypes import checked_dtype
 from parallel_topology.weights.families import read_config, read_weights, stored_dtype
+from parallel_topology.weights.notation import axes_over
 from parallel_topology.weights.placed import Held, Placed, pipeline_axis
 from parallel_topology.weights.quantized import as_stored
 from parallel_topology.weights.weight import Weight
@@ -68,7 +70,7 @@ class Weights:
         put["weights"] = _listed(weights)
         put["layers"] = require(0, "layers", layers)
         put["dtype"] = checked_dtype(dtype)
-        put["counts"] = None if counts is None else tuple(require(0, "a count of layers", one) for one in counts)
+        put["counts"] = None if counts is None else require_each(0, "counts", counts)
         put["first"] = None if first is None else require(0, "first", first)
         put["last"] = None if last is None else require(0, "last", last)
         put["virtual"] = require(1, "virtual", virtual)
@@ -154,7 +156,7 @@ class Weights:
             UnknownAxisError: a cut is over an axis that is not there, or over axes of different factorizations.
             TopologyError: a dim does not divide, or the layers do not over the stages.
         """
-        position = topology.position(rank)
+        position = require_kind(topology, ParallelTopology, "topology").position(rank)
         held: dict[str, Held] = {}
         for placed, layers in self.here(topology, position):
             part = placed.held(position)
@@ -168,7 +170,7 @@ class Weights:
             TopologyError, UnknownAxisError: as for `on`; or there is no tensor of this name.
         """
         weight, layer = self.home(name)
-        stages = topology.size(pipeline_axis(topology))
+        stages = require_kind(topology, ParallelTopology, "topology").size(pipeline_axis(topology))
         if layer is None:
             return self._placed(weight, topology, stages)
         return self._placed(weight, topology, stages, self.stage_of(layer, stages))
@@ -179,7 +181,7 @@ class Weights:
         Raises:
             TopologyError: the layers do not divide over the stages, or there is no such layer.
         """
-        for stage in range(stages):
+        for stage in range(require(1, "stages", stages)):
             if any(layer in part for part in self._own_layers(stage, stages)):
                 return stage
         raise TopologyError(f"layer={quoted(layer)}: expected one of 0..{self.layers - 1}")
@@ -212,7 +214,8 @@ class Weights:
         Raises:
             RankError, UnknownAxisError, TopologyError: as for `on`.
         """
-        over = (sharded_over,) if isinstance(sharded_over, str) else tuple(sharded_over)
+        over = axes_over("sharded_over", sharded_over)
+        require_kind(topology, ParallelTopology, "topology")
         for axis in over:
             topology.size(axis)
         counted = None if dtype is None else checked_dtype(dtype)
@@ -261,6 +264,7 @@ class Weights:
 
     def _own_layers(self, stage: int, stages: int) -> tuple[range, ...]:
         """The layers of a stage, a range for each of its chunks."""
+        require(1, "stages", stages)
         counts, first, last = self.counts, self.first, self.last
         if self.virtual > 1:
             return stage_chunks(self.layers, stage, stages, virtual=self.virtual, counts=counts, first=first, last=last)
@@ -275,7 +279,7 @@ class Weights:
         Raises:
             TopologyError: there is no tensor of this name.
         """
-        found = self._homes.get(name)
+        found = self._homes.get(name) if isinstance(name, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if found is None:
             few = [*self._homes][:16]
             raise TopologyError(
