@@ -148,7 +148,7 @@ class Collectives(Lists):
                 return done([self.all_gather(one, dim) for one in tensor], async_op)
             return self._all_gather_list(tensor, dim, out, async_op)
         whole = self._dimmed("all_gather", tensor)
-        if dim != 0:
+        if type(dim) is not int or dim:
             dim = self._dim("all_gather", whole, dim)
         if self._is_alone("all_gather"):
             return self._alone("all_gather", whole, out=out, async_op=async_op)

@@ -16,6 +16,7 @@ from parallel_topology.errors import CollectiveError, GroupArgumentError, Parall
 from parallel_topology.groups.bound import nothing
 from parallel_topology.groups.collectives import Collectives
 from parallel_topology.groups.p2p import PointToPoint
+from parallel_topology.topology.whole import quoted
 from parallel_topology.wire.frames import CHUNK, COLLECTIVE_TAG, MAX_MESSAGE, Kind
 from parallel_topology.wire.structure import bytes_of
 from parallel_topology.wire.wire import Class, decode, decode_pickled, encode, encode_pickled
@@ -91,6 +92,8 @@ class Objects(Collectives, PointToPoint):
         if source == self.rank:
             if values is None:
                 raise GroupArgumentError(f"broadcast_objects on {self.label}: the source gave no values")
+            if not isinstance(values, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise GroupArgumentError(f"broadcast_objects on {self.label}: values={values!r} are no iterable")
             alone = self._is_alone("broadcast_objects")
             return iter(values) if alone else self._feed(values, max_bytes, unsafe_pickle)
         self._is_alone("broadcast_objects")
@@ -220,8 +223,8 @@ class Objects(Collectives, PointToPoint):
             return _decoded(data, models, unsafe_pickle)
         others = [member for member in range(self.size) if member != self.rank]
         try:
-            if values is None or len(values) != self.size:
-                given = "none" if values is None else len(values)
+            if not isinstance(values, Sequence) or len(values) != self.size:
+                given = len(values) if isinstance(values, Sequence) else f"{quoted(values)} as"
                 raise GroupArgumentError(f"scatter_object on {self.label}: {given} values, expected {self.size}")
             messages = [self._encoded("scatter_object", values[member], max_bytes, unsafe_pickle) for member in others]
         except ParallelTopologyError:

@@ -15,6 +15,7 @@ from parallel_topology.communicators.reductions import SUM, reduction_of
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.bound import BoundGroup, nothing
 from parallel_topology.groups.tensors import overlap, values, write
+from parallel_topology.topology.whole import whole as whole_number
 
 ReduceOp = dist.ReduceOp.RedOpType | dist.ReduceOp | str
 """A member of `torch.distributed.ReduceOp`, or its name: sum, avg, product, min, max, band, bor, bxor."""
@@ -129,12 +130,13 @@ class Prepared(BoundGroup):
 
     def _dim(self, operation: str, tensor: Tensor, dim: int) -> int:
         self._admit(operation, tensor)
-        if not hasattr(dim, "__index__") or not -tensor.dim() <= dim < tensor.dim():
+        along = whole_number(dim)
+        if along is None or not -tensor.dim() <= along < tensor.dim():
             raise GroupArgumentError(
                 f"{operation} on {self.label}: dim={dim!r} of a tensor of shape {list(tensor.shape)}"
                 + ("" if tensor.dim() else "; expected at least one dim")
             )
-        return int(dim) % tensor.dim()
+        return along % tensor.dim()
 
     def _require_even(self, operation: str, tensor: Tensor, dim: int, advice: str) -> None:
         if tensor.shape[dim] % self.size:

@@ -11,8 +11,11 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from parallel_topology.errors import GroupArgumentError
+from parallel_topology.topology.whole import quoted
 
 T = TypeVar("T")
+LONGEST = 1e9
+"""The most seconds that anything here may wait, 31 years: what waits for longer overflows somewhere below."""
 LOOK = 0.25
 """Seconds after which a waiting thread runs Python again: exceptions raised into it from outside arrive then."""
 
@@ -21,11 +24,13 @@ def seconds_of(name: str, timeout: object) -> float:
     """A timeout in seconds, given so or as a `timedelta`.
 
     Raises:
-        GroupArgumentError: it is not a time above 0.
+        GroupArgumentError: it is not a time above 0, or more than `LONGEST`.
     """
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
-        raise GroupArgumentError(f"{name}={timeout!r}: expected a number of seconds above 0, or a timedelta")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST:
+        raise GroupArgumentError(
+            f"{name}={quoted(timeout)}: expected a number of seconds above 0 and up to {LONGEST:,.0f}, or a timedelta"
+        )
     return float(seconds)
 
 

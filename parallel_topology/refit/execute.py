@@ -14,6 +14,8 @@ from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.refit.given import Have
 from parallel_topology.refit.plan import RefitPlan
 from parallel_topology.refit.transfer import Progress, Transfer
+from parallel_topology.topology.kinds import require_kind
+from parallel_topology.topology.whole import quoted, whole
 
 LEAST_STAGING = 1024
 UNTOUCHED = "nothing was written"
@@ -69,10 +71,14 @@ def refit(
 
     Raises:
         RefitError: ranks have other plans or versions, tensors are missing or of another shape, or a rank failed.
-        GroupArgumentError: `staging_bytes` is too small.
+        GroupArgumentError: `staging_bytes` is too small, or `version` is below 0.
+        TopologyError: `plan` or `group` is something else.
     """
-    if staging_bytes < LEAST_STAGING:
-        raise GroupArgumentError(f"staging_bytes={staging_bytes}: expected at least {LEAST_STAGING}")
+    require_kind(plan, RefitPlan, "plan")
+    require_kind(group, ParallelGroup, "group")
+    for name, given, least in (("staging_bytes", staging_bytes, LEAST_STAGING), ("version", version, 0)):
+        if (number := whole(given)) is None or number < least:
+            raise GroupArgumentError(f"{name}={quoted(given)}: expected a whole number of at least {least:,}")
     who = f"refit to version {version}"
     transfer, refused = None, None
     try:

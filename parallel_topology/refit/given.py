@@ -24,6 +24,10 @@ def checked(side: Side, rank: int, given: Mapping[str, Tensor], device: torch.de
         RefitError: one is missing, or of another shape, dtype or device.
     """
     stored = side.tensors_on(rank)
+    if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RefitError(
+            f"the {side.called} tensors are a {type(given).__name__}, expected a mapping of name to tensor"
+        )
     if missing := [name for name in stored if name not in given]:
         raise RefitError(
             f"the {side.called} tensors lack {listed(missing[:8])} ({len(missing)} of {len(stored)}); given were "
@@ -34,6 +38,8 @@ def checked(side: Side, rank: int, given: Mapping[str, Tensor], device: torch.de
 
 def _checked(called: str, name: str, given: Tensor, stored: Stored, device: torch.device) -> Tensor:
     tensor = cast(Tensor, given.to_local()) if hasattr(given, "to_local") else given  # pyright: ignore
+    if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RefitError(f"{called} tensor {name!r} is a {type(tensor).__name__}, expected a tensor")
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tuple(tensor.shape) != stored.shape or dtype != stored.dtype:
         raise RefitError(
@@ -85,6 +91,8 @@ class Coming:
     ) -> None:
         self._called = side.called
         self._stored = side.tensors_on(rank)
+        if not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RefitError(f"the {side.called} tensors are a {type(given).__name__}, expected names and tensors")
         self._given = iter(given)
         self._device = device
         self._here: dict[str, Tensor] = {}

@@ -418,7 +418,7 @@ def test_a_group_that_lacks_ranks_is_refused():
     def act(groups: GroupManager) -> None:
         with pytest.raises(RefitError, match=r"lacks ranks \[2, 3\] of RefitPlan"):
             refit(PLAN, groups.world, {}, {})
-        with pytest.raises(GroupArgumentError, match="staging_bytes=8: expected at least 1024"):
+        with pytest.raises(GroupArgumentError, match="staging_bytes=8: expected a whole number of at least 1,024"):
             refit(PLAN, groups.world, {}, {}, staging_bytes=8)
 
     run_ranks(2, act)

@@ -1,0 +1,86 @@
+"""Whatever is given to a bound group or a refit in place of what is meant, the error is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+
+from parallel_topology import GroupManager, ParallelTopology, ParallelTopologyError
+from parallel_topology.refit import RefitPlan, refit
+from parallel_topology.weights import Weight, Weights
+
+ALONE = ParallelTopology(tp=1)
+PLAN = RefitPlan(Weights([Weight("w", "4/tp 4")], dtype="float32"), ALONE, ALONE)
+
+
+def four() -> torch.Tensor:
+    return torch.ones(4)
+
+
+def calls(groups: GroupManager) -> dict[str, tuple[Callable[..., Any], list[Any], dict[str, Any]]]:
+    group = groups.tp
+    have, into = {"w": torch.ones(4, 4)}, {"w": torch.zeros(4, 4)}
+    return {
+        "all_reduce": (group.all_reduce, [four()], {"op": "sum"}),
+        "reduce": (group.reduce, [four()], {"dst": 0, "op": "sum"}),
+        "broadcast": (group.broadcast, [four()], {"src": 0}),
+        "all_gather": (group.all_gather, [four()], {"dim": 0, "out": None}),
+        "all_gather_v": (group.all_gather_v, [four()], {"dim": 0, "sizes": None}),
+        "reduce_scatter": (group.reduce_scatter, [four()], {"dim": 0, "op": "sum"}),
+        "reduce_scatter_v": (group.reduce_scatter_v, [four()], {"sizes": [4], "dim": 0, "op": "sum"}),
+        "gather": (group.gather, [four()], {"dst": 0, "dim": 0}),
+        "scatter": (group.scatter, [four()], {"src": 0, "dim": 0}),
+        "all_to_all": (group.all_to_all, [four()], {}),
+        "broadcast_object": (group.broadcast_object, [1], {"src": 0}),
+        "broadcast_objects": (group.broadcast_objects, [[1]], {"src": 0}),
+        "all_gather_object": (group.all_gather_object, [1], {}),
+        "gather_object": (group.gather_object, [1], {"dst": 0}),
+        "scatter_object": (group.scatter_object, [[1]], {"src": 0}),
+        "send_object": (group.send_object, [1], {"dst": 0}),
+        "recv_object": (group.recv_object, [], {"src": 0}),
+        "send_tensors": (group.send_tensors, [{"a": four()}], {"dst": 0}),
+        "recv_tensors": (group.recv_tensors, [], {"src": 0}),
+        "timeout of a group": (group.set_timeout, [5], {}),
+        "timeout of all": (groups.set_timeout, [5], {}),
+        "diagnose": (groups.diagnose, [1], {}),
+        "survivors": (groups.survivors, [1], {}),
+        "require": (groups.require, [ALONE], {}),
+        "rebind": (groups.rebind, ["tp1"], {}),
+        "prepare": (groups.prepare, ["tp1"], {}),
+        "refit": (refit, [PLAN, groups.world, have, into], {"staging_bytes": 4096, "version": 1, "progress": None}),
+    }
+
+
+NONSENSE: list[Callable[[], Any]] = [
+    *(lambda: None, lambda: True, lambda: -1, lambda: 5, lambda: 3.5, lambda: float("nan"), lambda: 10**30, str),
+    *(lambda: "sum", lambda: b"x", list, lambda: [1], lambda: ["a"], lambda: [None], dict, lambda: {"a": 1}, set),
+    *(object, lambda: int, lambda: len, lambda: range(3), lambda: Fraction(1, 2), lambda: ParallelTopology(dp=2)),
+    *(lambda: torch.ones(2, device="meta"), lambda: torch.ones(3).to_sparse(), lambda: torch.ones(2).to(torch.cfloat)),
+    *(lambda: torch.ones(0), lambda: torch.ones(2, 2).T, lambda: [torch.ones(1), None], lambda: iter([1])),
+    *(lambda: torch.nn.Parameter(torch.ones(2)), lambda: torch.float32, lambda: torch.device("cpu")),
+]
+
+
+@pytest.mark.ranks("tp1")
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
+def test_errors_are_ours(groups: GroupManager):
+    for name, (call, given, named) in calls(groups).items():
+        for place in (*range(len(given)), *named):
+            for make in NONSENSE:
+                put, said = list(given), dict(named)
+                if isinstance(place, int):
+                    put[place] = make()
+                else:
+                    said[place] = make()
+                if name in ("rebind", "prepare") and isinstance(put[0], ParallelTopology):
+                    continue
+                try:
+                    call(*put, **said)
+                except ParallelTopologyError:
+                    pass
+                except Exception as error:
+                    raise AssertionError(f"{name}, {place}={make()!r}: {error!r}") from error
