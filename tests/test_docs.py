@@ -238,7 +238,8 @@ def test_every_page_is_in_the_sites_navigation():
 
 def test_the_reference_has_every_public_name():
     page = (ROOT / "docs" / "api.md").read_text()
-    for module in ("parallel_topology", "parallel_topology.testing", "parallel_topology.ray"):
+    rooms = ("weights", "refit", "testing", "ray")
+    for module in ("parallel_topology", *(f"parallel_topology.{room}" for room in rooms)):
         for name in import_module(module).__all__:
             home = getattr(import_module(module), name)
             in_errors = getattr(home, "__module__", "") == "parallel_topology.errors"
