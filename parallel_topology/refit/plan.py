@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -270,6 +270,17 @@ class RefitPlan:
             names += [weight.full_name(layer) for weight in inside if weight.layers(range(layer, layer + 1))]
         names += [weight.name for weight in weights.weights if weight.stage == "last"]
         return {name: number for number, name in enumerate(names)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RefitPlan) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what was derived of it is derived again, if it is needed
+        sides = {"source_as": self.source.storage, "target_as": self.target.storage}
+        make = partial(RefitPlan, **sides, hosts=self.hosts, without=self.without)
+        return make, (self.weights, self.source.topology, self.target.topology)
 
     def __repr__(self) -> str:
         return f"RefitPlan({len(self.order)} tensors, {self.source.topology} -> {self.target.topology})"

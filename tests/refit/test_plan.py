@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import Counter
 from itertools import product
 from math import prod
@@ -253,3 +255,15 @@ def test_planning_costs_a_rank_milliseconds_whatever_the_world():
         assert 2000 < len(moves) < 5000
     assert min(seconds) < 0.1
     assert plan.bytes_moved == plan.lower_bound == sum(plan.lower_bound_on(rank) for rank in range(128, 256))
+
+
+def test_a_plan_is_a_value():
+    weights = Weights([Weight("w", "8/tp 4"), Weight("q", "8/tp 4", layer=True)], layers=2)
+    made = [RefitPlan(weights, ParallelTopology(tp=2), ParallelTopology(tp=4), without=(1,)) for _ in range(2)]
+    made[0].verify()  # what is remembered makes no difference, and does not travel
+    for other in (made[1], copy.deepcopy(made[0]), pickle.loads(pickle.dumps(made[0]))):
+        assert other == made[0]
+        assert hash(other) == hash(made[0])
+        assert not other.remembered
+        assert list(other.moves(0)) == list(made[0].moves(0))
+    assert made[0] != RefitPlan(weights, ParallelTopology(tp=2), ParallelTopology(tp=4))
