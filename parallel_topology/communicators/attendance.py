@@ -8,7 +8,8 @@ closed, and whether time is up.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from parallel_topology.communicators import futex
 from parallel_topology.communicators.host_memory import HostMemory
@@ -23,6 +24,14 @@ YIELDS = 300
 _CLOSED, _FAILED = 1, 2
 _LOST = {0: "has died: its process has ended", _CLOSED: "has closed its manager", _FAILED: "has failed before"}
 """A member's state -> why it does not come."""
+
+
+class Memory(Protocol):
+    """Memory that several processes have: `bytes`, the same in `words` of 8 bytes, and where it begins."""
+
+    bytes: memoryview
+    words: memoryview
+    address: int
 
 
 class PeerLostError(RuntimeError):
@@ -76,24 +85,13 @@ class Attendance:
             TimeUpError: it did not come in time.
             RuntimeError: this one was closed.
         """
-        words, said = self.memory.words, self.memory.bytes
-        for _ in range(YIELDS):
-            if words[word] >= number:
-                return
-            futex.give_way()
-        said[asleep] = 1
-        try:
-            naps = 0
-            while (seen := words[word]) < number:
-                self.require_open()
-                self._require_there(member, word, number, look=naps > 0)
-                left = until - time.monotonic()
-                if left <= 0:
-                    raise TimeUpError(f"timed out, waiting for {shown_ranks([self.ranks[member]])}")
-                naps += 1
-                futex.sleep(self.memory.address + word * 8, seen, min(NAP, left))
-        finally:
-            said[asleep] = 0
+
+        def look(naps: int) -> None:
+            self.require_open()
+            self._require_there(member, word, number, look=naps > 0)
+
+        if not come_to(self.memory, word, number, asleep, until, look):
+            raise TimeUpError(f"timed out, waiting for {shown_ranks([self.ranks[member]])}")
 
     def is_lost(self, member: int) -> str:
         """Why a member will not come; empty if it may."""
@@ -113,3 +111,31 @@ class Attendance:
 
 class TimeUpError(RuntimeError):
     """A member did not come in time."""
+
+
+def come_to(memory: Memory, word: int, number: int, asleep: int, until: float, look: Callable[[int], object]) -> bool:
+    """Wait until a word says at least this number; False when time is up.
+
+    Args:
+        asleep: the byte which tells whoever writes the word that somebody sleeps on it.
+        until: when time is up, by `time.monotonic()`.
+        look: called before each nap with the number of those before; raises if it never will.
+    """
+    words, said = memory.words, memory.bytes
+    for _ in range(YIELDS):
+        if words[word] >= number:
+            return True
+        futex.give_way()
+    said[asleep] = 1
+    naps = 0
+    try:
+        while (seen := words[word]) < number:
+            look(naps)
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            naps += 1
+            futex.sleep(memory.address + word * 8, seen, min(NAP, left))
+        return True
+    finally:
+        said[asleep] = 0

@@ -250,6 +250,12 @@ def mapped(text: str, size: int) -> ctypes.Array[ctypes.c_char]:
     return found
 
 
+def process_of(text: str) -> tuple[int, int]:
+    """The process that offered it, and when that began."""
+    process = int(text.partition("/")[0])
+    return process, started(process)
+
+
 def _opened(text: str) -> int:
     """A descriptor of what was offered.
 

@@ -10,6 +10,7 @@ schedule    a rank's moves as messages of bounded size, in an order that cannot 
 given       the tensors of a rank: that they are what its side says
 boxes       boxes of logical tensors in the tensors that a side stores
 staging     buffers, never more than was allowed
+slips       what a rank and a reader of its buffers tell each other
 neighbours  ranks of one host, which read each other's buffers
 transfer    one rank's messages, sent and received
 execute     refit: a plan carried out over a group

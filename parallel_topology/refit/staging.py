@@ -1,16 +1,19 @@
 """Staging: buffers for what cannot be sent or received in place, never more than was allowed.
 
 On the CPU they are in memory without a name that ranks of this host can open: what goes to one of them is read there.
+Before the buffers are the slips, on which owner and readers tell each other what is lent.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from parallel_topology.communicators.host_memory import PAGE, Offer, mapped
+from parallel_topology.refit.slips import SLIP
 
 
 class Buffer(NamedTuple):
@@ -28,19 +31,20 @@ class Staging:
         offer: where ranks of this host find them; empty where they cannot.
     """
 
-    def __init__(self, nbytes: int, count: int, device: torch.device, *, shared: bool) -> None:
+    def __init__(self, nbytes: int, count: int, device: torch.device, *, members: int) -> None:
+        """`members`: how many ranks may read them; 0 if none may."""
         self.taken = 0
         self.offer = ""
+        self.shared: Shared | None = None
         self._nbytes = nbytes
         self._count = count
         self._device = device
         self._made = 0
         self._free: list[Buffer] = []
-        self._whole: Tensor | None = None
-        self._offered = Offer() if shared else None
+        self._offered = Offer() if members else None
         if self._offered is not None and self._offered.text:
-            self._whole = opened(self._offered.text, nbytes, count)
-            self.offer = self._offered.text if self._whole is not None else ""
+            self.shared = opened(self._offered.text, nbytes, count, members)
+            self.offer = self._offered.text if self.shared is not None else ""
 
     def take(self) -> Buffer | None:
         """A buffer, the one that was used last; None while all are in use."""
@@ -50,9 +54,9 @@ class Staging:
             return None
         number, self._made = self._made, self._made + 1
         self.taken += self._nbytes
-        if self._whole is None:
+        if self.shared is None:
             return Buffer(number, torch.empty(self._nbytes, dtype=torch.uint8, device=self._device))
-        return Buffer(number, part(self._whole, number, self._nbytes))
+        return Buffer(number, self.shared.buffer(number))
 
     def put_back(self, buffer: Buffer) -> None:
         self._free.append(buffer)
@@ -63,14 +67,42 @@ class Staging:
             self._offered.close()
 
 
-def opened(offer: str, nbytes: int, count: int) -> Tensor | None:
-    """The memory of somebody's buffers; None where it cannot be found from here, or not be mapped."""
+class Shared:
+    """One rank's buffers and slips, as this process has them.
+
+    Attributes:
+        bytes: all of the memory.
+        words: the same in words of 8 bytes.
+        address: where it begins.
+    """
+
+    def __init__(self, offer: str, nbytes: int, count: int, members: int) -> None:
+        """
+        Raises:
+            OSError, ValueError: it cannot be found from here, or not be mapped.
+        """
+        self._nbytes = nbytes
+        self._buffers = PAGE + -(-members * SLIP // PAGE) * PAGE
+        found = mapped(offer, self._buffers + nbytes * count)
+        self.bytes = memoryview(found).cast("B")
+        self.words = self.bytes.cast("Q")
+        self.address = ctypes.addressof(found)
+        self._whole = torch.frombuffer(found, dtype=torch.uint8)
+
+    def buffer(self, number: int) -> Tensor:
+        """One of the buffers."""
+        start = self._buffers + number * self._nbytes
+        return self._whole[start : start + self._nbytes]
+
+    @staticmethod
+    def slip(member: int) -> int:
+        """Where a member's slip begins."""
+        return PAGE + member * SLIP
+
+
+def opened(offer: str, nbytes: int, count: int, members: int) -> Shared | None:
+    """Somebody's buffers; None where they cannot be found from here, or not be mapped."""
     try:
-        return torch.frombuffer(mapped(offer, PAGE + nbytes * count), dtype=torch.uint8)
+        return Shared(offer, nbytes, count, members)
     except (OSError, ValueError):
         return None
-
-
-def part(whole: Tensor, number: int, nbytes: int) -> Tensor:
-    """One buffer of them."""
-    return whole[PAGE + number * nbytes : PAGE + (number + 1) * nbytes]

@@ -16,7 +16,7 @@ from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.refit.boxes import Boxes
 from parallel_topology.refit.given import Coming, Have, checked, require_apart
-from parallel_topology.refit.neighbours import Neighbours, may_share
+from parallel_topology.refit.neighbours import Borrowed, Lent, Neighbours, sharing
 from parallel_topology.refit.plan import RefitPlan, shown
 from parallel_topology.refit.schedule import Message, Piece, schedule, stretches
 from parallel_topology.refit.staging import Buffer, Staging
@@ -24,9 +24,11 @@ from parallel_topology.wire.structure import digest_of
 
 LARGEST_MESSAGE = 8 * 2**20
 """Bytes from which on larger messages are no faster over gloo."""
+LARGEST_LOAN = 4 * 2**20
+"""The same where all share a host: what is filled is still in the cache when it is read."""
 READ_AT_ONCE = 2
-"""Buffers that neighbours read at a time: one is filled meanwhile. More would not be in the cache any more when they
-are read, and the system needs longer to give each its memory than a copy takes."""
+"""Buffers that neighbours read at a time: others are filled meanwhile. More would not be in the cache any more when
+they are read, and the system needs longer to give each its memory than a copy takes."""
 UNDER_WAY = 64
 """Messages that a rank has under way at most: those that need no memory of ours are bounded by nothing else."""
 
@@ -39,13 +41,13 @@ class UnderWay(NamedTuple):
     Attributes:
         handle: on what says that it is.
         buffer: what it is in, if that is not the tensor itself.
-        note: on what is told of it beside: in which buffer it is, and its digest.
+        note: on its digest, where it goes beside.
     """
 
     message: Message
-    handle: Handle[Any]
-    buffer: Buffer | None
-    note: Handle[Any] | None
+    handle: Handle[Any] | Lent | Borrowed
+    buffer: Buffer | None = None
+    note: Handle[Any] | None = None
 
 
 class Transfer:
@@ -88,10 +90,11 @@ class Transfer:
             tensor = self._coming.tensor
         self._have = Boxes(plan.source, rank, tensor)
         self._into = Boxes(plan.target, rank, given.__getitem__)
-        largest = min(LARGEST_MESSAGE, staging_bytes // 8)
+        by = sharing(group)
+        largest = min(LARGEST_LOAN if by == "shared_memory" else LARGEST_MESSAGE, staging_bytes // 8)
         self._buffers = largest, staging_bytes // largest
         self._schedule = schedule(plan, rank, largest)
-        self.staging = Staging(*self._buffers, group.device, shared=may_share(group))
+        self.staging = Staging(*self._buffers, group.device, members=group.size if by else 0)
         self._under_way: deque[UnderWay] = deque()
         self._read_now = 0
         self._digests = bool(group.size > 1 and channels_of(group.links).strict)
@@ -109,7 +112,13 @@ class Transfer:
         messages = self._schedule.messages
         sources = {message.source for message in messages} - {self._rank}
         targets = {message.target for message in messages} - {self._rank}
-        self._neighbours = Neighbours(self._group, offers, sources, targets, *self._buffers)
+        self._neighbours = Neighbours(self._group, offers, sources, targets, self.staging, *self._buffers)
+        try:
+            self._go()
+        finally:
+            self._neighbours.leave()
+
+    def _go(self) -> None:
         begun = -1
         for message in self._schedule.messages:
             for stretch in range(begun + 1, message.stretch + 1):
@@ -155,25 +164,23 @@ class Transfer:
             with self._noting():
                 for piece in message.pieces:
                     boxes.read(piece.weight, piece.box, self._values(whole, piece))
-        note = None
-        if is_read or self._digests:
-            told = [-1 if buffer is None else buffer.number, digest_of(whole) if self._digests else 0]
-            note = self._group.isend(torch.tensor(told, device="cpu"), dst_rank=message.target)
-        if is_read:
+        digest = digest_of(whole) if self._digests else 0
+        if is_read and buffer is not None:
             self._read_now += 1
-            handle = self._neighbours.answer_of(message.target)
-        else:
-            handle = self._group.isend(whole, dst_rank=message.target)
-        self._under_way.append(UnderWay(message, handle, buffer, note))
+            self._under_way.append(UnderWay(message, self._neighbours.lend(message.target, buffer, digest), buffer))
+            return
+        note = None
+        if self._digests:
+            note = self._group.isend(torch.tensor(digest, device="cpu"), dst_rank=message.target)
+        self._under_way.append(UnderWay(message, self._group.isend(whole, dst_rank=message.target), buffer, note))
 
     def _receive(self, message: Message) -> None:
-        is_lent = self._neighbours.lends(message.source)
-        note = None
-        if is_lent or self._digests:
-            note = self._group.irecv(torch.empty(2, dtype=torch.int64, device="cpu"), src_rank=message.source)
-        if note is not None and is_lent:
-            self._under_way.append(UnderWay(message, note, None, note))
+        if self._neighbours.lends(message.source):
+            self._under_way.append(UnderWay(message, self._neighbours.borrow(message.source)))
             return
+        note = None
+        if self._digests:
+            note = self._group.irecv(torch.empty((), dtype=torch.int64, device="cpu"), src_rank=message.source)
         buffer, whole = None, self._in_place(self._into, message)
         if whole is None:
             buffer = self._staged()
@@ -186,31 +193,29 @@ class Transfer:
         message, handle, buffer, note = self._under_way.popleft()
         came = handle.wait()
         told = None if note is None else note.wait()
-        if message.source == self._rank:
-            self._read_now -= self._neighbours.reads(message.target)
-            self._through(sent=message.nbytes)
+        if isinstance(handle, Borrowed):
+            whole, digest = cast("tuple[Tensor, int]", came)
+            self._have_come(message, whole[: message.nbytes], digest, in_place=False)
+            self._neighbours.give_back(message.source)
+        elif message.target == self._rank:
+            what = cast(Tensor, came)
+            self._have_come(message, what, None if told is None else int(told), in_place=buffer is None)
+        if message.target == self._rank:
+            self._through(received=message.nbytes)
         else:
-            self._have_come(message, came, buffer, told)
+            self._read_now -= isinstance(handle, Lent)
+            self._through(sent=message.nbytes)
         if buffer is not None:
             self.staging.put_back(buffer)
 
-    def _have_come(self, message: Message, whole: Tensor, buffer: Buffer | None, told: Tensor | None) -> None:
-        is_lent = told is not None and self._neighbours.lends(message.source)
-        if told is not None and is_lent:
-            whole = self._neighbours.lent_by(message.source, int(told[0]))[: message.nbytes]
-        if told is not None and self._digests and digest_of(whole) != told[1]:
+    def _have_come(self, message: Message, whole: Tensor, digest: int | None, *, in_place: bool) -> None:
+        if self._digests and digest_of(whole) != digest:
             first = message.pieces[0]
             self._fail(f"what rank {message.source} sent of {first.weight!r} {shown(first.box)} came as other bytes")
-        if is_lent or buffer is not None:
-            self._unpack(message, whole)
-        if is_lent:
-            self._neighbours.answer(message.source)
-        self._through(received=message.nbytes)
-
-    def _unpack(self, message: Message, memory: Tensor) -> None:
-        with self._noting():
-            for piece in message.pieces:
-                self._into.write(piece.weight, piece.box, self._values(memory, piece))
+        if not in_place:
+            with self._noting():
+                for piece in message.pieces:
+                    self._into.write(piece.weight, piece.box, self._values(whole, piece))
 
     def _in_place(self, boxes: Boxes, message: Message) -> Tensor | None:
         """The memory of a message that needs no buffer."""

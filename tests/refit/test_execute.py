@@ -247,9 +247,9 @@ def test_buffers_are_read_in_place_where_ranks_share_a_host(options: dict[str, A
     """What neighbours read is not sent, and the other way is not forgotten."""
     plan = RefitPlan(MODEL, layout("tp2-pp2"), layout("tp4"), target_as=VLLM)
     read: list[int] = []
-    lent_by = Neighbours.lent_by
+    wait_lent = Neighbours.wait_lent
     monkeypatch.setattr(
-        Neighbours, "lent_by", lambda self, source, number: read.append(source) or lent_by(self, source, number)
+        Neighbours, "wait_lent", lambda self, source, number: read.append(source) or wait_lent(self, source, number)
     )
     run_ranks(4, carry_out, plan, options=options)
     assert {*read} == (set() if options else {0, 1, 2, 3})
