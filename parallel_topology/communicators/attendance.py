@@ -20,6 +20,9 @@ NAP = 0.025
 """Seconds of the longest nap."""
 YIELDS = 300
 """Looks between which others may run, before the first nap; each takes a microsecond, if nobody else wants to."""
+YIELDING = 0.002
+"""Seconds of these at most: where many want the processor, each may take milliseconds, and whoever sleeps instead is
+let in sooner."""
 
 _CLOSED, _FAILED = 1, 2
 _LOST = {0: "has died: its process has ended", _CLOSED: "has closed its manager", _FAILED: "has failed before"}
@@ -122,9 +125,12 @@ def come_to(memory: Memory, word: int, number: int, asleep: int, until: float, l
         look: called before each nap with the number of those before; raises if it never will.
     """
     words, said = memory.words, memory.bytes
+    enough = time.monotonic() + YIELDING
     for _ in range(YIELDS):
         if words[word] >= number:
             return True
+        if time.monotonic() > enough:
+            break
         futex.give_way()
     said[asleep] = 1
     naps = 0

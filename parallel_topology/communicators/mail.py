@@ -16,7 +16,7 @@ from datetime import timedelta
 from torch import Tensor
 
 from parallel_topology.communicators import futex
-from parallel_topology.communicators.attendance import YIELDS, Attendance, PeerLostError, TimeUpError
+from parallel_topology.communicators.attendance import YIELDING, YIELDS, Attendance, PeerLostError, TimeUpError
 from parallel_topology.communicators.host_memory import LETTERS, Box
 from parallel_topology.communicators.waiting import Once
 
@@ -267,7 +267,7 @@ class AnyLetter(Letter):
         self._source = -1
 
     def wait(self, timeout: timedelta) -> bool:
-        until = time.monotonic() + timeout.total_seconds()
+        begun = time.monotonic()
         looks = 0
         while self._source < 0:
             for inbox in self._inboxes:
@@ -275,10 +275,11 @@ class AnyLetter(Letter):
                     self._source = inbox.peer
                     return True
             self._attendance.require_open()
-            if time.monotonic() > until:
+            waited = time.monotonic() - begun
+            if waited > timeout.total_seconds():
                 raise TimeUpError(f"timed out after {timeout.total_seconds():g} s: nobody sent anything")
             looks += 1
-            if looks < YIELDS:
+            if looks < YIELDS and waited < YIELDING:
                 futex.give_way()
             else:
                 self._require_somebody(looks)

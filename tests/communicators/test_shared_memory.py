@@ -489,6 +489,23 @@ def test_a_sleeper_is_woken_or_does_not_fall_asleep():
     assert 0.04 < time.monotonic() - begun < 2
 
 
+@pytest.mark.parametrize("call", ["all_reduce", "recv_any"])
+def test_who_waits_where_others_want_the_processor_soon_sleeps(call: str, monkeypatch: pytest.MonkeyPatch):
+    """To let others run takes a whole time slice there, so that all the looks before the first nap took seconds."""
+    looks: list[int] = []
+    monkeypatch.setattr(futex, "give_way", lambda: (looks.append(1), time.sleep(0.02)))
+
+    def body(groups: GroupManager) -> None:
+        if groups.rank == 0:
+            with pytest.raises(GroupTimeoutError):
+                getattr(groups.tp, call)(torch.ones(1))
+            assert len(looks) < 3
+        assert groups.diagnose(30) == []
+        groups.abort()
+
+    run_ranks("tp2", body, check=False, options={"tp": {"timeout": 0.2}}, timeout=60)
+
+
 def test_a_fence_is_whole_after_an_interrupt():
     fence = Fence()
     fence._take()  # as an interrupt between two steps leaves it
