@@ -5,6 +5,7 @@ Console blocks are tested by tests/cli/test_docs.py, the tables of coming-from p
 
 from __future__ import annotations
 
+import ast
 import dis
 import os
 import re
@@ -31,6 +32,7 @@ from tests.ports import free_port
 
 import_module("parallel_topology.testing.pytest_ranks")  # pytester forgets what an inner run is the first to import
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "parallel_topology"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -244,3 +246,31 @@ def test_the_reference_has_every_public_name():
             home = getattr(import_module(module), name)
             in_errors = getattr(home, "__module__", "") == "parallel_topology.errors"
             assert f"::: {module}.{name}\n" in page or in_errors, f"{module}.{name}"
+
+
+def described(docstring: str) -> list[str]:
+    """The names under `Args:` of a docstring."""
+    section = re.search(r"^Args:\n((?: {4}.*\n|\n)+)", docstring + "\n", re.MULTILINE)
+    return re.findall(r"^ {4}(\S[^:\n]*):", section[1], re.MULTILINE) if section else []
+
+
+def arguments(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """What a function takes, or a class when it is made."""
+    made = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+    takes = made[-1] if made and isinstance(node, ast.ClassDef) else node
+    if isinstance(takes, ast.ClassDef):  # a dataclass: its fields
+        fields = [one.target for one in takes.body if isinstance(one, ast.AnnAssign)]
+        return {one.id for one in fields if isinstance(one, ast.Name)}
+    given = takes.args
+    starred = [one for one in (given.vararg, given.kwarg) if one]
+    return {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs, *starred)}
+
+
+def test_docstrings_describe_arguments_that_are_there():
+    wrong: list[str] = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                names = described(ast.get_docstring(node) or "")
+                wrong += [f"{file}:{node.lineno}: {name}" for name in names if name not in arguments(node)]
+    assert not wrong

@@ -60,9 +60,11 @@ class Neighbours:
 
     Args:
         offers: global rank -> where its buffers are found, empty where they are not.
-        sources, targets: from and to whom messages go.
+        sources: from whom messages come.
+        targets: to whom they go.
         staging: this rank's buffers.
-        nbytes, count: of every rank's buffers.
+        nbytes: of each rank's buffers.
+        count: of them.
     """
 
     def __init__(

@@ -77,10 +77,11 @@ class RefitPlan:
 
     Args:
         weights: the logical tensors.
-        source, target: the two layouts.
-        source_as, target_as: what a side has otherwise: a `Storage` that says in which tensors it keeps them, or
-            `Weights` of the same names and shapes that are cut, padded or put on stages in another way, or in another
-            dtype. What the target does not have is left where it is.
+        source: the layout that has them.
+        target: the layout that gets them.
+        source_as: what the source has otherwise: a `Storage` that says in which tensors it keeps them, or `Weights` of
+            the same names and shapes that are cut, padded or put on stages in another way, or in another dtype.
+        target_as: likewise. What the target does not have is left where it is.
         hosts: where the ranks are; then a rank takes what it lacks from its own host, where that has it.
         without: ranks that are gone: their copies are not read, and they get none.
 

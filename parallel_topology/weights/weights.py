@@ -37,7 +37,10 @@ class Weights:
         weights: each of another name.
         layers: how many there are, of all stages together.
         dtype: of weights that do not say theirs.
-        counts, first, last, virtual: which layers a stage has, as for `shares.stage_layers` and `stage_chunks`.
+        counts: layers of each stage, or of each chunk, as for `shares.stage_layers` and `stage_chunks`.
+        first: layers of the first stage, where the others share what is left.
+        last: of the last stage.
+        virtual: chunks that each stage has.
 
     Raises:
         TopologyError: two of one name, or a weight in layers that are not there.
@@ -110,7 +113,10 @@ class Weights:
                 None is for what is stored, scales as weights of their own (see `parallel_topology.weights.quantized`),
                 and a dtype for the weights before that.
             pad_vocab_to: the vocabulary is padded until each part is a multiple of this: 128 as Megatron does.
-            counts, first, last, virtual: as for `Weights`.
+            counts: as for `Weights`.
+            first: as for `Weights`.
+            last: as for `Weights`.
+            virtual: as for `Weights`.
 
         Raises:
             TopologyError: the family is not known, or a field that is needed is not there or is no size.
