@@ -17,8 +17,10 @@ from parallel_topology.torch_errors import STORE_ERRORS
 
 GRACE = 0.4
 """Seconds a failed rank looks for the others' reports, at most: those that took part fail at about the same time."""
-SILENCE = 0.1
-"""Seconds more after which a store that does not answer is not waited for."""
+SILENCE = 0.5
+"""Seconds more after which a store that does not answer is not waited for; a busy machine's takes its time."""
+EARLY = 0.05
+"""Seconds before its time is up at which a rank decides who is there."""
 PAST = 10.0
 """Seconds after which a report belongs to an earlier failure, whose groups its rank may have left; of wall clocks."""
 
@@ -129,7 +131,7 @@ class Witness:
         me = f"{self._rank} {secrets.token_hex(4)}"
         looks = Patience(len(ranks))
         while True:
-            number = store.add(f"{self._keys}/counts", 0)
+            number = int(read(store, f"{self._keys}/counts") or 0)
             count = f"{self._keys}/count/{number}"
             append(store, f"{count}/here", me)
             while True:
@@ -138,22 +140,21 @@ class Witness:
                     break
                 here = {int(line.split()[0]) for line in lines(store, f"{count}/here")}
                 lacking = [rank for rank in ranks if rank not in here]
-                if deadline.left() < SILENCE / 2 or set(self.ended(lacking, False)).issuperset(lacking):
+                if deadline.left() < EARLY or set(self.ended(lacking, False)).issuperset(lacking):
                     snapshot = json.dumps([me, [rank for rank in ranks if rank in here]])
                     decided = store.compare_set(f"{count}/decided", "", snapshot)
                     if decided == snapshot.encode():
-                        store.add(f"{self._keys}/counts", 1)
                         delete(
                             store, f"{self._keys}/count/{number - 2}/here", f"{self._keys}/count/{number - 2}/decided"
                         )
                     break
                 looks.pause(deadline)
+            # By each that was counted, so that the next one is another count, whoever comes first or dies here.
+            store.compare_set(f"{self._keys}/counts", str(number) if number else "", str(number + 1))
             found = [int(rank) for rank in json.loads(decided)[1]]
             if self._rank in found:
                 return found
-            while store.add(f"{self._keys}/counts", 0) == number and not deadline.passed():
-                looks.pause(deadline)  # it was decided just before this rank came
-            if deadline.passed():
+            if deadline.passed():  # else it was decided just before this rank came
                 return [self._rank]
 
     def clear(self, store: dist.Store) -> None:
