@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 import parallel_topology
 from parallel_topology.cli import app
 from tests.cli.running import on_terminal, shell
+from tests.examples import examples
 
 COMMANDS = {
     str(command.name or command.callback.__name__): command.callback
@@ -93,7 +95,7 @@ OPTIONS = ["--hosts", "--rank", "--axis", "--output", "--json", "--heaviest", "-
 IN_A_MOMENT = sorted(COMMANDS.keys() - {"demo", "selftest"})  # which would start processes
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(1.5), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(IN_A_MOMENT),
     words=st.lists(st.one_of(st.sampled_from(WORDS), st.sampled_from(OPTIONS), st.text(max_size=5)), max_size=6),
@@ -106,12 +108,24 @@ def test_nonsense_is_an_answer_or_one_line(run, tmp_path, name, words):
     assert (done.err.count("\n") == 1) if done.status == 2 else not done.err
 
 
+def all_pairs(options: list[str], words: list[str]) -> Iterator[tuple[str, str]]:
+    return itertools.product(options, words)
+
+
+def some_pairs(options: list[str], words: list[str]) -> Iterator[tuple[str, str]]:
+    """Each option with three words at least, and each word with an option."""
+    each = max(3, -(-len(words) // len(options)))
+    turns = itertools.cycle(words)
+    return ((option, word) for option in options for word in itertools.islice(turns, each))
+
+
+@pytest.mark.parametrize("in_turn", [some_pairs, pytest.param(all_pairs, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", IN_A_MOMENT)
-def test_nonsense_for_every_option(run, tmp_path, name):
+def test_nonsense_for_every_option(run, tmp_path, name, in_turn):
     arguments = {"show": ["tp2"], "check": ["tp2"], "diff": ["tp2", "tp2"], "orders": ["tp2"]}.get(name, [])
     options = set(re.findall(r"--[a-z-]+", run(name, "--help").out)) - {"--help"}
     with contextlib.chdir(tmp_path):
-        for option, word in itertools.product(sorted(options), WORDS):
+        for option, word in in_turn(sorted(options), WORDS):
             done = run(name, *arguments, option, word)
             assert done.status in (0, 1, 2)
             assert (done.err.count("\n") == 1) if done.status == 2 else not done.err

@@ -80,6 +80,7 @@ def test_files(run, tmp_path: Path):
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.slow  # test_large has larger ones, and more time
 @pytest.mark.parametrize(("line", "seconds"), [("show tp2-pp4 --hosts 2x4", 0.5), (LARGE, 1)])
 def test_it_takes_a_moment(line, seconds):
     assert statistics.median(cpu_seconds(line) for _ in range(3)) < seconds

@@ -23,6 +23,7 @@ from parallel_topology import (
 )
 from parallel_topology.communicators.communicator import Together
 from parallel_topology.communicators.handle import Handles
+from tests.waiting import FAR, LATE, SOON
 
 
 class Later:
@@ -31,9 +32,11 @@ class Later:
     def __init__(self) -> None:
         self.over = threading.Event()
         self.waits = 0
+        self.given = 0.0
 
     def wait(self, timeout: timedelta | None = None) -> object:
         self.waits += 1
+        self.given += 0 if timeout is None else timeout.total_seconds()
         if not self.over.wait(None if timeout is None else timeout.total_seconds()):
             raise RuntimeError("Operation timed out!")
         return True
@@ -45,20 +48,19 @@ class Later:
 class TestOneTotal:
     @pytest.mark.parametrize("timeout", [0.3, timedelta(seconds=0.3)])
     def test_over_the_parts_of_work(self, groups_of_one: Any, timeout: float | timedelta):
-        handle = Handle(groups_of_one, "all_reduce", Together(Later(), Later(), Later()), int)
-        begun = time.monotonic()
+        works = Later(), Later(), Later()
+        handle = Handle(groups_of_one, "all_reduce", Together(*works), int)
         with pytest.raises(GroupTimeoutError):
             handle.wait(timeout)
-        assert 0.25 < time.monotonic() - begun < 0.6
+        assert 0.25 < sum(work.given for work in works) < 0.35
 
     def test_over_several_handles(self, groups_of_one: Any):
         slow, never = Later(), Later()
         threading.Timer(0.3, slow.over.set).start()
         parts = [Handle(groups_of_one, "all_reduce", work, int) for work in (slow, never)]
-        begun = time.monotonic()
         with pytest.raises(GroupTimeoutError):
             Handle(groups_of_one, "all_reduce", Handles(parts), int).wait(0.5)
-        assert 0.45 < time.monotonic() - begun < 0.75
+        assert 0.45 < slow.given + never.given < 0.95  # twice the time would be 1
 
     def test_of_nothing_is_a_look(self, groups_of_one: Any):
         done = Later()
@@ -75,11 +77,11 @@ class TestOneTotal:
     @pytest.mark.ranks("tp2", world="processes", timeout=60, check=False)
     def test_over_what_nobody_takes_part_in(self, groups: GroupManager):
         if groups.rank == 0:
-            parts = [groups.tp.all_reduce(torch.ones(1), async_op=True) for _ in range(3)]
+            parts = [groups.tp.all_reduce(torch.ones(1), async_op=True) for _ in range(12)]
             begun = time.monotonic()
             with pytest.raises(GroupTimeoutError):
                 Handle(groups.tp, "all_reduce", Handles(parts), int).wait(1)
-            assert 0.9 < time.monotonic() - begun < 2.4
+            assert 0.9 < time.monotonic() - begun < 1 + LATE
         assert groups.diagnose(30) == []
         groups.abort()
 
@@ -171,7 +173,7 @@ WAITS: dict[str, Callable[[Any, torch.Tensor], object]] = {
     "all_reduce": lambda tp, x: tp.all_reduce(x),
     "barrier": lambda tp, _: tp.barrier(),
     "handle": lambda tp, x: tp.all_reduce(x, async_op=True).wait(),
-    "handle with a timeout": lambda tp, x: tp.all_reduce(x, async_op=True).wait(20),
+    "handle with a timeout": lambda tp, x: tp.all_reduce(x, async_op=True).wait(FAR),
     "recv": lambda tp, x: tp.recv(x, src=1),
     "send": lambda tp, _: tp.send(torch.ones(1_000_000), dst=1),
     "irecv": lambda tp, x: tp.irecv(x, src=1).wait(),
@@ -183,11 +185,12 @@ WAITS: dict[str, Callable[[Any, torch.Tensor], object]] = {
 class TestInterrupt:
     @pytest.mark.ranks("tp2", world="processes", timeout=60, check=False)
     @pytest.mark.parametrize("wait", WAITS)
-    def test_is_obeyed_within_a_second(self, groups: GroupManager, wait: str):
+    @pytest.mark.parametrize("within", [SOON, pytest.param(1, marks=pytest.mark.slow)])
+    def test_is_obeyed_at_once(self, groups: GroupManager, wait: str, within: float):
         if groups.rank == 0:
             with interrupt() as seen:
                 WAITS[wait](groups.tp, torch.ones(1))
-            assert seen.seconds < 1
+            assert seen.seconds < within
         assert groups.diagnose(30) == []  # over the store: the other takes part in nothing
         groups.abort()
 
@@ -197,7 +200,7 @@ class TestInterrupt:
         if groups.rank == 0:
             with interrupt() as seen:
                 WAITS[wait](groups.tp, torch.ones(1))
-            assert seen.seconds < 1
+            assert seen.seconds < SOON
         assert groups.diagnose(30) == []
         groups.abort()
 

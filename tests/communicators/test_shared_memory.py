@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from parallel_topology.groups import joining
 from parallel_topology.testing import WorkerPool, run_ranks
 from parallel_topology.testing.ranks import World
 from parallel_topology.testing.threads import run_threads
+from tests.waiting import FAR, SOON, soon
 
 SMALL = {"tp": {"shared_memory_bytes": 4096}}
 """What is larger than a page goes over gloo."""
@@ -285,16 +287,28 @@ def _killed(groups: GroupManager, folder: str) -> None:
     Path(folder, f"found {tp.rank}").write_text(f"{found[0]} {seen[0] - killed} {found[1]}")
 
 
-def test_a_death_is_noticed_within_a_tenth_of_a_second_and_leaves_nothing(tmp_path: Path):
+def test_a_death_is_noticed_at_once_and_leaves_nothing(tmp_path: Path):
     before = set(os.listdir("/dev/shm"))
     with suppress(ExceptionGroup):
-        run_ranks("tp3", _killed, str(tmp_path), world="processes", check=False, timeout=30)
+        run_ranks("tp3", _killed, str(tmp_path), world="processes", check=False, timeout=FAR)
     for rank in (0, 1):
         error, seconds, text = (tmp_path / f"found {rank}").read_text().split(" ", 2)
         assert error == "CollectiveError"
         assert "rank 2 has died: its process has ended" in text or "has failed before" in text
-        assert float(seconds) < 0.1 + 0.2  # what a busy machine adds
+        assert float(seconds) < SOON
     assert set(os.listdir("/dev/shm")) <= before
+
+
+@pytest.mark.slow  # a promise for machines that are not busy
+def test_a_death_is_noticed_within_a_tenth_of_a_second(tmp_path: Path, rank_workers: WorkerPool):
+    took: list[float] = []
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with suppress(ExceptionGroup):
+            run_ranks("tp3", _killed, str(folder), world="processes", check=False, timeout=FAR, pool=rank_workers)
+        took.append(max(float((folder / f"found {rank}").read_text().split()[1]) for rank in (0, 1)))
+    assert statistics.median(took) < 0.1, took
 
 
 def _aborted(groups: GroupManager) -> tuple[str, str, float]:
@@ -306,7 +320,7 @@ def _aborted(groups: GroupManager) -> tuple[str, str, float]:
         timer.start()
         with pytest.raises(ClosedError, match=r"all_reduce on .*its manager was closed while this was under way"):
             tp.all_reduce(torch.ones(1))
-        assert time.monotonic() - at[0] < 0.25  # 50 ms, and what a busy machine adds
+        assert time.monotonic() - at[0] < SOON
         timer.join()
         return "", "", 0
     # Rank 2 takes no part, so that the others wait.
@@ -314,10 +328,10 @@ def _aborted(groups: GroupManager) -> tuple[str, str, float]:
 
 
 def test_abort_frees_who_waits_and_tells_the_others(world: World):
-    _, waited, received = run_ranks("tp3", _aborted, world=world, check=False, timeout=30)
+    _, waited, received = run_ranks("tp3", _aborted, world=world, check=False, timeout=FAR)
     assert (waited[0], received[0]) == ("CollectiveError", "CollectiveError")
     assert re.search("rank 0 has closed its manager|rank 2 has (closed|failed)", waited[1])
-    assert waited[2] < 2
+    assert waited[2] < SOON
 
 
 def _late(groups: GroupManager) -> None:
@@ -350,10 +364,8 @@ def _interrupted(groups: GroupManager) -> float:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers ignore it
         timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
-        begun = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
+        with soon(), pytest.raises(KeyboardInterrupt):
             tp.all_reduce(torch.ones(1))
-        assert time.monotonic() - begun < 1.2
         timer.join()
         signal.signal(signal.SIGINT, before)
         tp.send(torch.zeros(1), 1)
@@ -364,7 +376,7 @@ def _interrupted(groups: GroupManager) -> float:
 
 
 def test_an_interrupt_ends_the_wait_and_the_group_goes_on():
-    assert run_ranks("tp2", _interrupted, world="processes", check=False, timeout=30) == [2, 2]
+    assert run_ranks("tp2", _interrupted, world="processes", check=False, timeout=FAR) == [2, 2]
 
 
 # Whether there is memory to share.
@@ -477,16 +489,14 @@ def test_regions_do_not_overlap(families: dict[str, tuple[int, int]]):
 def test_a_sleeper_is_woken_or_does_not_fall_asleep():
     memory = torch.zeros(1, dtype=torch.int64)
     address = memory.data_ptr()
-    begun = time.monotonic()
-    futex.sleep(address, 1, 5)  # it has another value
-    assert time.monotonic() - begun < 1
-    threading.Timer(0.1, lambda: (memory.fill_(1), futex.wake(address))).start()
-    while memory.item() == 0:
-        futex.sleep(address, 0, 5)
-    assert time.monotonic() - begun < 4
-    begun = time.monotonic()
-    futex.sleep(address, 1, 0.05)
-    assert 0.04 < time.monotonic() - begun < 2
+    with soon():
+        futex.sleep(address, 1, FAR)  # it has another value
+        threading.Timer(0.1, lambda: (memory.fill_(1), futex.wake(address))).start()
+        while memory.item() == 0:
+            futex.sleep(address, 0, FAR)
+        begun = time.monotonic()
+        futex.sleep(address, 1, 0.05)
+        assert time.monotonic() - begun > 0.04
 
 
 @pytest.mark.parametrize("call", ["all_reduce", "recv_any"])

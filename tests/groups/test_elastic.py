@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -32,7 +31,7 @@ from parallel_topology.meeting.lobby import Call, answer
 from parallel_topology.meeting.rendezvous import join_store
 from parallel_topology.testing.threads import run_threads
 from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat
-from tests.waiting import eventually
+from tests.waiting import FAR, LATE, SOON, eventually, soon
 
 Told = Mapping[int, Future[Outcome]]
 
@@ -56,7 +55,8 @@ class World:
         return self.seats[rank]
 
     def make(self, topology: str, **options: Any) -> None:
-        ranks = ParallelTopology.parse(topology).world
+        """With deadlines that nobody is to wait for, unless told otherwise."""
+        ranks, options = ParallelTopology.parse(topology).world, {"timeout": FAR, "operation_timeout": FAR} | options
         self.require_well({rank: self.seat(rank).tell("make", 0, topology, options) for rank in ranks})
 
     def tell(self, ranks: Any, what: str, *arguments: Any) -> dict[int, Future[Outcome]]:
@@ -109,7 +109,7 @@ class World:
             self._host.leave()
 
 
-def outcomes(told: Told, within: float = 20) -> dict[int, Outcome]:
+def outcomes(told: Told, within: float = FAR) -> dict[int, Outcome]:
     return {rank: one.result(within) for rank, one in told.items()}
 
 
@@ -203,14 +203,15 @@ class TestFewerAndMore:
         for outcome in outcomes(ranks.tell([0, 1], "rebind", 0, "tp3")).values():
             assert outcome.error == "RebindError"
             assert "nobody came to be rank 2 within 1 s; all ranks keep tp2" in outcome.text
-            assert outcome.seconds < 4
+            assert outcome.seconds < 1 + LATE
         ranks.add_up([0, 1])
 
     def test_nobody_calls_a_newcomer(self):
-        begun = time.monotonic()
-        with pytest.raises(GroupTimeoutError, match=r"nobody called to a place within 0\.5 s"):
+        with (
+            soon(0.5 + LATE),
+            pytest.raises(GroupTimeoutError, match=r"nobody called to a place within 0\.5 s"),
+        ):
             GroupManager(store=dist.HashStore(), timeout=0.5, joining=True)
-        assert time.monotonic() - begun < 1.5
 
     def test_what_a_newcomer_may_not_say(self):
         store: Any = dist.HashStore()
@@ -223,21 +224,20 @@ class TestFewerAndMore:
 class TestAfterADeath:
     @pytest.mark.parametrize("lost", [0, 2])
     def test_the_others_go_on_without_it(self, ranks: World, lost: int):
-        ranks.make("tp4", operation_timeout=10)
+        ranks.make("tp4")
         here = [rank for rank in range(4) if rank != lost]
         told = ranks.tell(here, "sum", 0, "world", 1)
         ranks.lose(lost, "killed")
         for outcome in outcomes(told).values():
             assert outcome.error == "CollectiveError", outcome
             assert f"{lost}" in outcome.text
-        begun = time.monotonic()
-        ranks.require_well(ranks.tell(here, "rebind", 0, f"tp3@{','.join(map(str, here))}"))
-        assert time.monotonic() - begun < 2
+        with soon():
+            ranks.require_well(ranks.tell(here, "rebind", 0, f"tp3@{','.join(map(str, here))}"))
         ranks.add_up(here)
 
     def test_a_spare_takes_its_place(self, ranks: World):
-        spare = ranks.tell([7], "join", 0, {"timeout": 20})
-        ranks.make("tp2-pp2", operation_timeout=10)
+        spare = ranks.tell([7], "join", 0, {"timeout": FAR})
+        ranks.make("tp2-pp2")
         told = ranks.tell([0, 2, 3], "sum", 0, "world", 1)
         ranks.lose(1, "killed")
         assert {outcome.error for outcome in outcomes(told).values()} == {"CollectiveError"}
@@ -248,14 +248,17 @@ class TestAfterADeath:
     def test_a_frozen_one_is_left_out_and_cannot_go_on(self, processes: World):
         ranks = processes
         ranks.make("tp4", operation_timeout=1)
-        told = ranks.tell([0, 1, 2], "sum", 0, "world", 1)
         ranks.lose(3, "frozen")
-        for outcome in outcomes(told).values():
-            assert outcome.error == "GroupTimeoutError", outcome
-            assert "3 did not report" in outcome.text, outcome
-        begun = time.monotonic()
-        ranks.require_well(ranks.tell([0, 1, 2], "rebind", 0, "tp3"))
-        assert time.monotonic() - begun < 1
+
+        def missed() -> bool:
+            """On a busy machine the others may not be told in time who did not report."""
+            found = outcomes(ranks.tell([0, 1, 2], "sum", 0, "world", 1)).values()
+            assert {outcome.error for outcome in found} <= {"GroupTimeoutError", "CollectiveError"}, found
+            return all("3 did not report" in outcome.text for outcome in found)
+
+        assert eventually(missed)
+        with soon():
+            ranks.require_well(ranks.tell([0, 1, 2], "rebind", 0, "tp3"))
         ranks.add_up([0, 1, 2])
         ranks.seats[3].signal(signal.SIGCONT)
         outcome = outcomes(ranks.tell([3], "rebind", 0, "tp1@3"))[3]
@@ -263,23 +266,23 @@ class TestAfterADeath:
         assert "rank 3 was left out: the others went on without it" in outcome.text
 
     def test_one_that_dies_while_it_waits_gets_no_place(self, processes: World):
-        spares = processes.tell([7, 8], "join", 0, {"timeout": 20})
+        spares = processes.tell([7, 8], "join", 0, {"timeout": FAR})
         processes.make("tp2")
         assert eventually(lambda: processes.waiting() == 2)
         processes.lose(7, "killed")
         processes.require_well(processes.tell([0, 1], "rebind", 0, "tp3"))
-        assert spares[8].result(20).value == 2
+        assert spares[8].result(FAR).value == 2
         processes.add_up([0, 1, 8], 6)
 
     def test_two_ranks_call_newcomers_and_no_place_is_given_twice(self, processes: World):
         processes.require_well(processes.tell([8], "held"))  # it has started
-        slow = processes.tell([7], "join", 0, {"timeout": 20})
+        slow = processes.tell([7], "join", 0, {"timeout": FAR})
         processes.make("tp2", timeout=20)
         assert eventually(lambda: processes.waiting() == 1)
         processes.lose(7, "frozen")
         told = processes.tell([1], "rebind", 0, "tp4")
         assert eventually(lambda: processes.waiting() == 0)  # rank 1 has called it
-        quick = processes.tell([8], "join", 0, {"timeout": 20})
+        quick = processes.tell([8], "join", 0, {"timeout": FAR})
         told |= processes.tell([0], "rebind", 0, "tp4")
         assert eventually(lambda: processes.waiting() == 0)
         processes.seats[7].signal(signal.SIGCONT)
@@ -330,12 +333,12 @@ class TestStandby:
         ranks.add_up(range(3))
 
     def test_cancelled_while_it_is_built_is_cancelled_soon(self, ranks: World):
-        ranks.make("tp3", timeout=60.0)
+        ranks.make("tp3")
         ranks.require_well(ranks.tell(range(3), "prepare", 0, "pp3"))
         ranks.require_well(ranks.tell([1], "cancel", 0))
         for outcome in outcomes(ranks.tell(range(3), "commit", 0)).values():
             assert outcome.error == "RebindError", outcome
-            assert outcome.seconds < 10
+            assert outcome.seconds < SOON
         ranks.require_well(ranks.tell(range(3), "rebind", 0, "dp3"))
         ranks.add_up(range(3))
 
@@ -388,7 +391,7 @@ class TestStandby:
         assert eventually(lambda: ranks.await_state([0, 1], "committed")[0][2] == (2,))
 
     def test_a_newcomer_comes_in_when_it_is_committed(self, ranks: World):
-        new = ranks.tell([5], "join", 0, {"timeout": 20})
+        new = ranks.tell([5], "join", 0, {"timeout": FAR})
         ranks.make("tp2")
         ranks.require_well(ranks.tell([0, 1], "prepare", 0, "tp3"))
         ranks.await_state([0, 1], "ready")
@@ -399,7 +402,7 @@ class TestStandby:
         ranks.add_up([0, 1, 5], 6)
 
     def test_a_newcomer_waits_again_when_it_is_cancelled(self, ranks: World):
-        new = ranks.tell([5], "join", 0, {"timeout": 20})
+        new = ranks.tell([5], "join", 0, {"timeout": FAR})
         ranks.make("tp2")
         ranks.require_well(ranks.tell([0, 1], "prepare", 0, "tp3"))
         ranks.await_state([0, 1], "ready")

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from tests.groups.seats import Outcome, ProcessSeat, StoreSeat
+from tests.waiting import LATE
 
 TIMEOUT = 6.0
-SLACK = 2.0
-"""Seconds after its deadline at which a call has ended, on a busy machine."""
 SIGNALS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}
 SUCCESSION, ELASTIC, NEWCOMER, MANAGER = (
     f"parallel_topology.{name}"
@@ -70,7 +69,7 @@ class Engine:
         """Whether all went on; else each named who is lost, in time."""
         self.found = found = {rank: one.result(60) for rank, one in told.items()}
         for outcome in found.values():
-            assert outcome.seconds < TIMEOUT + SLACK, found
+            assert outcome.seconds < TIMEOUT + LATE, found
             assert outcome.ours, found
             assert not outcome.error or re.search(rf"ranks? ([0-9], )*{lost}\b", outcome.text), found
         assert len({bool(outcome.error) for outcome in found.values()}) == 1, found

@@ -36,7 +36,7 @@ from parallel_topology.testing import run_ranks
 from parallel_topology.testing.threads import run_threads
 from tests.groups.graphs import Graph
 from tests.ports import free_port
-from tests.waiting import eventually
+from tests.waiting import FAR, SOON, eventually, soon
 
 TWO = ParallelTopology(tp=2)
 
@@ -75,7 +75,7 @@ def _two(**options: Any) -> Any:
     store = dist.HashStore()
 
     def body(rank: int) -> GroupManager:
-        return GroupManager(TWO, rank=rank, store=store, timeout=20, name="pair", **options)
+        return GroupManager(TWO, rank=rank, store=store, timeout=FAR, name="pair", **options)
 
     made = run_threads(["rank"] * 2, body, timeout=30)
     yield made
@@ -93,7 +93,7 @@ class Waiting:
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._begun.wait(10)
+        assert self._begun.wait(SOON)
         assert not self.is_over(within=0.2)  # it is inside by now
 
     def _run(self) -> None:
@@ -104,7 +104,7 @@ class Waiting:
             self.error = error
         self.came = time.monotonic()
 
-    def is_over(self, within: float = 15) -> bool:
+    def is_over(self, within: float = SOON) -> bool:
         self._thread.join(within)
         return not self._thread.is_alive()
 
@@ -153,7 +153,7 @@ class TestConnectionsEnd:
         begun = time.monotonic()
         assert pair[0].abort() == ["pair/world"]
         assert waiting.is_over()
-        assert waiting.came - begun < 0.5  # 50 ms where nothing else runs
+        assert waiting.came - begun < SOON
         assert isinstance(waiting.error, ClosedError)
         assert "closed while this was under way" in str(waiting.error)
 
@@ -181,7 +181,7 @@ class TestConnectionsEnd:
         rank = groups.rank
         dist.init_process_group("gloo", store=dist.FileStore(f"{tmp_path}/default", 2), rank=rank, world_size=2)
         before = connected()
-        over = GroupManager.from_world(TWO, timeout=20)
+        over = GroupManager.from_world(TWO, timeout=FAR)
         held = over.tp.device_group
         assert held is not None
         assert connected() > before
@@ -189,12 +189,10 @@ class TestConnectionsEnd:
         if rank == 0:
             assert over.close() == ["engine/world"]
         else:
-            begun = time.monotonic()
-            with pytest.raises(ParallelTopologyError):
+            with soon(), pytest.raises(ParallelTopologyError):
                 over.tp.recv(torch.ones(1), src=0)
-            assert time.monotonic() - begun < 10
             over.abort()
-        assert eventually(lambda: connected() <= before, within=5)
+        assert eventually(lambda: connected() <= before)
         # The default group went first: no error
         gone = GroupManager.from_world(TWO, timeout=20, name="gone")
         dist.destroy_process_group()
@@ -322,10 +320,10 @@ class TestErrors:
         labels: list[str] = []
         closing = threading.Thread(target=lambda: labels.extend(made[0].close()))
         closing.start()
-        assert hangs.wait(10)
+        assert hangs.wait(SOON)
         assert made[0].close() == []  # somebody is at it
         labels += made[0].abort()
-        closing.join(10)
+        closing.join(SOON)
         assert not closing.is_alive()
         assert sorted(labels) == ["e/pp[0]", "e/tp[0]", "e/world"]  # each says what it has ended
         assert made[0].close() == []
@@ -439,7 +437,7 @@ def _forked(groups: GroupManager) -> None:
         for name, act in acts.items():
             status, seconds = in_child(act)
             assert (name, status) == (name, expected)
-            assert seconds < 10, name
+            assert seconds < SOON, name
     tp.send(torch.ones(1), dst=peer)
     message.wait()
     assert waiting.wait().item() == 2

@@ -47,6 +47,7 @@ from parallel_topology.wire.frames import Frame, Kind
 from tests.groups.graphs import Graph
 from tests.groups.seats import StoreSeat
 from tests.ports import free_port
+from tests.waiting import FAR, LATE, SOON, soon
 
 TOPOLOGY = ParallelTopology(tp=2, pp=2)
 TIMEOUT = 4.0
@@ -257,7 +258,7 @@ def used_after_the_end(rank: int, port: int) -> Outcome:
 
 
 def aborted_by_another_thread(rank: int, port: int) -> Outcome:
-    groups = manager(rank, port)
+    groups = manager(rank, port, operation_timeout=FAR)
     if rank == 3:
         threading.Timer(0.5, groups.abort).start()
     elif rank == 2:
@@ -267,7 +268,7 @@ def aborted_by_another_thread(rank: int, port: int) -> Outcome:
         return Outcome("", "", 0)
     found = outcome(lambda: groups.world.recv(torch.ones(1), src=2))
     assert found.error == "ClosedError", found
-    assert found.seconds < TIMEOUT / 2
+    assert found.seconds < SOON
     return Outcome("", "", 0)
 
 
@@ -317,9 +318,8 @@ def forked_child(rank: int, port: int) -> Outcome:
 
 def _then_aborts(groups: GroupManager, act: Callable[[], object]) -> Outcome:
     found = outcome(act)
-    begun = time.monotonic()
-    groups.abort()
-    assert time.monotonic() - begun < 1
+    with soon():
+        groups.abort()
     return found
 
 
@@ -396,7 +396,7 @@ def test_fault(fault: Callable[[int, int], Outcome], tmp_path: Path, rank_worker
                 kinds.add("CollectiveError")  # whose time runs out second may see the first one's connection close
             assert found.error in kinds, (rank, found)
             assert re.search(text, found.text), (rank, found)
-        assert found.seconds < TIMEOUT + 2, (rank, found)
+        assert found.seconds < TIMEOUT + LATE, (rank, found)
     raised = {rank for rank, found in outcomes.items() if found is not None and found.error}
     assert raised == set(who), outcomes
     if kind is GroupTimeoutError:
@@ -448,7 +448,7 @@ def test_garbage_under_our_keys_is_a_named_error(key: str):
             continue  # it was written over before anybody looked; an empty count is a count of none
         for one in outcomes:
             assert one.error in {"RendezvousError", "GroupTimeoutError"}, (value, one)
-            assert one.seconds < 4, value
+            assert one.seconds < 1 + LATE, value
 
 
 @pytest.mark.parametrize("garbage", ["garbage", " garbage", " {}", ' {"world": [["nowhere", 1]]}'])
@@ -488,7 +488,7 @@ def test_garbage_under_the_keys_of_creation_is_a_named_error(garbage: str):
 
     for found in run_threads(["rank"] * 2, body, timeout=20):
         assert found.error in {"RendezvousError", "GroupTimeoutError"}, found
-        assert found.seconds < 5
+        assert found.seconds < 2 + LATE
 
 
 def test_two_jobs_on_one_store_by_name():

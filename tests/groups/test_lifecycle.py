@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +39,7 @@ from parallel_topology.testing import rank_fixture, run_ranks
 from parallel_topology.testing.threads import run_threads
 from tests.groups.graphs import Graph
 from tests.ports import free_port
+from tests.waiting import FAR, LATE, soon
 
 
 @pytest.fixture
@@ -200,10 +200,8 @@ class TestRebind:
         if groups.rank == 2:
             groups.tp.links.graphs.append(weakref.ref(graph))
         expected, text = (LiveGraphError, "1 of engine/world") if groups.rank == 2 else (RebindError, "rank 2: LiveGr")
-        begun = time.monotonic()
-        with pytest.raises(expected, match=text):
+        with soon(), pytest.raises(expected, match=text):
             groups.rebind(ParallelTopology(pp=4))
-        assert time.monotonic() - begun < 10
         assert groups.tp.all_reduce(torch.ones(1)).item() == 4
         graph.live = False
         with groups.rebind(ParallelTopology(pp=4)) as successor:
@@ -249,10 +247,11 @@ class TestRebind:
                 if rank == late:
                     assert over.wait(20)
                 else:
-                    begun = time.monotonic()
-                    with pytest.raises(RebindError, match=f"rank {late} did not come within 2 s; all ranks keep tp3"):
+                    with (
+                        soon(2 + LATE),
+                        pytest.raises(RebindError, match=f"rank {late} did not come within 2 s; all ranks keep tp3"),
+                    ):
                         groups.rebind(ParallelTopology(pp=3))
-                    assert time.monotonic() - begun < 3
                     if groups.rank == here[0]:
                         groups.tp.send(torch.ones(1), dst=here[1])
                     else:
@@ -327,15 +326,13 @@ class TestTime:
 
     @pytest.mark.ranks("tp2-pp2")
     def test_changed_at_run_time_for_all_groups_and_for_one(self, groups: GroupManager, over: threading.Event):
-        begun = time.monotonic()
-        groups.set_timeout(20)
+        groups.set_timeout(FAR)
         groups.pp.set_timeout(1)
         if groups.rank == 0:
-            with pytest.raises(ParallelTopologyError, match=r"failed at rank 0: .*[Tt]imed? ?out"):
+            with soon(), pytest.raises(ParallelTopologyError, match=r"failed at rank 0: .*[Tt]imed? ?out"):
                 groups.pp.recv(torch.ones(1))
-            assert time.monotonic() - begun < 10
             over.set()
-        assert over.wait(20)
+        assert over.wait(FAR)
 
     @pytest.mark.ranks("tp2", operation_timeout=0.7)
     def test_one_for_creation_and_one_for_operations(self, groups: GroupManager, over: threading.Event):

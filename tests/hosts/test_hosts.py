@@ -18,6 +18,7 @@ from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.hosts.reorder import orders_inside
 from parallel_topology.testing.strategies import hosts_for
 from parallel_topology.topology.layout import Ranks
+from tests.waiting import SOON
 
 ODD: Any = 1.0
 numpys: Any = np.int64
@@ -354,7 +355,7 @@ def test_six_axes_and_many_ranks_are_answered_at_once():
     assert next(orders_inside(many, hosts, keep=axes[:3])) == many.order
     assert next(orders_inside(many, hosts, keep=axes[-3:])).split("-")[:3] == axes[-3:]
     assert not list(orders_inside(many, hosts, keep=axes[:4]))
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < SOON
 
 
 @pytest.mark.parametrize("dp", [2, 2**21])
@@ -366,7 +367,7 @@ def test_counting_does_not_grow_with_the_world(dp):
     assert hosts.spans(topology, "dp", "tp").widest == 3 * dp // 2
     assert len(hosts.hosts_of(topology.group("tp", "pp", rank=5))) == 8
     assert hosts.host_of(topology.world_size - 1) == len(hosts) - 1
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < SOON
 
 
 def test_worlds_of_any_size_are_answered_at_once():
@@ -395,7 +396,7 @@ def test_worlds_of_any_size_are_answered_at_once():
             Hosts.parse(f"{2**exponent},1").require(topology)
     with pytest.raises(TopologyError, match=r"has more hosts than len\(\) can say: use host_count"):
         len(hosts)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < SOON
 
 
 # As a field of a pydantic model

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_topology import LaunchError, LaunchInfo
+from tests.examples import examples
 from tests.launch.environments import (
     BARE,
     BATCH,
@@ -113,7 +114,7 @@ def said_of(env: dict[str, str]) -> LaunchInfo | str:
         return str(error)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(3))
 @given(env=environments(), others=st.dictionaries(st.from_regex(r"X_[A-Z]{1,8}", fullmatch=True), st.text()))
 def test_whatever_the_variables_hold_there_is_an_answer_or_an_error(env: dict[str, str], others: dict[str, str]):
     said = said_of(env)
@@ -133,7 +134,7 @@ def test_whatever_the_variables_hold_there_is_an_answer_or_an_error(env: dict[st
         assert said_of({other: value for other, value in said.variables.items() if other != name}) != said, name
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(2))
 @given(
     rank=st.integers(0, 3),
     size=st.integers(1, 4),

@@ -30,6 +30,7 @@ from parallel_topology.meeting.cards import MAX_BYTES
 from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.meeting.token import Seals, digest, token_from
 from parallel_topology.testing.threads import run_threads
+from tests.waiting import FAR, soon
 
 TP2 = ParallelTopology(tp=2)
 
@@ -268,14 +269,14 @@ class TestStrangers:
         store.set("engine@0/came/2", card)
 
         def body(rank: int) -> object:
-            return meeting(3, rank, 30).agree(store)
+            return meeting(3, rank, FAR).agree(store)
 
-        begun = time.monotonic()
-        for error in outcomes(2, body):
+        with soon():
+            found = outcomes(2, body)
+        for error in found:
             assert isinstance(error, RendezvousError)
             assert "what came as rank 2 shows no card: " in str(error)
             assert why in str(error)
-        assert time.monotonic() - begun < 5
 
     @pytest.mark.parametrize("verdict", ["[]", "{}", "x", "[" * 100_000, '{"verdict": "[]", "seal": ""}'])
     def test_what_is_no_verdict(self, verdict: str):
@@ -406,18 +407,17 @@ class TestTheCard:
     )
     def test_arguments_that_differ_are_named_on_every_rank(self, theirs: dict[str, Any], difference: str):
         store = dist.HashStore()
-        begun = time.monotonic()
 
         def body(rank: int) -> object:
-            told: dict[str, Any] = {"timeout": 20} | (theirs if rank == 1 else {})
+            told: dict[str, Any] = {"timeout": FAR} | (theirs if rank == 1 else {})
             return GroupManager(TP2, rank=rank, store=store, **told).close()
 
-        messages = [str(error) for error in outcomes(2, body) if isinstance(error, DisagreementError)]
+        with soon():
+            messages = [str(error) for error in outcomes(2, body) if isinstance(error, DisagreementError)]
         assert len(messages) == 2
         assert messages[0] == messages[1]
         for part in difference.removeprefix("rank 1: ").split(", "):
             assert part in messages[0].splitlines()[-1]
-        assert time.monotonic() - begun < 10
 
     def test_what_may_differ(self):
         store = dist.HashStore()

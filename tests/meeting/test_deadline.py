@@ -31,6 +31,7 @@ from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake, se
 from parallel_topology.meeting.rendezvous import join_store
 from parallel_topology.testing.threads import run_threads
 from tests.ports import free_port
+from tests.waiting import FAR, LATE, soon
 
 TP2 = ParallelTopology(tp=2)
 
@@ -70,10 +71,10 @@ class TestOvertake:
 
     def test_what_does_not_is_left_behind(self):
         forever = threading.Event()
-        begun = time.monotonic()
-        with pytest.raises(Overtaken):
-            overtake(lambda: forever.wait(20), Deadline(0.3))
-        assert 0.3 <= time.monotonic() - begun < 1.3
+        deadline = Deadline(0.3)
+        with soon(), pytest.raises(Overtaken):
+            overtake(lambda: forever.wait(FAR), deadline)
+        assert deadline.passed()
         forever.set()
 
     def test_last_words(self):
@@ -125,7 +126,7 @@ class TestAFrozenStore:
             assert "engine: the store does not answer: rank 0 could not meet the others of [0, 1] within 1 s" in str(
                 error
             )
-            assert seconds < 2.2
+            assert seconds < 1 + LATE
 
     def test_while_a_rank_waits(self):
         with hosted() as (host, port):
@@ -138,7 +139,7 @@ class TestAFrozenStore:
             threading.Thread(target=freeze).start()
             error, seconds = timed(lambda: GroupManager(TP2, rank=1, store=store, timeout=2))
             assert isinstance(error, RendezvousError)
-            assert seconds < 3.2
+            assert seconds < 2 + LATE
 
     def test_a_failed_operation_does_not_wait_for_it(self):
         with hosted() as (host, port):
@@ -153,14 +154,14 @@ class TestAFrozenStore:
                 error, seconds = timed(lambda: groups.tp.recv(torch.ones(1)) if rank == 0 else None)
                 there, counted = timed(lambda: groups.survivors(0.5))
                 assert isinstance(there, RendezvousError)
-                assert counted < 1.5
+                assert counted < 0.5 + LATE
                 _, closed = timed(groups.abort)
                 return str(error), seconds, closed
 
             found = run_threads(["rank"] * 2, body, timeout=60)
             assert "the store does not answer, so the others cannot be asked" in found[0][0]
-            assert found[0][1] < 2.2
-            assert max(closed for _, _, closed in found) < 1.5
+            assert found[0][1] < 1 + LATE
+            assert max(closed for _, _, closed in found) < LATE
 
     def test_it_does_not_hold_up_a_manager_over_another_store(self):
         with hosted() as (host, port):
@@ -202,7 +203,7 @@ class TestCreation:
         found = run_threads(["rank"] * 4, body, timeout=60)
         for rank, (error, seconds) in enumerate(found):
             assert isinstance(error, GroupTimeoutError), (rank, error)
-            assert seconds < 2.7, (rank, error)
+            assert seconds < 1.5 + LATE, (rank, error)
         assert "1 did not report: dead, elsewhere or still waiting" in str(found[0][0]) or "rank 1" in str(found[0][0])
 
     def test_a_groups_own_timeout_is_for_its_operations(self):
@@ -257,13 +258,14 @@ class TestTwoManagers:
 
 
 class TestRendezvous:
-    @pytest.mark.parametrize("timeout", [0.5, 3])
+    @pytest.mark.parametrize("timeout", [0.5, pytest.param(3, marks=pytest.mark.slow)])
     def test_a_host_that_is_never_there(self, timeout: float):
         url = f"tcp://127.0.0.1:{free_port()}"
         error, seconds = timed(lambda: GroupManager.connect(url, TP2, rank=1, timeout=timeout))
         assert isinstance(error, RendezvousError)
-        assert timeout - 0.1 <= seconds < timeout + 1
+        assert timeout - 0.1 <= seconds < timeout + (LATE if timeout < 1 else 1)
 
+    @pytest.mark.slow
     def test_the_time_to_reach_the_store_is_part_of_it(self):
         port = free_port()
         opened: list[Any] = []
@@ -283,6 +285,7 @@ import os, signal, sys, threading, time
 import torch.distributed as dist
 from parallel_topology import GroupManager, ParallelTopology
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
+from tests.waiting import FAR, LATE, soon
 
 where, port = sys.argv[1], int(sys.argv[2])
 store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)

@@ -18,6 +18,7 @@ from parallel_topology.refit.neighbours import Neighbours
 from parallel_topology.refit.sides import Side
 from parallel_topology.testing import run_ranks
 from parallel_topology.weights import Fused, Interleaved, Padded, Split, Storage, Transposed, Weight, Weights
+from tests.examples import examples
 from tests.refit.drawing import refits
 
 Tensors = dict[str, torch.Tensor]
@@ -220,7 +221,7 @@ def kept_somehow(draw: st.DrawFn) -> tuple[ParallelTopology, Storage]:
     return parsed.model_copy(update={"ranks": tuple(ranks)}), Storage(MODEL, rules)
 
 
-@settings(max_examples=(settings.default or settings()).max_examples // 6)  # each of them moves a model
+@settings(max_examples=examples(1 / 6))  # each of them moves a model
 @given(kept_somehow(), kept_somehow(), st.sampled_from([1024, 4096, 2**20]))
 def test_whatever_way_both_sides_keep_them(here: Any, there: Any, staging_bytes: int):
     plan = RefitPlan(MODEL, here[0], there[0], source_as=here[1], target_as=there[1])

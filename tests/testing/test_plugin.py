@@ -382,9 +382,9 @@ def test_time_that_a_worker_takes_to_import_the_file_is_not_the_ranks(run):
     result = run(
         """
 import time
-time.sleep(1.5)  # an import may take its time
+time.sleep(3.5)  # an import may take its time
 
-@pytest.mark.ranks(2, world="processes", timeout=1)
+@pytest.mark.ranks(2, world="processes", timeout=3)
 def test_it(groups):
     groups.world.barrier()
         """

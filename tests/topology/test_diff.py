@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from parallel_topology import ParallelTopology, TopologyError
 from parallel_topology.testing.strategies import topologies, topologies_of
+from tests.examples import examples
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -54,7 +55,7 @@ def pairs(draw: st.DrawFn) -> tuple[ParallelTopology, ParallelTopology]:
     return one, two
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(2))
 @given(pairs())
 def test_what_looking_at_every_rank_finds(pair):
     before, after = pair

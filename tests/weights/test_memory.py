@@ -17,6 +17,7 @@ from parallel_topology.weights.activations import Tokens, end_bytes, in_flight, 
 from parallel_topology.weights.fit import loads, most
 from parallel_topology.weights.memory import Memory, Serving, Training, memory_on
 from parallel_topology.weights.model import Model
+from tests.waiting import soon
 from tests.weights import configurations as published
 from tests.weights.test_families import VARIED
 
@@ -264,9 +265,8 @@ def test_a_large_world_is_asked_in_no_time():
     """671B parameters on 16,384 ranks; one rank's question costs the same on a thousand times as many."""
     model = Model.from_config(published.DEEPSEEK_V3, Weights.from_config(published.DEEPSEEK_V3, first=4, last=1))
     larger = ParallelTopology.parse("tp8-dp131072-pp16/expert:etp1-ep64-edp16384-pp16")
-    start = perf_counter()
-    found = loads(model, LARGE, Training(zero=1))
-    assert perf_counter() - start < 1
+    with soon():
+        found = loads(model, larger, Training(zero=1))
     assert found[0].stages == (1,)
 
     def best(topology: ParallelTopology) -> float:
@@ -278,7 +278,6 @@ def test_a_large_world_is_asked_in_no_time():
         return min(times)
 
     small = best(LARGE)
-    assert small < 1e-3
     assert best(larger) < 3 * small
 
 
