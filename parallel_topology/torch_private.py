@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from datetime import timedelta
@@ -144,16 +144,19 @@ def gloo_address(told: bytes) -> tuple[str, int]:
     raise RuntimeError(f"gloo listens at an address of family {family}, expected IPv4 or IPv6")
 
 
-def gloo_blob(told: bytes, host: str, port: int) -> bytes:
-    """What a backend would say that listens at another address of the same family as the one that said `told`."""
+def gloo_blobs(told: bytes, addresses: Iterable[tuple[str, int]]) -> list[bytes]:
+    """What backends would say that listen at other addresses, of the same family as the one that said `told`."""
     start = _gloo_address_at(told)
-    made = bytearray(told)
-    made[start + 2 : start + 4] = port.to_bytes(2, "big")
-    if ":" in host:
-        made[start + 8 : start + 24] = socket.inet_pton(socket.AF_INET6, host)
-    else:
-        made[start + 4 : start + 8] = socket.inet_pton(socket.AF_INET, host)
-    return bytes(made)
+    before, flow, kept = told[: start + 2], told[start + 4 : start + 8], {4: told[start + 8 :], 16: told[start + 24 :]}
+    packed: dict[str, bytes] = {}
+    made: list[bytes] = []
+    for host, port in addresses:
+        address = packed.get(host)
+        if address is None:
+            address = packed[host] = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+        between = flow if len(address) == 16 else b""
+        made.append(before + port.to_bytes(2, "big") + between + address + kept[len(address)])
+    return made
 
 
 def gloo_nowhere(told: bytes) -> bytes:

@@ -61,6 +61,7 @@ class Attendance:
         self.posted = [(memory.area(one) + memory.regions[family].start) // 8 for one in ranks]
         self.ended = ""
         self._fence = futex.Fence()
+        self._slept_on: list[int] = []  # words on which this member's threads sleep, once for each
 
     def end(self, why: str, *, failed: bool = False) -> None:
         """From now on nobody waits here, nor for this member: neither in this process nor elsewhere."""
@@ -68,7 +69,8 @@ class Attendance:
             self.ended = why
             self._fence()
             self.memory.words[self.posted[self.rank] + 1] = _FAILED if failed else _CLOSED
-        for word in self.posted:  # its own, and those on which its threads may sleep
+        # Others sleep on its own word, and its own threads on theirs; who comes to sleep just now naps once.
+        for word in {self.posted[self.rank], *self._slept_on}:
             futex.wake(self.memory.address + word * 8)
 
     def require_open(self) -> None:
@@ -93,7 +95,12 @@ class Attendance:
             self.require_open()
             self._require_there(member, word, number, look=naps > 0)
 
-        if not come_to(self.memory, word, number, asleep, until, look):
+        self._slept_on.append(word)
+        try:
+            came = come_to(self.memory, word, number, asleep, until, look)
+        finally:
+            self._slept_on.remove(word)
+        if not came:
             raise TimeUpError(f"timed out, waiting for {shown_ranks([self.ranks[member]])}")
 
     def is_lost(self, member: int) -> str:

@@ -143,7 +143,8 @@ class Channels:
 def channels_of(links: Links) -> Channels:
     """The channels of one set of process groups: all who use them count the same messages."""
     if links.channels is None:
-        links.channels = Channels(links)
+        with links.making:  # two threads' first messages may be at the same time
+            links.channels = links.channels or Channels(links)
     return links.channels
 
 

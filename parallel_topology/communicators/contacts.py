@@ -68,21 +68,19 @@ class Contacts:
         Raises:
             CreationError: what one said is no address, or of another kind than this member's.
         """
-        told: dict[str, bytes] = {}
+        kinds = [":" in host for host, _ in self.mine]
         for position, theirs in enumerate(addresses):
-            if position != self._rank:
-                self._require_alike(position, theirs)
-                for index, (host, port) in enumerate(theirs):
-                    told[self._key(index, position)] = torch_private.gloo_blob(self._told[index], host, port)
+            if [":" in host for host, _ in theirs] != kinds:
+                raise CreationError(
+                    f"member {position} listens at {_shown(theirs)}, this one at {_shown(self.mine)}: expected as many "
+                    "addresses, and of the same version of IP; set GLOO_SOCKET_IFNAME alike on all ranks"
+                )
+        told: dict[str, bytes] = {}
+        for index, mine in enumerate(self._told):
+            blobs = torch_private.gloo_blobs(mine, (theirs[index] for theirs in addresses))
+            told |= {self._key(index, position): blob for position, blob in enumerate(blobs) if position != self._rank}
         torch_private.multi_set(self._store, told)
         self._theirs = [theirs[0] for theirs in addresses]
-
-    def _require_alike(self, position: int, theirs: Sequence[Address]) -> None:
-        if [":" in host for host, _ in theirs] != [":" in host for host, _ in self.mine]:
-            raise CreationError(
-                f"member {position} listens at {_shown(theirs)}, this one at {_shown(self.mine)}: expected as many "
-                "addresses, and of the same version of IP; set GLOO_SOCKET_IFNAME alike on all ranks"
-            )
 
     def post(self, peer: int, begin: Callable[[], Work]) -> Work:
         """Begin a message to or from a member, which must not wait for anything once they are connected."""

@@ -63,7 +63,8 @@ class Links:
         closed: by the manager; nothing may use these any more.
         suspended: by the manager, until it is resumed; meanwhile they are closed.
         mail: carries small messages through shared memory, where all members have it: `communicators.mail`.
-        channels: messages between members, `communicators.channels`.
+        channels: messages between members, `communicators.channels`; made when first asked for.
+        making: held while they are made.
         lent: the process groups were given to other code, so what is under way in them is not known.
     """
 
@@ -84,6 +85,7 @@ class Links:
     suspended: bool = False
     mail: Mail | None = None
     channels: Any = None
+    making: threading.Lock = field(default_factory=threading.Lock)
     lent: bool = False
     _collectives: int = 0
     _counting: threading.Lock = field(default_factory=threading.Lock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import memmove
+from functools import cached_property
 from math import prod
 from struct import Struct
 from typing import Any, Self
@@ -88,7 +89,8 @@ class SharedMemoryCommunicator(Communicator):
         self._size = membership.size
         self._rank = membership.rank
         self._attendance = Attendance(memory, membership.family, membership.label, membership.ranks, membership.rank)
-        self._rounds = Rounds(self._attendance, membership.family)
+        self._family = membership.family
+        self._slot_bytes = memory.regions[membership.family].slot_bytes
         if memory.is_shared and membership.size == len(membership.links.ranks):  # as all know: messages, too
             membership.links.mail = Mail(self._attendance, membership.family)
         self._torch = TorchCommunicator(membership.links, membership.device, membership.size, membership.rank)
@@ -101,6 +103,11 @@ class SharedMemoryCommunicator(Communicator):
         """This one, from now on strict."""
         self.strict = True
         return self
+
+    @cached_property
+    def _rounds(self) -> Rounds:
+        """Made by the first call, in its turn: a group that is never used need not know where each slot is."""
+        return Rounds(self._attendance, self._family)
 
     def handles(self, operation: str, tensor: Tensor) -> bool:
         return (
@@ -258,7 +265,7 @@ class SharedMemoryCommunicator(Communicator):
     def _is_large(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> bool:
         """Whether torch's groups carry it; the same on all members."""
         given = self._bytes(operation, tensor, arguments)
-        if given <= self._rounds.slot_bytes:
+        if given <= self._slot_bytes:
             return False
         read = given if operation == "broadcast" else given * self._size
         return operation not in _IN_PIECES or read > self._limit

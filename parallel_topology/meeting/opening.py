@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +16,7 @@ from parallel_topology.communicators.contacts import Address, Contacts, open_glo
 from parallel_topology.communicators.host_memory import MOST, SLOT_BYTES, HostMemory, Offer, regions
 from parallel_topology.errors import RendezvousError
 from parallel_topology.meeting.addresses import gloo_devices
-from parallel_topology.meeting.cards import Called, UnreadableError, read_object
+from parallel_topology.meeting.cards import Called
 from parallel_topology.meeting.options import Options
 from parallel_topology.topology.plan import Plan
 
@@ -65,7 +64,7 @@ class Opening:
         self._over = False
 
     def build(self, called: Called) -> str:
-        """Build all; what the others are to know of it, as JSON. Called again, it keeps what still holds.
+        """Build all; what the others are to know of it. Called again, it keeps what still holds.
 
         Raises:
             BackendError: GLOO_SOCKET_IFNAME names interfaces that are not there.
@@ -77,8 +76,8 @@ class Opening:
             self._drop()
             self._open()
         self.memory = self._share(called, host)
-        at = {family: opened.contacts.mine for family, opened in self._opened.items()}
-        return json.dumps({"at": at, "memory": int(self.memory is not None and self.memory.is_mapped)})
+        has_memory = self.memory is not None and self.memory.is_mapped
+        return told_of(has_memory, [opened.contacts.mine for opened in self._opened.values()])
 
     def _open(self) -> None:
         devices = gloo_devices(self._store, self._others)
@@ -117,10 +116,13 @@ class Opening:
         Raises:
             RendezvousError: what a rank said cannot be read.
         """
-        families = list(self._opened)
-        told = {rank: _read(rank, text, families) for rank, text in built.items()}
-        self._told = {rank: at for rank, (at, _) in told.items()}
-        lacking = {self.hosts[rank] for rank, (_, has_memory) in told.items() if not has_memory}
+        families, lacking = list(self._opened), set[int]()
+        known: dict[str, str] = {}
+        for rank, text in built.items():
+            has_memory, listening = _read(rank, text, len(families), known)
+            self._told[rank] = dict(zip(families, listening, strict=True))
+            if not has_memory:
+                lacking.add(self.hosts[rank])
         self.sharing = frozenset(rank for rank, host in self.hosts.items() if host not in lacking)
         if self.memory is None:
             self.offer.close()
@@ -160,19 +162,39 @@ class Opening:
             opened.contacts.end()
 
 
-def _read(rank: int, built: str, families: Sequence[str]) -> tuple[dict[str, list[Address]], bool]:
-    """Where a rank's groups of these families listen, on each device, and whether it shares the memory of its host."""
+def told_of(has_memory: bool, listening: Sequence[Sequence[Address]]) -> str:
+    """What a rank says of what it has built: whether it shares its host's memory, and for each group where it listens,
+    on each device. `1|127.0.0.1 4711|127.0.0.1 4712`: every rank reads those of all, so it is short."""
+    return "|".join([str(int(has_memory)), *(" ".join(f"{host} {port}" for host, port in at) for at in listening)])
+
+
+def _read(rank: int, told: str, groups: int, known: dict[str, str]) -> tuple[bool, list[list[Address]]]:
+    """What `told_of` said of so many groups.
+
+    Args:
+        known: hosts as they were told -> as they are written; most ranks have one of few.
+
+    Raises:
+        RendezvousError: it cannot be read.
+    """
     try:
-        told = read_object(built.encode(), {"at": dict, "memory": int})
-        return {family: [_address(one) for one in told["at"][family]] for family in families}, told["memory"] == 1
-    except (UnreadableError, ValueError, TypeError, KeyError, OSError) as error:
-        raise RendezvousError(f"where rank {rank} listens cannot be read: {error}") from None
+        has_memory, *listening = told.split("|")
+        if len(listening) != groups:
+            raise ValueError(f"it names {len(listening)} groups, expected {groups}")
+        return has_memory == "1", [_addresses(one, known) for one in listening]
+    except (ValueError, OSError) as error:
+        raise RendezvousError(f"where rank {rank} listens cannot be read: {error!s:.200}") from None
 
 
-def _address(told: Any) -> Address:
-    host, port = told
-    if not isinstance(port, int) or not 0 < port < 2**16:
-        raise ValueError(f"its port is {str(port)[:40]!r}")
-    # `ipaddress` takes ten times as long, for each group of each rank.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.inet_ntop(family, socket.inet_pton(family, host)), port
+def _addresses(told: str, known: dict[str, str]) -> list[Address]:
+    fields = told.split(" ")
+    found: list[Address] = []
+    for name, port in zip(fields[::2], map(int, fields[1::2]), strict=True):
+        host = known.get(name)
+        if host is None:  # `ipaddress` takes ten times as long
+            family = socket.AF_INET6 if ":" in name else socket.AF_INET
+            host = known[name] = socket.inet_ntop(family, socket.inet_pton(family, name))
+        if not 0 < port < 2**16:
+            raise ValueError(f"its port is {port!s:.40}")
+        found.append((host, port))
+    return found

@@ -8,6 +8,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, MismatchError, WireError
-from parallel_topology.communicators.channels import channels_of
+from parallel_topology.communicators.channels import Channels, channels_of
 from parallel_topology.communicators.host_memory import HostMemory
+from parallel_topology.communicators.links import Links
 from parallel_topology.testing import run_ranks
 from parallel_topology.wire.frames import CHUNK, INLINE, UNIT, Frame, Header, Kind, chunks, first_tag, inline
 
@@ -337,6 +339,25 @@ def test_a_channel_that_cannot_go_on_says_why_at_every_call(message: bytearray, 
             groups.tp.send(torch.ones(1))
 
     run_ranks("tp2", body, check=False)
+
+
+def test_threads_that_use_a_group_for_the_first_time_count_the_same_messages(monkeypatch: pytest.MonkeyPatch):
+    """Two that each made channels of their own sent two messages 0: `is out of step`."""
+    both, plain, found = threading.Barrier(2), Channels.__init__, list[Channels]()
+
+    def made_by_both(self: Channels, links: Links) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # where the other one makes some, too, it comes
+        plain(self, links)
+
+    monkeypatch.setattr(Channels, "__init__", made_by_both)
+    links = Links()
+    threads = [threading.Thread(target=lambda: found.append(channels_of(links))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == [links.channels] * 2
 
 
 @over_both
