@@ -48,7 +48,8 @@ def _innermost(env: Variables) -> tuple[Launcher, list[Launcher]]:
         found = [launcher for launcher in found if launcher not in plugins]
     if not found:
         raise _nothing_found(env)
-    if LIGHTNING in found and _claim(env, found[0], "world_size") == 1:
+    others = [launcher for launcher in found if launcher is not LIGHTNING and launcher.counts == "processes"]
+    if LIGHTNING in found and others and all(_claim(env, other, "world_size") == 1 for other in others):
         found.insert(0, found.pop(found.index(LIGHTNING)))
     return found[0], found[1:]
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parallel_topology import LaunchError, LaunchInfo
@@ -114,7 +114,19 @@ def said_of(env: dict[str, str]) -> LaunchInfo | str:
         return str(error)
 
 
+ONE_OF_OPENMPI = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+THIRD_OF_FLUX = {"FLUX_JOB_ID": "42", "FLUX_JOB_NNODES": "2", "FLUX_JOB_SIZE": "4", "FLUX_TASK_RANK": "3"}
+FIRST_HOST_OF_LIGHTNING = {
+    "MASTER_ADDR": "h",
+    "MASTER_PORT": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "NODE_RANK": "0",
+}
+
+
 @settings(max_examples=examples(3))
+@example(env=ONE_OF_OPENMPI | THIRD_OF_FLUX | FIRST_HOST_OF_LIGHTNING, others={})  # which contradict each other
 @given(env=environments(), others=st.dictionaries(st.from_regex(r"X_[A-Z]{1,8}", fullmatch=True), st.text()))
 def test_whatever_the_variables_hold_there_is_an_answer_or_an_error(env: dict[str, str], others: dict[str, str]):
     said = said_of(env)
