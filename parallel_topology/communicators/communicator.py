@@ -178,6 +178,9 @@ class Communicator:
     def resume(self) -> None:
         """Take it again, before the next call."""
 
+    def fail(self, why: str) -> None:
+        """Nothing comes from this member any more: those who wait for it are told, as far as there is a way."""
+
     def close(self, *, abort: bool) -> None:
         """Release what this holds. With `abort`, what is under way may never end, and is given up."""
 
@@ -224,6 +227,9 @@ class Around(Communicator):
 
     def resume(self) -> None:
         self.inner.resume()
+
+    def fail(self, why: str) -> None:
+        self.inner.fail(why)
 
     def close(self, *, abort: bool) -> None:
         self.inner.close(abort=abort)

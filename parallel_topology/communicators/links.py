@@ -24,9 +24,15 @@ _c10d: Any = dist  # its functions are not typed
 
 
 class Witness(Protocol):
-    """Asked who was where when an operation fails: `meeting.witness`."""
+    """Asked who was where when an operation fails, and what came of it: `meeting.witness`."""
+
+    among: Callable[[Sequence[int]], Any]
 
     def report(self, group: str, ranks: Sequence[int], operation: str) -> str: ...
+    def begin(self, what: str) -> int: ...
+    def concluded(
+        self, what: str, number: int, ranks: Sequence[int], timeout: float, outcome: str = ""
+    ) -> tuple[str, list[int]]: ...
 
 
 def holds_capture(graph: Any) -> bool:
@@ -101,6 +107,12 @@ class Links:
             self.contacts.end(waited_for=self.lent or self._collectives > 0)
         if self.connections is not None:
             self.connections.cut()
+
+    def give_up(self, why: str) -> None:
+        """This member takes part in nothing here any more: what others wait for from it fails at once."""
+        for communicator in self.communicators:
+            communicator.fail(why)
+        self.cut()
 
     def close_communicators(self, *, abort: bool) -> list[Exception]:
         """Close those that are not closed yet; what they raised. One that raised is asked again the next time."""

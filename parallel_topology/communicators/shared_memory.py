@@ -255,7 +255,6 @@ class SharedMemoryCommunicator(Communicator):
         self._rounds.wait_for(self._rounds.others, call)
 
     def fail(self, why: str) -> None:
-        """Those who wait for this member are told that it has failed elsewhere."""
         self._attendance.end(why, failed=True)
 
     def close(self, *, abort: bool) -> None:

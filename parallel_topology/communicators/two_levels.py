@@ -100,6 +100,10 @@ class TwoLevelCommunicator(Communicator):
     def broadcast_message(self, tensor: Tensor, *, src: int, announcement: Announcement, async_op: bool) -> None:
         broadcast_in_chunks(self._broadcast_any, self._rank, tensor, src, announcement)
 
+    def fail(self, why: str) -> None:
+        if self._inside is not None:
+            self._inside.fail(why)
+
     def close(self, *, abort: bool) -> None:
         if self._inside is not None:
             self._inside.close(abort=abort)
@@ -114,8 +118,7 @@ class TwoLevelCommunicator(Communicator):
         try:
             yield
         except BaseException as error:
-            if self._inside is not None:
-                self._inside.fail(f"an earlier operation failed here, between hosts: {type(error).__name__}")
+            self.fail(f"an earlier operation failed here, between hosts: {type(error).__name__}")
             raise
 
     def _broadcast_any(self, tensor: Tensor, src: int) -> None:

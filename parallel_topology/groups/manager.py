@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn, Self
@@ -291,6 +292,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             ended=self._ended_ranks, sign=joined.meeting.sign,
         )  # fmt: skip
         witness.ended = self._ended_ranks
+        witness.among = self._among
         self._meeting = joined.meeting
 
         def leave(store: dist.Store) -> None:
@@ -521,6 +523,15 @@ class GroupManager(DeclaredView[ParallelGroup]):
             topology, self.rank, self._store, self._options, creator, deadline, connects=connects, former=former
         )
         return successor
+
+    def _among(self, ranks: Sequence[int]) -> Self:
+        """A manager of some of the ranks, beside this one, with its options: for what goes on when others are gone."""
+        manager = type(self).__new__(type(self))
+        options = replace(self._options, groups=(), isolated={}, per_group={"world": self._options.of("world")})
+        topology = ParallelTopology(dp=len(ranks), ranks=tuple(ranks))
+        creator = type(self._creator) if self._creator is not None else Creator
+        manager._build(topology, self.rank, self._store, options, creator)
+        return manager
 
     def _follow_later(self, change: Change[Self], standby: Standby[Self]) -> Self:
         """As `_follow`, but this manager ends when no rank uses it any more."""

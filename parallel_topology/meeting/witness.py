@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
@@ -34,12 +35,15 @@ class Witness:
         ended: which of some ranks are known to have ended; those are not waited for. Thoroughly, it may take a while.
         missed: ranks that did not report the last failure, or did not answer when all were asked who is there.
         failed: whether an operation has failed at this rank.
+        among: makes a manager of some of the ranks, beside this one.
     """
 
     def __init__(self, control: Control, keys: str, rank: int) -> None:
         self.ended: Callable[[Sequence[int], bool], Collection[int]] = lambda ranks, thoroughly: ()
         self.missed: set[int] = set()
         self.failed = False
+        self.among: Callable[[Sequence[int]], Any] = lambda ranks: None
+        self._begun: dict[str, int] = {}  # what is to be concluded -> how often it has begun
         self._control = control
         self._keys = keys
         self._rank = rank
@@ -127,42 +131,84 @@ class Witness:
         self.missed = set(ranks) - set(here)
         return here
 
+    def begin(self, what: str) -> int:
+        """The number of something that all ranks of a group do together, as this one counts."""
+        self._begun[what] = number = self._begun.get(what, 0) + 1
+        return number
+
+    def concluded(
+        self, what: str, number: int, ranks: Sequence[int], timeout: float, outcome: str = ""
+    ) -> tuple[str, list[int]]:
+        """What came of it: the same for all of these ranks, as the first who knows decides, in the store.
+
+        Args:
+            number: that all have agreed on, or, before they have, this one's.
+            outcome: what this rank knows came of it; empty if it failed here.
+
+        Returns:
+            The outcome that one of them knew, and nobody; or none, and those who ask: as of `present`.
+
+        Raises:
+            RendezvousError: the store is gone, or does not answer.
+        """
+        deadline, key = Deadline(timeout), self._conclusion(what, number)
+        me = f"{self._rank} {secrets.token_hex(4)}"
+        self._begun[what] = number
+
+        def find_out(store: dist.Store) -> bytes:
+            if not outcome:
+                return self._decided(store, key, ranks, deadline, me)
+            if self._rank == ranks[0]:  # all have come to this one, so they know of those before
+                delete(store, *self._of(what, number - 1))
+            return bytes(store.compare_set(f"{key}/decided", "", json.dumps([me, [], outcome])))
+
+        _, here, known = json.loads(self._control.answer(find_out, deadline, grace=SILENCE))
+        return known, here
+
+    def _conclusion(self, what: str, number: int) -> str:
+        return f"{self._keys}/concluded/{what}/{number}"
+
+    def _of(self, what: str, number: int) -> list[str]:
+        """The keys of a conclusion and the one before it."""
+        both = (self._conclusion(what, one) for one in (number - 1, number))
+        return [f"{one}/{key}" for one in both for key in ("here", "decided")]
+
     def _count(self, store: dist.Store, ranks: Sequence[int], deadline: Deadline) -> list[int]:
         me = f"{self._rank} {secrets.token_hex(4)}"
-        looks = Patience(len(ranks))
         while True:
             number = int(read(store, f"{self._keys}/counts") or 0)
-            count = f"{self._keys}/count/{number}"
-            append(store, f"{count}/here", me)
-            while True:
-                decided = read(store, f"{count}/decided")
-                if decided is not None:
-                    break
-                here = {int(line.split()[0]) for line in lines(store, f"{count}/here")}
-                lacking = [rank for rank in ranks if rank not in here]
-                if deadline.left() < EARLY or set(self.ended(lacking, False)).issuperset(lacking):
-                    snapshot = json.dumps([me, [rank for rank in ranks if rank in here]])
-                    decided = store.compare_set(f"{count}/decided", "", snapshot)
-                    if decided == snapshot.encode():
-                        delete(
-                            store, f"{self._keys}/count/{number - 2}/here", f"{self._keys}/count/{number - 2}/decided"
-                        )
-                    break
-                looks.pause(deadline)
+            by, found, _ = json.loads(self._decided(store, f"{self._keys}/count/{number}", ranks, deadline, me))
+            if by == me:
+                delete(store, f"{self._keys}/count/{number - 2}/here", f"{self._keys}/count/{number - 2}/decided")
             # By each that was counted, so that the next one is another count, whoever comes first or dies here.
             store.compare_set(f"{self._keys}/counts", str(number) if number else "", str(number + 1))
-            found = [int(rank) for rank in json.loads(decided)[1]]
             if self._rank in found:
                 return found
             if deadline.passed():  # else it was decided just before this rank came
                 return [self._rank]
+
+    def _decided(self, store: dist.Store, key: str, ranks: Sequence[int], deadline: Deadline, me: str) -> bytes:
+        """Who decided, who was there then, and what was known: by the first who sees all here, or whose time is up."""
+        append(store, f"{key}/here", me)
+        looks = Patience(len(ranks))
+        while True:
+            decided = read(store, f"{key}/decided")
+            if decided is not None:
+                return decided
+            here = {int(line.split()[0]) for line in lines(store, f"{key}/here")}
+            lacking = [rank for rank in ranks if rank not in here]
+            if deadline.left() < EARLY or set(self.ended(lacking, False)).issuperset(lacking):
+                snapshot = json.dumps([me, [rank for rank in ranks if rank in here], ""])
+                return bytes(store.compare_set(f"{key}/decided", "", snapshot))
+            looks.pause(deadline)
 
     def clear(self, store: dist.Store) -> None:
         """Take away what all share; the last one to leave does."""
         number = int(read(store, f"{self._keys}/counts") or 0)
         kept = range(number - 2, number + 1)
         counts = [f"{self._keys}/count/{one}/{key}" for one in kept for key in ("here", "decided")]
-        delete(store, f"{self._keys}/failed", f"{self._keys}/counts", *counts)
+        concluded = [key for what, number in self._begun.items() for key in self._of(what, number)]
+        delete(store, f"{self._keys}/failed", f"{self._keys}/counts", *counts, *concluded)
 
 
 def _read_report(line: str) -> tuple[str, int, str | None, float] | None:

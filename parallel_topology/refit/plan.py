@@ -84,6 +84,7 @@ class RefitPlan:
         target_as: likewise. What the target does not have is left where it is.
         hosts: where the ranks are; then a rank takes what it lacks from its own host, where that has it.
         without: ranks that are gone: their copies are not read, and they get none.
+        only: the target's ranks that get something, as those that came in later; all if it is left out.
 
     Attributes:
         remembered: what was derived of it, so that each refit need not do so again: a rank's messages, and the proof.
@@ -103,6 +104,7 @@ class RefitPlan:
         target_as: Weights | Storage | None = None,
         hosts: Hosts | None = None,
         without: Iterable[int] = (),
+        only: Iterable[int] | None = None,
     ) -> None:
         self.weights = require_kind(weights, Weights, "weights")
         require_kind(source, ParallelTopology, "source")
@@ -111,6 +113,7 @@ class RefitPlan:
         self.target = Side("target", stored(target_as or weights), target)
         self.hosts = hosts
         self.without = frozenset(require_each(0, "without", without))
+        self.only = None if only is None else frozenset(require_each(0, "only", only))
         self.remembered: dict[Any, Any] = {}
         self._handings: dict[Any, Handing] = {}
         if hosts is not None:
@@ -126,7 +129,7 @@ class RefitPlan:
         Raises:
             RankError: the rank is in neither layout.
         """
-        arriving = self._arriving(rank) if self._takes(rank) else ()
+        arriving = self._arriving(rank) if self._among(rank) and self.gets(rank) else ()
         leaving = self._leaving(rank) if self._gives(rank) else ()
         return [*arriving, *leaving]
 
@@ -144,7 +147,7 @@ class RefitPlan:
 
     def lower_bound_on(self, rank: int) -> int:
         """The bytes that a rank needs and has not: less cannot reach it."""
-        if not self._takes(rank):
+        if not (self._among(rank) and self.gets(rank)):
             return 0
         needs = (
             len(layers) * self.volume(weight, need.ranges)
@@ -163,7 +166,7 @@ class RefitPlan:
             TopologyError: the plan was made without `hosts=`.
         """
         hosts = self._hosts()
-        here = [rank for rank in hosts.ranks_of(host) if rank in self.target.world and rank not in self.without]
+        here = [rank for rank in hosts.ranks_of(host) if self.gets(rank)]
         arriving = (move for rank in here for move in self._arriving(rank) if move.target == rank)
         return sum(self.nbytes(move) for move in arriving if hosts.host_of(move.source) != host)
 
@@ -206,7 +209,7 @@ class RefitPlan:
     def bytes_total(self) -> int:
         """The bytes that the target's ranks need, over all of them."""
         return sum(
-            len(layers) * self.volume(weight, box) * len(self._left(ranks))
+            len(layers) * self.volume(weight, box) * len(self._getting(ranks))
             for weight, kinds in self.kinds()
             for layers in kinds
             for box, ranks in self.target.placed(weight, layers[0]).holders()
@@ -217,7 +220,7 @@ class RefitPlan:
         """The sum over the ranks of what each needs and has not: what a plan without multicast has to move."""
         mine, theirs = self.source.world, self.target.world
         few, other = (mine, theirs) if mine.size < theirs.size else (theirs, mine)
-        both = [] if _apart(mine, theirs) else [rank for rank in few if rank in other and rank not in self.without]
+        both = [] if _apart(mine, theirs) else [rank for rank in few if rank in other and self.gets(rank)]
         return self.bytes_total - sum(self._has_already(rank) for rank in both)
 
     def explain(self, name: str) -> str:
@@ -234,6 +237,7 @@ class RefitPlan:
     def fingerprint(self) -> str:
         """16 hex digits: equal where both layouts, all weights, and where the ranks are, are equal."""
         parts = [self.source.topology, self.target.topology, self.hosts, sorted(self.without)]
+        parts += [] if self.only is None else [sorted(self.only)]
         parts += [repr(self.source.storage), repr(self.target.storage)]
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
@@ -279,15 +283,22 @@ class RefitPlan:
         return hash(self.fingerprint)
 
     def __reduce__(self) -> tuple[Any, ...]:  # what was derived of it is derived again, if it is needed
+        make, given = self._made()
+        return partial(make, without=self.without), given
+
+    def left_without(self, lost: Iterable[int]) -> RefitPlan:
+        """The same for those that are left when ranks are lost."""
+        make, given = self._made()
+        return make(*given, without={*self.without, *lost})
+
+    def _made(self) -> tuple[partial[RefitPlan], tuple[Any, ...]]:
+        """What makes this one, but for who is gone."""
         sides = {"source_as": self.source.storage, "target_as": self.target.storage}
-        make = partial(RefitPlan, **sides, hosts=self.hosts, without=self.without)
+        make = partial(RefitPlan, **sides, hosts=self.hosts, only=self.only)
         return make, (self.weights, self.source.topology, self.target.topology)
 
     def __repr__(self) -> str:
         return f"RefitPlan({len(self.order)} tensors, {self.source.topology} -> {self.target.topology})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "remembered": {}}
 
     # How it is made
 
@@ -367,7 +378,7 @@ class RefitPlan:
                     f"weight {weight.name!r}: of {shown(box)} no copy is left, they were on ranks {having}"
                 )
             host_of = None if self.hosts is None else self.hosts.host_of
-            handing = self._handings.setdefault(key, Handing(have, self._left(needing), host_of))
+            handing = self._handings.setdefault(key, Handing(have, self._getting(needing), host_of))
         return Met(box, handing, sum(part.start // len(part) for part in box))
 
     def _key(self, ranks: Ranks, side: Side) -> object:
@@ -376,6 +387,10 @@ class RefitPlan:
 
     def _left(self, ranks: Ranks) -> tuple[int, ...]:
         return tuple(rank for rank in ranks if rank not in self.without)
+
+    def _getting(self, ranks: Ranks) -> tuple[int, ...]:
+        left = self._left(ranks)
+        return left if self.only is None else tuple(rank for rank in left if rank in self.only)
 
     # Private: tensors
 
@@ -411,8 +426,9 @@ class RefitPlan:
             raise TopologyError("this plan knows no hosts: expected RefitPlan(..., hosts=Hosts.parse('2x8'))")
         return self.hosts
 
-    def _takes(self, rank: int) -> bool:
-        return self._among(rank) and rank in self.target.world and rank not in self.without
+    def gets(self, rank: int) -> bool:
+        """Whether a rank gets something, or keeps what it has for its new tensors."""
+        return rank in self.target.world and rank not in self.without and (self.only is None or rank in self.only)
 
     def _gives(self, rank: int) -> bool:
         return rank in self.source.world and rank not in self.without

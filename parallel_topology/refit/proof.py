@@ -31,7 +31,7 @@ def prove(plan: RefitPlan) -> None:
                 written.update(dict.fromkeys(_receivers(met), prod(map(len, met.box))))
             _prove_apart(weight, boxes)
             for rank in plan.target.world:
-                need = None if rank in plan.without else plan.target.held(weight, layer, rank)
+                need = plan.target.held(weight, layer, rank) if plan.gets(rank) else None
                 needed = 0 if need is None else prod(map(len, need.ranges))
                 if written[rank] != needed:
                     raise RefitError(

@@ -87,7 +87,7 @@ def _made(plan: RefitPlan, rank: int, largest: int) -> Schedule:
     stretch_of = stretches(plan)
     kept: dict[int, list[Move]] = {}
     pairs: dict[tuple[int, int, int, int], list[Move]] = {}
-    for move in plan.moves(rank):
+    for move in plan.moves(rank) if rank in plan.ranks else ():  # others may be in the group
         stretch = stretch_of[move.weight]
         if move.source == move.target:
             kept.setdefault(stretch, []).append(move)

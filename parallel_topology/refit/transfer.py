@@ -79,7 +79,7 @@ class Transfer:
         self.sent = self.received = self.kept = 0
         self._plan, self._group, self._progress = plan, group, progress
         self._rank = rank = group.ranks[group.rank]
-        given = checked(plan.target, rank, into, group.device)
+        given = checked(plan.target, rank, into, group.device) if plan.gets(rank) else {}
         self._coming: Coming | None = None
         if isinstance(have, Mapping):
             had = checked(plan.source, rank, cast("Mapping[str, Tensor]", have), group.device)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from parallel_topology.refit import RefitPlan, neighbours, refit, transfer
 from parallel_topology.refit.neighbours import Neighbours
 from parallel_topology.refit.sides import Side
 from parallel_topology.testing import run_ranks
+from parallel_topology.testing.threads import run_threads
 from parallel_topology.weights import Fused, Interleaved, Padded, Split, Storage, Transposed, Weight, Weights
 from tests.examples import examples
 from tests.refit.drawing import refits
@@ -329,6 +331,21 @@ def test_tensors_may_come_one_after_the_other():
         assert most < len(have) * 2 / 3  # none holds a second model
 
     run_ranks(4, one_by_one)
+
+
+def test_ranks_of_neither_side_may_be_in_the_group_and_nothing_stays_in_the_store():
+    plan = RefitPlan(MODEL, layout("tp2"), layout("tp2@first3"))
+    store = dist.HashStore()
+
+    def body(rank: int) -> None:
+        with GroupManager(ParallelTopology(dp=5), rank=rank, store=store, timeout=30) as groups:
+            for _ in range(4):
+                have, into = stored(plan.source, rank, whole(MODEL)), stored(plan.target, rank, None)
+                refit(plan, groups.world, have if rank < 2 else {}, into if rank > 2 else {})
+            groups.world.barrier()
+
+    run_threads(["rank"] * 5, body, timeout=60)
+    assert store.num_keys() == 0
 
 
 def test_an_unchanged_layout_sends_nothing():

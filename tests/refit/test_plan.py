@@ -155,6 +155,19 @@ def test_who_is_gone_is_left_out(drawn, data):
         assert not {rank for move in plan.moves(rank) for rank in (move.source, move.target)} & gone
 
 
+@given(refits(), st.data())
+def test_only_those_that_are_asked_for_get_something(drawn, data):
+    here, there, source, target = drawn
+    only = data.draw(st.sets(st.sampled_from(sorted(target.world)), max_size=3))
+    plan, everyone = (RefitPlan(here, source, target, target_as=there, only=who) for who in (only, None))
+    plan.verify()
+    for rank in target.world:
+        assert plan.bytes_received(rank) == (everyone.bytes_received(rank) if rank in only else 0)
+        assert plan.lower_bound_on(rank) == plan.bytes_received(rank)
+    assert plan.bytes_moved == plan.lower_bound == sum(map(plan.bytes_sent, ranks_of(plan)))
+    assert (plan == everyone) == (plan.only is None)
+
+
 @given(refits(8))
 def test_an_unchanged_layout_moves_nothing(drawn):
     here, _, source, _ = drawn
