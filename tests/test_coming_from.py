@@ -357,6 +357,9 @@ def test_megatron_says_so_itself(parallel_state: Any, rank: int):
         )  # fmt: skip
         try:
             expected = {call: value for call, value in megatron(rank).items() if "gloo" not in call}
+            if hasattr(parallel_state, "get_gtp_weight_remat_rank"):  # 0.19.2: its rank stands after that of tp
+                tensor, rest = expected["get_all_ranks()"].split("_", 1)
+                expected["get_all_ranks()"] = f"{tensor}_0_{rest}"
             assert answers(list(expected), vars(parallel_state)) == expected
         finally:
             parallel_state.destroy_model_parallel()

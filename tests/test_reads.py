@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
@@ -187,6 +188,8 @@ def test_every_line_to_write_instead_is_python():
 def test_megatrons_own_reads_are_those_counted_by_hand():
     """megatron-core 0.16.1, `grep -n` and a look at each line."""
     spec = find_spec("megatron.core") or pytest.skip("megatron-core is not installed")
+    if (found := version("megatron-core")) != "0.16.1":
+        pytest.skip(f"counted in megatron-core 0.16.1, not in {found}")
     core = Path((spec.submodule_search_locations or [])[0])
     counted = {
         "fp8_utils.py": [622, 623],

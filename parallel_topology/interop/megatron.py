@@ -1,6 +1,6 @@
 """Megatron-core's ProcessGroupCollection over a manager's groups: the `pg_collection=` of its models and layers.
 
-Read in megatron-core 0.16.1 (megatron/core/process_groups_config.py, and parallel_state.py for what each one holds):
+Read in megatron-core 0.16.1 and 0.19.2 (megatron/core/process_groups_config.py; what each holds: parallel_state.py):
 
 | fields                              | groups                                                      |
 |-------------------------------------|-------------------------------------------------------------|
@@ -10,12 +10,17 @@ Read in megatron-core 0.16.1 (megatron/core/process_groups_config.py, and parall
 | tp_ep, tp_ep_pp                     | combinations of that view: `etp-ep`, `etp-ep-pp`            |
 | intra_dp_cp, intra_expt_dp          | as dp_cp and expt_dp, for one instance of the optimizer     |
 | intra_dist_opt                      | the world, for one instance of the optimizer                |
+| dp_cp_gtp_remat, expt_dp_gtp_remat, | 0.19.2: as dp_cp, expt_dp and tp_ep_pp, as no weights are   |
+| tp_ep_pp_with_egtp_remat            | cut over data-parallel ranks (GTP)                          |
+| gtp_remat, expt_gtp_remat           | 0.19.2: this rank alone                                     |
+| dp_cp_ag, expt_dp_ag                | 0.19.2: None, as Megatron's own until they are set          |
 | embd, pos_embd                      | the first and last stage; the first. See `process_group_collection` |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
@@ -43,9 +48,16 @@ AXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tp_ep_pp": ("etp", "ep", "pp"),
         "intra_dp_cp": ("cp", "dp"),
         "intra_expt_dp": ("edp",),
+        "dp_cp_gtp_remat": ("cp", "dp"),
+        "expt_dp_gtp_remat": ("edp",),
+        "tp_ep_pp_with_egtp_remat": ("etp", "ep", "pp"),
     }
 )
 """Field -> the axes that its group runs along."""
+ALONE = ("gtp_remat", "expt_gtp_remat")
+"""Fields whose group is this rank alone."""
+NOT_SEPARATE = ("dp_cp_ag", "expt_dp_ag")
+"""Fields that are None unless gathering has a communicator of its own."""
 NOT_ALONG_AXES = ("embd", "pos_embd", "hcp", "inter_dist_opt")
 """Fields whose ranks are not always a group along axes."""
 
@@ -84,7 +96,10 @@ def process_group_collection(groups: GroupManager) -> Any:
         known["embd"] = known["pp"]
     if "pp" in known:
         known["pos_embd"] = process_groups.alone if groups.pp.is_first else None
-    return _collection_type(config.ProcessGroupCollection, reasons)(**known)
+    known |= dict.fromkeys(ALONE, process_groups.alone) | dict.fromkeys(NOT_SEPARATE)
+    there = {field.name for field in fields(config.ProcessGroupCollection)}  # newer versions have more
+    filled = {field: group for field, group in known.items() if field in there}
+    return _collection_type(config.ProcessGroupCollection, reasons)(**filled)
 
 
 def _collection_type(theirs: Any, reasons: Mapping[str, str]) -> Any:

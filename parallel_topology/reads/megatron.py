@@ -1,4 +1,4 @@
-"""What the functions of megatron.core.parallel_state ask of a manager. Read in megatron-core 0.16.1.
+"""What the functions of megatron.core.parallel_state ask of a manager. Read in megatron-core 0.16.1 and 0.19.2.
 
 Axes as in docs/coming-from-megatron.md: `tp`, `cp`, `dp`, `pp`, and `etp`, `ep`, `edp` of a view. Without a view these
 are what Megatron makes of a model without experts.
@@ -30,6 +30,14 @@ _OTHER_RANK = Refused("a rank or size of its own is another topology: ask topolo
 _PARTIAL = Refused("one instance of the optimizer: an axis of the topology may be two, as in dp_near and dp_far", True)
 _HIERARCHICAL = Refused("declare the inner and outer ranks: views={'hierarchical': 'tp2-near2-far2-rest'}", True)
 _OWN_BUFFER = "a buffer belongs to who uses it"
+_GATHER = "declare it: isolated={'gather': ('cp', 'dp')}"
+_REMAT = "weights that are cut over data-parallel ranks, too, and put together for use (GTP) have no axis here"
+_PASSING = (
+    *("is_unitialized", "get_data_modulo_expert_parallel_group", "has_separate_all_gather_group"),
+    *(f"{what}_global_symmetric_memory_buffer" for what in ("get", "destroy", "_set")),
+    *("create_all_gather_groups", "get_gtp_weight_remat_global_ranks", "get_expert_gtp_weight_remat_global_ranks"),
+    *(f"get_{of}gtp_weight_remat_{what}" for of in ("", "expert_") for what in ("group", "world_size", "rank")),
+)
 _VIRTUAL = "pass vp_stage to who runs the chunk; groups.pp.stage_chunks(layers, virtual=...) has its layers"
 
 
@@ -107,7 +115,9 @@ _ROWS: dict[str, Row | Options] = {
             "num_distributed_optimizer_instances": (1, "the optimizer has one instance here"),
             "hierarchical_context_parallel_sizes": (None, _HIERARCHICAL.why),
             "hybrid_context_parallel": (False, _HIERARCHICAL.why),
-            "create_all_gather_group": (False, "declare it: isolated={'gather': ('cp', 'dp')}"),
+            "create_all_gather_group": (False, _GATHER),
+            "gtp_remat_size": (1, _REMAT),
+            "expert_gtp_remat_size": (1, _REMAT),
             "get_embedding_ranks": (None, "embeddings are on the first and the last stage here"),
             "get_position_embedding_ranks": (None, "position embeddings are on the first stage here"),
         },
@@ -133,7 +143,7 @@ _ROWS: dict[str, Row | Options] = {
         {
             **_data_parallel("device_group").rows,
             ("with_context_parallel", "independent_all_gather"): Refused(
-                "declare it: isolated={'gather': ('cp', 'dp')}, and take groups.gather.device_group"
+                f"{_GATHER}, and take groups.gather.device_group"
             ),
         }
     ),
@@ -144,7 +154,10 @@ _ROWS: dict[str, Row | Options] = {
         {(): ask("dp.first_rank"), ("with_context_parallel",): ask("cp-dp.first_rank")}
     ),
     "has_separate_all_gather_group": Constant(False, "False"),
+    "create_all_gather_groups": Refused(f"{_GATHER}, and take groups.gather.device_group"),
     "get_hybrid_data_context_parallel_groups": _HIERARCHICAL,
+    **_group("gtp_weight_remat", ""),
+    "get_gtp_weight_remat_global_ranks": ask(".ranks"),
     "get_all_ranks": Own(
         '"_".join(map(str, [groups.tp.rank, groups.dp.rank, groups.cp.rank, groups.pp.rank, groups.ep.rank]))'
     ),
@@ -166,6 +179,8 @@ _ROWS: dict[str, Row | Options] = {
     **_group("expert_model_parallel", "ep"),
     "get_expert_model_parallel_src_rank": ask("ep.first_rank"),
     **_group("expert_tensor_parallel", "etp"),
+    **_group("expert_gtp_weight_remat", ""),
+    "get_expert_gtp_weight_remat_global_ranks": ask(".ranks"),
     **_group("expert_tensor_and_model_parallel", "etp-ep"),
     "get_expert_tensor_model_pipeline_parallel_group": ask("etp-ep-pp.device_group"),
     "get_expert_data_parallel_group": _expert_data_parallel("device_group"),
@@ -220,9 +235,11 @@ _ROWS: dict[str, Row | Options] = {
 MEGATRON = Table(
     system="megatron",
     package="megatron-core",
-    versions="megatron-core 0.16.1",
+    versions="megatron-core 0.16.1 and 0.19.2",
     modules={"megatron.core.parallel_state": _ROWS},
     aliases={"megatron.core.mpu": "megatron.core.parallel_state"},
     without={"ep": (), "etp": ("tp",), "edp": ("cp", "dp")},
     optional="check_initialized",
+    moot=frozenset({"with_gtp_remat", "with_egtp_remat"}),
+    passing=frozenset(_PASSING),
 )

@@ -137,6 +137,8 @@ class Table:
         aliases: other name -> module, as the system itself imports it elsewhere.
         without: axis of a view -> the axes that it is where no view was declared.
         optional: the argument that says with False that None is an answer, too.
+        moot: arguments that choose between groups which are one and the same here.
+        passing: names that not all of the versions have.
     """
 
     system: str
@@ -146,6 +148,8 @@ class Table:
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     without: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     optional: str = ""
+    moot: frozenset[str] = frozenset()
+    passing: frozenset[str] = frozenset()
 
 
 def ask(text: str) -> Ask:

@@ -90,7 +90,7 @@ class Answers:
         kwargs: dict[str, Any],
         key: Any,
     ) -> Any:
-        arguments = _bound(own, args, kwargs)
+        arguments = {name: value for name, value in _bound(own, args, kwargs).items() if name not in self._table.moot}
         insisting = arguments.pop(self._table.optional, True) is not False
         one = _chosen(own.__name__, row, arguments) if isinstance(row, Options) else row
         while isinstance(one, Composed):

@@ -70,7 +70,7 @@ def names(table: Table) -> tuple[Mapping[str, set[str]], Mapping[str, set[str]]]
             if isinstance(value, FunctionType | type) and value.__module__ == module
         }
         new[module] = {name for name in own if not name.startswith("_")} - rows.keys()
-        gone[module] = rows.keys() - own
+        gone[module] = rows.keys() - own - table.passing
     return new, gone
 
 
