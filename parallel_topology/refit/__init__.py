@@ -14,6 +14,7 @@ slips       what a rank and a reader of its buffers tell each other
 neighbours  ranks of one host, which read each other's buffers
 transfer    one rank's messages, sent and received
 execute     refit: a plan carried out over a group
+background  start_refit: the same beside other work
 checkpoint  load: a rank's tensors out of safetensors files
 """
 
@@ -23,12 +24,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parallel_topology.refit.background import Refitting, start_refit
     from parallel_topology.refit.execute import Refitted, refit
     from parallel_topology.refit.plan import Move, RefitPlan
 
-__all__ = ["Move", "RefitPlan", "Refitted", "refit"]
+__all__ = ["Move", "RefitPlan", "Refitted", "Refitting", "refit", "start_refit"]
 
-_HOMES = {"Move": "plan", "RefitPlan": "plan", "Refitted": "execute", "refit": "execute"}
+_HOMES = {
+    "Move": "plan",
+    "RefitPlan": "plan",
+    "Refitted": "execute",
+    "Refitting": "background",
+    "refit": "execute",
+    "start_refit": "background",
+}
 
 
 def __getattr__(name: str) -> Any:

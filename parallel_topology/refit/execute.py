@@ -92,11 +92,6 @@ def refit(
         GroupArgumentError: `staging_bytes` is too small, or `version` is below 0.
         TopologyError: `plan` or `group` is something else.
     """
-    require_kind(plan, RefitPlan, "plan")
-    require_kind(group, ParallelGroup, "group")
-    for name, given, least in (("staging_bytes", staging_bytes, LEAST_STAGING), ("version", version, 0)):
-        if (number := whole(given)) is None or number < least:
-            raise GroupArgumentError(f"{name}={quoted(given)}: expected a whole number of at least {least:,}")
     return Attempt(plan, group, have, into, staging_bytes, version, progress).carry_out()
 
 
@@ -105,12 +100,20 @@ class Attempt:
 
     Args:
         before: what may have been written before this.
+
+    Raises:
+        GroupArgumentError, TopologyError: as `refit`.
     """
 
     def __init__(
         self, plan: RefitPlan, group: ParallelGroup, have: Have, into: Mapping[str, Tensor], staging_bytes: int,
         version: int, progress: Progress | None, before: str = UNTOUCHED,
     ) -> None:  # fmt: skip
+        require_kind(plan, RefitPlan, "plan")
+        require_kind(group, ParallelGroup, "group")
+        for name, given, least in (("staging_bytes", staging_bytes, LEAST_STAGING), ("version", version, 0)):
+            if (number := whole(given)) is None or number < least:
+                raise GroupArgumentError(f"{name}={quoted(given)}: expected a whole number of at least {least:,}")
         self._plan, self._group, self._version = plan, group, version
         self._given = have, into, staging_bytes, version, progress
         self._who = f"refit to version {version}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -13,8 +14,8 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_topology import GroupArgumentError, GroupManager, Hosts, ParallelTopology, RefitError
-from parallel_topology.refit import RefitPlan, neighbours, refit, transfer
+from parallel_topology import GroupArgumentError, GroupManager, GroupTimeoutError, Hosts, ParallelTopology, RefitError
+from parallel_topology.refit import RefitPlan, neighbours, refit, start_refit, transfer
 from parallel_topology.refit.neighbours import Neighbours
 from parallel_topology.refit.sides import Side
 from parallel_topology.testing import run_ranks
@@ -346,6 +347,51 @@ def test_ranks_of_neither_side_may_be_in_the_group_and_nothing_stays_in_the_stor
 
     run_threads(["rank"] * 5, body, timeout=60)
     assert store.num_keys() == 0
+
+
+def test_a_refit_runs_beside_other_groups():
+    plan = RefitPlan(MODEL, layout("tp2-pp2"), layout("tp4"), target_as=VLLM)
+
+    def body(groups: GroupManager) -> None:
+        have, into = stored(plan.source, groups.rank, whole(MODEL)), stored(plan.target, groups.rank, None)
+        go_on = threading.Event()
+
+        def coming() -> Iterator[tuple[str, torch.Tensor]]:
+            for number, name in enumerate(name for name in plan.order if name in have):
+                if number == 1:
+                    assert go_on.wait(60)
+                yield name, have[name]
+
+        with torch.inference_mode():
+            into = {name: tensor.clone() for name, tensor in into.items()}
+            refitting = start_refit(plan, groups["weights"], coming(), into, version=7)
+        assert groups.world.all_reduce(torch.ones(1)) == 4
+        assert not refitting.is_done()
+        with pytest.raises(
+            GroupTimeoutError, match=r"refit to version 7 is not done after 0\.01 s: [\d,]+ of [\d,]+ bytes"
+        ):
+            refitting.wait(0.01)
+        go_on.set()
+        done = refitting.wait(60)
+        assert refitting.is_done()
+        assert refitting.wait() is done
+        assert refitting.progress == (done.sent + done.received + done.kept,) * 2
+        expected = stored(plan.target, groups.rank, whole(MODEL))
+        assert all(same_bits(tensor, expected[name]) for name, tensor in into.items())
+
+    run_ranks(ParallelTopology(tp=4), body, isolated={"weights": ("tp",)})
+
+
+def test_what_is_wrong_is_said_where_a_refit_is_started_or_waited_for():
+    def body(groups: GroupManager) -> None:
+        with pytest.raises(GroupArgumentError, match="staging_bytes=8"):
+            start_refit(PLAN, groups.world, {}, {}, 8)
+        refitting = start_refit(PLAN, groups.world, {}, {})
+        for _ in range(2):
+            with pytest.raises(RefitError, match="rank 0: the target tensors lack"):
+                refitting.wait()
+
+    run_ranks(4, body)
 
 
 def test_an_unchanged_layout_sends_nothing():
