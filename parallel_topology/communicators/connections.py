@@ -14,7 +14,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,8 +26,8 @@ Address = tuple[str, int]
 
 _one_at_a_time = threading.Lock()
 """Held while a device is made, so that managers in other threads do not take its descriptors."""
-_OPENED = 16
-"""How many descriptors are looked at: a device takes four, and other threads may take some meanwhile."""
+_OPENED, _OTHERS = 4, 16
+"""How many descriptors a device takes, and how many more are looked at: other threads may take some meanwhile."""
 _dup, _close = ctypes.PyDLL(None).dup, ctypes.PyDLL(None).close
 """Without letting other threads run, which may open something in between."""
 
@@ -62,11 +62,12 @@ class Device:
 class Connections:
     """Those of one group, on all its devices."""
 
-    def __init__(self, addresses: Sequence[Address] = (), found: Mapping[Address, Device] | None = None) -> None:
-        """`addresses`: where the devices listen; those not `found` yet are looked for when connections are to be ended,
-        which takes long where a process has many descriptors."""
+    def __init__(self, addresses: Sequence[Address] = (), among: Sequence[int] = ()) -> None:
+        """`addresses`: where the devices listen. They are looked for when connections are to be ended: `among` these
+        descriptors, else among all, which takes long where a process has many."""
         self._addresses = addresses
-        self._devices = [found[address] for address in addresses if address in found] if found else []
+        self._among = among
+        self._devices: list[Device] = []
 
     @classmethod
     def of(cls, devices: Sequence[Device]) -> Connections:
@@ -87,27 +88,27 @@ class Connections:
             time.sleep(0.0002)
 
     def _found(self) -> list[Device]:
-        if len(self._devices) < len(self._addresses):
-            there = _devices_among(_polls())
-            self._devices = [there[address] for address in self._addresses if address in there]
+        for polls in (filter(_is_poll, self._among), _polls()):
+            if len(self._devices) < len(self._addresses):
+                there = _devices_among(polls, self._addresses)
+                self._devices = [there[address] for address in self._addresses if address in there]
         return self._devices
 
 
-def made_at(make: Callable[[], T], devices: int) -> tuple[T, dict[Address, Device]]:
-    """What `make` returns, which makes so many gloo devices and waits for nobody, and those of them that were found.
+def made_at(make: Callable[[], T], devices: int) -> tuple[T, list[int]]:
+    """What `make` returns, which makes so many gloo devices and waits for nobody, and the descriptors that were free.
 
-    They are among the descriptors that were free: the system gives the lowest, unless another thread opens something
-    meanwhile.
+    Those of the devices are among them: the system gives the lowest, unless another thread opens something meanwhile.
     """
     with _one_at_a_time:
         free: list[int] = []
         with suppress(OSError):
             free.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            free += [_dup(free[0]) for _ in range(_OPENED * devices - 1)]
+            free += [_dup(free[0]) for _ in range(_OPENED * devices + _OTHERS)]
         for descriptor in free:
             _close(descriptor)  # also of -1, where there were no more: nothing happens
         made = make()
-    return made, _devices_among(filter(_is_poll, free), devices)
+    return made, free
 
 
 def new_connections(make: Callable[[], T]) -> tuple[T, Connections | None]:
@@ -126,19 +127,15 @@ def new_connections(make: Callable[[], T]) -> tuple[T, Connections | None]:
     return made, Connections.of(found) if len(found) == 1 else None
 
 
-def _devices_among(polls: Iterable[int], enough: int = -1) -> dict[Address, Device]:
-    """What listens, and whose epoll instance is among `polls`: a device, if it is where gloo says that one does.
-
-    Args:
-        enough: how many are looked for; all unless told otherwise.
-    """
+def _devices_among(polls: Iterable[int], addresses: Sequence[Address]) -> dict[Address, Device]:
+    """The devices that listen at these addresses, of those whose epoll instances are `polls`."""
     found: dict[Address, Device] = {}
     for poll in polls:
         for descriptor, inode in _registered(poll):
             where = _listens_at(descriptor, inode)
-            if where is not None:
+            if where is not None and where in addresses:
                 found[where] = Device(poll, inode)
-        if len(found) == enough:
+        if len(found) == len(addresses):
             break
     return found
 

@@ -81,7 +81,7 @@ def join(
     meeting = new_meeting(options.name, topology, rank, card, options.token, deadline)
     opening = Opening(plan, rank, control.given, options, gloo=made.opens)
     meeting.memory = opening.offer.text
-    meeting.build = opening.build
+    meeting.build = lambda called: opening.build(called, meeting.address)
     try:
         agreed = meet(control, meeting)
         opening.conclude(dict(zip(topology.world, agreed.built, strict=True)))

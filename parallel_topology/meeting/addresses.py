@@ -62,12 +62,13 @@ def address_towards(store: dist.Store) -> str:
     return _source(base.host, base.port) if isinstance(base, dist.TCPStore) else ""
 
 
-def gloo_devices(store: dist.Store, others: Sequence[str]) -> Callable[[], list[Any]]:
+def gloo_devices(store: dist.Store, others: Sequence[str], address: str = "") -> Callable[[], list[Any]]:
     """What makes one group's devices for gloo: on the interfaces of GLOO_SOCKET_IFNAME, else on the address from which
     the others are reached.
 
     Args:
         others: addresses of ranks on other hosts, as these see them.
+        address: as of `address_towards`, if it was asked already.
 
     Raises:
         BackendError: GLOO_SOCKET_IFNAME names interfaces that are not there.
@@ -75,14 +76,14 @@ def gloo_devices(store: dist.Store, others: Sequence[str]) -> Callable[[], list[
     if given := os.environ.get("GLOO_SOCKET_IFNAME"):
         names = list(dict.fromkeys(_interfaces(given)))
         return lambda: [_device(name) for name in names]
-    mine = _reached_from(torch_private.base_store(store), others)
+    mine = _reached_from(torch_private.base_store(store), others, address)
     return lambda: [torch_private.gloo_device(hostname=mine)]
 
 
-def _reached_from(store: dist.Store, others: Sequence[str]) -> str:
+def _reached_from(store: dist.Store, others: Sequence[str], known: str) -> str:
     if isinstance(store, dist.HashStore):  # lives in this process, and so do all ranks
         return LOOPBACK
-    mine = address_towards(store)
+    mine = known or address_towards(store)
     outside = [one for one in others if (address := _literal(one)) is not None and not address.is_loopback]
     if outside and ip_address(mine or LOOPBACK).is_loopback:  # the store is here, and its name means loopback here
         mine = _source(outside[0], 1)

@@ -309,7 +309,7 @@ class Meeting:
     def _answers(self, store: dist.Store, call: str, entries: dict[int, Entry]) -> dict[int, Answer] | None:
         """Each rank's; None if the round cannot come off, because somebody came in another's place or gave up."""
         keys = {rank: f"{self._in_round}/ack/{rank}" for rank in self.world if rank != self.rank}
-        mine = self._answer(call)  # meanwhile the others build, too
+        mine = self._answer(call, Called.read(call))  # meanwhile the others build, too
         looks = Patience(len(self.world))
         complete = wait_for(store, list(keys.values()), self._soon(FIRST_LOOK))
         while not complete:
@@ -366,7 +366,7 @@ class Meeting:
     def _follow(self, store: dist.Store) -> Agreed:
         while True:
             entry = self._entry
-            key = self._call_key(entry)
+            key, mine = self._call_key(entry), entry.text()
             if not wait_for(store, [key], self.deadline):
                 raise GroupTimeoutError(self._missing(store))
             self._calls.append(key)
@@ -375,12 +375,12 @@ class Meeting:
                 raise GroupTimeoutError(f"{self.name}: rank {self.rank} was told to give up")
             self.round = called
             call = (read(store, f"{self._in_round}/call") or b"").decode(errors="replace")
-            self._require_called(call, entry)
+            called_to = self._require_called(call, mine)
             self._require_time(store)
-            answer = self._answer(call)
+            answer = self._answer(call, called_to)
             self._require_time(store)
             store.set(f"{self._in_round}/ack/{self.rank}", answer.text())
-            store.compare_set(self._came(self.rank), entry.text(), self._called_to)
+            store.compare_set(self._came(self.rank), mine, self._called_to)
             if not wait_for(store, [f"{self._in_round}/end"], self.deadline):
                 raise GroupTimeoutError(self._missing(store))
             sealed = read(store, f"{self._in_round}/end") or AGAIN.encode()
@@ -398,10 +398,12 @@ class Meeting:
         if self.deadline.passed():
             raise GroupTimeoutError(self._missing(store))
 
-    def _require_called(self, call: str, entry: Entry) -> None:
+    def _require_called(self, call: str, mine: str) -> Called:
+        """What the call says, if it is for the card `mine`."""
         try:
-            if [self.rank, entry.nonce, digest(entry.text())] in json.loads(call)["members"] and Called.read(call):
-                return
+            called = Called.read(call)
+            if [self.rank, self._nonce, digest(mine)] in called.members:
+                return called
         except (ValueError, RecursionError, TypeError, KeyError):
             pass
         raise RendezvousError(f"{self.name}: rank {self.rank} was called to a meeting that is not its own")
@@ -456,9 +458,8 @@ class Meeting:
                 raise self._stranger(rank)
         return Agreed(number=found["number"], hosts=found["hosts"], built=[answer.built for answer in answers])
 
-    def _answer(self, call: str) -> Answer:
+    def _answer(self, call: str, called: Called) -> Answer:
         """Build, and prove to hold the token; that also says that nobody changed what is said of what was built."""
-        called = Called.read(call)
         built = self.build(called) if set(called.hosts) == set(self.world) else ""  # else they disagree
         return Answer(self._seal("proof", call, str(self.rank), built), built)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 from parallel_topology.topology.wording import shown_ranks
@@ -50,7 +50,7 @@ class Entry:
 
     def text(self) -> str:
         """As it stands in the store."""
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
     @classmethod
     def read(cls, text: bytes, rank: int | None = None) -> Entry:
@@ -76,11 +76,13 @@ class Called:
         hosts: rank -> its host, numbered.
         addresses: of each host, as its first rank sees it; empty where that is no matter of addresses.
         memories: what the first rank of each host offers to those on it.
+        members: each rank that is called, the nonce of its card, and a hash of that.
     """
 
     hosts: Mapping[int, int]
     addresses: Sequence[str]
     memories: Sequence[str]
+    members: Sequence[Any] = ()
 
     @classmethod
     def read(cls, call: str) -> Called:
@@ -91,7 +93,8 @@ class Called:
         """
         told = json.loads(call)
         hosts = {int(member[0]): int(on) for member, on in zip(told["members"], told["on"], strict=True)}
-        return cls(hosts, [str(address) for address, _ in told["hosts"]], [str(memory) for _, memory in told["hosts"]])
+        addresses, memories = zip(*((str(address), str(memory)) for address, memory in told["hosts"]), strict=True)
+        return cls(hosts, addresses, memories, told["members"])
 
 
 @dataclass(frozen=True)

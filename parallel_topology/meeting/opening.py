@@ -63,8 +63,11 @@ class Opening:
         self._lock = threading.Lock()
         self._over = False
 
-    def build(self, called: Called) -> str:
+    def build(self, called: Called, address: str = "") -> str:
         """Build all; what the others are to know of it. Called again, it keeps what still holds.
+
+        Args:
+            address: from which this rank reaches the store's host, if that is known.
 
         Raises:
             BackendError: GLOO_SOCKET_IFNAME names interfaces that are not there.
@@ -74,20 +77,20 @@ class Opening:
         if self._gloo and (not self._opened or others != self._others):
             self._others = others
             self._drop()
-            self._open()
+            self._open(address)
         self.memory = self._share(called, host)
         has_memory = self.memory is not None and self.memory.is_mapped
         return told_of(has_memory, [opened.contacts.mine for opened in self._opened.values()])
 
-    def _open(self) -> None:
-        devices = gloo_devices(self._store, self._others)
+    def _open(self, address: str) -> None:
+        devices = gloo_devices(self._store, self._others, address)
         # gloo waits for a connection five times as long as it is told now, also if that is set to something else later.
         timeout = timedelta(seconds=max(map(self._options.operations_wait, self._plan.families)))
         groups = self._plan.of_rank(self._rank)
-        made, found = made_at(lambda: [devices() for _ in groups], len(groups))
+        made, descriptors = made_at(lambda: [devices() for _ in groups], len(groups))
         for (family, ranks), own in zip(groups, made, strict=True):
             backend, contacts = open_gloo(own, ranks.index(self._rank), len(ranks), timeout)
-            opened = Opened(backend, contacts, Connections(tuple(contacts.mine), found))
+            opened = Opened(backend, contacts, Connections(tuple(contacts.mine), descriptors))
             with self._lock:
                 self._opened[family] = opened
         if self._over:  # nobody waits for these any more

@@ -105,9 +105,12 @@ def process_identity() -> str:
 def host_identity() -> str:
     """Equal for processes of one machine and one network: host names can repeat across containers and clones, and what
     has addresses of its own can be cut off."""
-    boot, network = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/net")
-    started = boot.read_text().strip() if boot.exists() else ""
-    return f"{socket.gethostname()}/{started}/{network.readlink() if network.is_symlink() else ''}"
+    started = network = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
+        started = boot.read().strip()
+    with contextlib.suppress(OSError):
+        network = os.readlink("/proc/self/ns/net")
+    return f"{socket.gethostname()}/{started}/{network}"
 
 
 def find_local_rank(options: Options, agreed: Agreed | None, position: int) -> int:
@@ -117,11 +120,14 @@ def find_local_rank(options: Options, agreed: Agreed | None, position: int) -> i
     return agreed.hosts[:position].count(agreed.hosts[position]) if agreed else 0
 
 
+_OURS = (str(Path(__file__).parents[1]), contextlib.__file__)
+"""Where code of this package stands; a context manager of ours stands between, too."""
+
+
 def caller() -> str:
     """Where outside this package the manager was made."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] (inspect.stack() reads every source file)
-    ours = (str(Path(__file__).parents[1]), contextlib.__file__)  # a context manager of ours stands between, too
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
