@@ -345,7 +345,8 @@ def test_pdb_says_what_to_do(run, kind: str, said: str):
     code = """
 import pdb
 class Quiet(pdb.Pdb):
-    def interaction(self, frame, traceback):
+    def interaction(self, frame, traceback):  # from Python 3.13 on pytest gives the exception
+        traceback = getattr(traceback, "__traceback__", traceback)
         while getattr(traceback, "tb_next", None):
             traceback = traceback.tb_next
         print("PDB IN", (traceback.tb_frame if hasattr(traceback, "tb_frame") else frame).f_code.co_name)
