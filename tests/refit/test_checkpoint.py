@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from parallel_topology import MissingExtraError, ParallelTopology, RefitError
 from parallel_topology.refit.checkpoint import ALONE, load
 from parallel_topology.refit.sides import Side, stored
+from parallel_topology.weights import Fused, Sharded, Storage
 from tests.refit import test_execute as refits
 
 FILES = {
@@ -48,6 +49,30 @@ def test_any_layout_loads_them(files: Any, text: str, storage: Any):
             torch.Size(map(len, one.ranges)).numel() * (4 if name.startswith("norm") else 2)
             for name, one in held.items()
         )
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        Storage(refits.MODEL, sharded_over="dp"),
+        Storage(refits.MODEL, [Fused("qkv", ["q", "k", "v"]), Sharded("qkv", "dp")]),
+        Storage(refits.MODEL, [Fused("w13", ["gate", "up"], dim=1)], sharded_over=("dp", "pp")),
+    ],
+    ids=["each", "fused", "two axes"],
+)
+@pytest.mark.parametrize("text", ["tp2-dp2", "dp3-tp2", "dp2-pp2"])
+def test_what_a_storage_cuts_once_more_is_loaded_whole(files: Any, text: str, storage: Storage):
+    """As FSDP2 keeps it: each element that a rank has is written, also where a chunk goes through several weights."""
+    folder, files_as = files
+    topology = ParallelTopology.parse(text)
+    if "pp" in storage.sharded_over and topology.size("pp") > 1:
+        storage = Storage(refits.MODEL, storage.rules, sharded_over="dp")  # stages are no group of shards
+    side = Side("target", storage, topology)
+    for rank in topology.world:
+        into = refits.stored(side, rank, None)
+        load(folder, storage, topology, rank, into, files_as=files_as)
+        expected = refits.stored(side, rank, refits.whole(refits.MODEL))
+        assert all(refits.same_bits(tensor, expected[name]) for name, tensor in into.items())
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
