@@ -3,6 +3,7 @@
 handing     who gives a box of elements to whom
 sides       Side: the weights on one topology, as that side stores them
 common      the logical tensors that both have, and the dtype in which each travels
+patterns    the boxes that both sides have in common, and who hands each to whom
 plan        RefitPlan: each rank's moves, the bytes, and the lower bound
 proof       that a plan writes every element once, from a rank that holds it
 facts       who sends how much to whom, and a tensor's way in words

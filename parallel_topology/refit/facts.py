@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from parallel_topology.refit.plan import Met, RefitPlan, shown
+from parallel_topology.refit.patterns import Met, shown
+from parallel_topology.refit.plan import RefitPlan
 
 MOST_BOXES = 16
 """Boxes that are told one by one."""
@@ -13,10 +14,10 @@ MOST_BOXES = 16
 def matrix(plan: RefitPlan) -> dict[tuple[int, int], int]:
     """(source, target) -> bytes, what a rank keeps included. Costs as many steps as there are moves."""
     found: dict[tuple[int, int], int] = {}
-    for order, (weight, kinds) in enumerate(plan.kinds()):
+    for order, (weight, kinds) in enumerate(plan.patterns.kinds()):
         for layers in kinds:
-            for met in plan.met(weight, layers[0]):
-                nbytes = plan.volume(weight, met.box)
+            for met in plan.patterns.met(weight, layers[0]):
+                nbytes = plan.patterns.volume(weight, met.box)
                 for layer in layers:
                     for pair in _pairs(met, met.turn(order, layer)):
                         found[pair] = found.get(pair, 0) + nbytes
@@ -26,11 +27,11 @@ def matrix(plan: RefitPlan) -> dict[tuple[int, int], int]:
 def explained(plan: RefitPlan, name: str) -> str:
     """See `RefitPlan.explain`."""
     weight, layer = plan.target.weights.home(name)
-    origin = plan.origin(weight)
+    origin = plan.patterns.origin(weight)
     order = plan.target.weights.weights.index(weight)
-    boxes = list(plan.met(weight, layer))
-    kept = sum(len(met.handing.own) * plan.volume(weight, met.box) for met in boxes)
-    moved = sum(met.handing.moved * plan.volume(weight, met.box) for met in boxes)
+    boxes = list(plan.patterns.met(weight, layer))
+    kept = sum(len(met.handing.own) * plan.patterns.volume(weight, met.box) for met in boxes)
+    moved = sum(met.handing.moved * plan.patterns.volume(weight, met.box) for met in boxes)
     lines = [
         f"{name}: {list(weight.shape)}, in {plan.dtype(name)} on its way",
         f"source {plan.source.topology}: {origin}, each element on {plan.source.placed(origin, layer).copies} ranks",

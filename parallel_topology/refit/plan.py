@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property, partial
-from math import prod
 from typing import Any, NamedTuple
 
 from parallel_topology.errors import RankError, TopologyError
 from parallel_topology.hosts.hosts import Hosts
-from parallel_topology.refit.common import Common
-from parallel_topology.refit.handing import Handing
+from parallel_topology.refit.patterns import Met, Patterns
 from parallel_topology.refit.sides import Side, stored
 from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted, require_each
-from parallel_topology.weights.dtypes import bytes_of
 from parallel_topology.weights.place import Box, both
-from parallel_topology.weights.placed import Placed
 from parallel_topology.weights.storage import Storage
 from parallel_topology.weights.weight import Weight
 from parallel_topology.weights.weights import Weights
@@ -41,22 +36,6 @@ class Move(NamedTuple):
     source: int
     target: int
     hop: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Met:
-    """A box that one part of the source and one part of the target have in common.
-
-    Attributes:
-        number: where it stands among those of its tensor, roughly: what makes boxes take turns.
-    """
-
-    box: Box
-    handing: Handing
-    number: int
-
-    def turn(self, order: int, layer: int | None) -> int:
-        return self.number + order + (layer or 0)
 
 
 class RefitPlan:
@@ -87,6 +66,7 @@ class RefitPlan:
         only: the target's ranks that get something, as those that came in later; all if it is left out.
 
     Attributes:
+        patterns: the boxes that both sides have in common.
         remembered: what was derived of it, so that each refit need not do so again: a rank's messages, and the proof.
 
     Raises:
@@ -115,11 +95,10 @@ class RefitPlan:
         self.without = frozenset(require_each(0, "without", without))
         self.only = None if only is None else frozenset(require_each(0, "only", only))
         self.remembered: dict[Any, Any] = {}
-        self._handings: dict[Any, Handing] = {}
         if hosts is not None:
             require_kind(hosts, Hosts, "hosts").require(source)
             hosts.require(target)
-        self._common = Common(self.source, self.target)
+        self.patterns = Patterns(self.source, self.target, hosts, self.without, self.only)
 
     # One rank's questions
 
@@ -150,8 +129,8 @@ class RefitPlan:
         if not (self._among(rank) and self.gets(rank)):
             return 0
         needs = (
-            len(layers) * self.volume(weight, need.ranges)
-            for weight, kinds in self.kinds()
+            len(layers) * self.patterns.volume(weight, need.ranges)
+            for weight, kinds in self.patterns.kinds()
             for layers in kinds
             if (need := self.target.held(weight, layers[0], rank)) is not None
         )
@@ -178,20 +157,20 @@ class RefitPlan:
         """
         here = {*self._hosts().ranks_of(host)}
         return sum(
-            len(layers) * self.volume(weight, met.box)
-            for weight, kinds in self.kinds()
+            len(layers) * self.patterns.volume(weight, met.box)
+            for weight, kinds in self.patterns.kinds()
             for layers in kinds
-            for met in self.met(weight, layers[0])
+            for met in self.patterns.met(weight, layers[0])
             if not here.isdisjoint(met.handing.needing) and here.isdisjoint(met.handing.having)
         )
 
     def nbytes(self, move: Move) -> int:
         """The bytes of a move on its way, in the narrower one of both sides' dtypes."""
-        return self.volume(self.target.weights.named(move.weight), move.ranges)
+        return self.patterns.volume(self.target.weights.named(move.weight), move.ranges)
 
     def dtype(self, name: str) -> str:
         """In which dtype a logical tensor travels."""
-        return self._common.dtypes[self.target.weights.named(name).name]
+        return self.patterns.dtype(self.target.weights.named(name))
 
     # The whole
 
@@ -199,18 +178,18 @@ class RefitPlan:
     def bytes_moved(self) -> int:
         """The bytes that go from one rank to another, over all ranks."""
         return sum(
-            len(layers) * met.handing.moved * self.volume(weight, met.box)
-            for weight, kinds in self.kinds()
+            len(layers) * met.handing.moved * self.patterns.volume(weight, met.box)
+            for weight, kinds in self.patterns.kinds()
             for layers in kinds
-            for met in self.met(weight, layers[0])
+            for met in self.patterns.met(weight, layers[0])
         )
 
     @cached_property
     def bytes_total(self) -> int:
         """The bytes that the target's ranks need, over all of them."""
         return sum(
-            len(layers) * self.volume(weight, box) * len(self._getting(ranks))
-            for weight, kinds in self.kinds()
+            len(layers) * self.patterns.volume(weight, box) * len(self.patterns.getting(ranks))
+            for weight, kinds in self.patterns.kinds()
             for layers in kinds
             for box, ranks in self.target.placed(weight, layers[0]).holders()
         )
@@ -300,38 +279,14 @@ class RefitPlan:
     def __repr__(self) -> str:
         return f"RefitPlan({len(self.order)} tensors, {self.source.topology} -> {self.target.topology})"
 
-    # How it is made
-
-    def kinds(self) -> Iterator[tuple[Weight, list[list[int | None]]]]:
-        """Each weight, with its layers; those together that are on the same stages of both sides, and so lie alike."""
-        for weight in self.target.weights.weights:
-            if weight.layer is False:
-                yield weight, [[None]]
-                continue
-            alike: dict[tuple[int, int], list[int | None]] = {}
-            for layer in weight.layers(range(self.target.weights.layers)):
-                alike.setdefault((self.source.stage(layer), self.target.stage(layer)), []).append(layer)
-            yield weight, list(alike.values())
-
-    def met(self, weight: Weight, layer: int | None) -> Iterator[Met]:
-        """All boxes of a tensor."""
-        here, there = self.source.placed(self.origin(weight), layer), self.target.placed(weight, layer)
-        for part, having in here.holders():
-            for box, needing in there.holders(part):
-                yield self._met(weight, box, having, needing)
-
-    def origin(self, weight: Weight) -> Weight:
-        """The source's weight of the same name."""
-        return self._common.origins[weight.name]
-
-    # Private: one rank's part of a tensor, met with the other side's
+    # Private
 
     def _arriving(self, rank: int) -> Iterator[Move]:
         known: dict[tuple[str, int], list[Met]] = {}
         for weight, order, layer in self._tensors(self.target, rank):
             key = weight.name, self.source.stage(layer)
             if key not in known:
-                known[key] = list(self._needed(weight, layer, rank))
+                known[key] = list(self.patterns.needed(weight, layer, rank))
             name = weight.full_name(layer)
             for met in known[key]:
                 turn = met.turn(order, layer)
@@ -346,53 +301,11 @@ class RefitPlan:
         for weight, order, layer in self._tensors(self.source, rank):
             key = weight.name, self.target.stage(layer)
             if key not in known:
-                known[key] = list(self._had(weight, layer, rank))
+                known[key] = list(self.patterns.had(weight, layer, rank))
             name = weight.full_name(layer)
             for met in known[key]:
                 for target, hop in met.handing.given_by(rank, met.turn(order, layer)):
                     yield Move(name, met.box, rank, target, hop)
-
-    def _needed(self, weight: Weight, layer: int | None, rank: int) -> Iterator[Met]:
-        """What a rank needs of a tensor, box by box."""
-        here, there = self.source.placed(self.origin(weight), layer), self.target.placed(weight, layer)
-        need = _held(there, rank)
-        alike = next((ranks for _, ranks in there.holders(need)), None)
-        if alike is not None:
-            yield from (self._met(weight, box, having, alike) for box, having in here.holders(need))
-
-    def _had(self, weight: Weight, layer: int | None, rank: int) -> Iterator[Met]:
-        """What others may need of what a rank has of a tensor, box by box."""
-        here, there = self.source.placed(self.origin(weight), layer), self.target.placed(weight, layer)
-        have = _held(here, rank)
-        alike = next((ranks for _, ranks in here.holders(have)), None)
-        if alike is not None:
-            yield from (self._met(weight, box, alike, needing) for box, needing in there.holders(have))
-
-    def _met(self, weight: Weight, box: Box, having: Ranks, needing: Ranks) -> Met:
-        key = self._key(having, self.source), self._key(needing, self.target)
-        handing = self._handings.get(key)
-        if handing is None:
-            have = self._left(having)
-            if not have:
-                raise TopologyError(
-                    f"weight {weight.name!r}: of {shown(box)} no copy is left, they were on ranks {having}"
-                )
-            host_of = None if self.hosts is None else self.hosts.host_of
-            handing = self._handings.setdefault(key, Handing(have, self._getting(needing), host_of))
-        return Met(box, handing, sum(part.start // len(part) for part in box))
-
-    def _key(self, ranks: Ranks, side: Side) -> object:
-        plain = ranks.placement is side.world.placement
-        return (ranks.start, ranks.modes) if plain else tuple(ranks)
-
-    def _left(self, ranks: Ranks) -> tuple[int, ...]:
-        return tuple(rank for rank in ranks if rank not in self.without)
-
-    def _getting(self, ranks: Ranks) -> tuple[int, ...]:
-        left = self._left(ranks)
-        return left if self.only is None else tuple(rank for rank in left if rank in self.only)
-
-    # Private: tensors
 
     def _tensors(self, side: Side, rank: int) -> Iterator[tuple[Weight, int, int | None]]:
         """(weight, its number, layer) of what a rank has on a side, if it moves."""
@@ -406,19 +319,17 @@ class RefitPlan:
                     if weight.full_name(layer) in own:
                         yield weight, order, layer
 
-    def volume(self, weight: Weight, box: Box) -> int:
-        """The bytes of a box on its way."""
-        return bytes_of(prod(map(len, box)), self._common.dtypes[weight.name])
-
     def _has_already(self, rank: int) -> int:
         """The bytes of what a rank needs that it has."""
         total = 0
-        for weight, kinds in self.kinds():
+        for weight, kinds in self.patterns.kinds():
             for layer, *others in kinds:
                 need = self.target.held(weight, layer, rank)
-                have = self.source.held(self.origin(weight), layer, rank) if need else None
+                have = self.source.held(self.patterns.origin(weight), layer, rank) if need else None
                 if need is not None and have is not None:
-                    total += (1 + len(others)) * self.volume(weight, tuple(map(both, need.ranges, have.ranges)))
+                    total += (1 + len(others)) * self.patterns.volume(
+                        weight, tuple(map(both, need.ranges, have.ranges))
+                    )
         return total
 
     def _hosts(self) -> Hosts:
@@ -442,11 +353,6 @@ class RefitPlan:
         )
 
 
-def _held(placed: Placed, rank: int) -> Box:
-    held = placed.on(rank)
-    return () if held is None else held.ranges
-
-
 def _apart(first: Ranks, second: Ranks) -> bool:
     """Whether two worlds are seen at once to have no rank in common: two runs."""
     if first.plain() is None or second.plain() is None:
@@ -462,12 +368,3 @@ def _first(ranks: Ranks) -> int:
 def _last(ranks: Ranks) -> int:
     plain = ranks.plain()
     return max(ranks) if plain is None else plain[0] + sum(max(0, (size - 1) * step) for size, step in plain[1])
-
-
-def shown(box: Box) -> str:
-    """As slices.
-
-    >>> shown((range(2, 4), range(8)))
-    '[2:4, 0:8]'
-    """
-    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in box) + "]"

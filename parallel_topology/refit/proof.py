@@ -12,7 +12,8 @@ from itertools import pairwise
 from math import prod
 
 from parallel_topology.errors import RefitError
-from parallel_topology.refit.plan import Met, RefitPlan
+from parallel_topology.refit.patterns import Met
+from parallel_topology.refit.plan import RefitPlan
 from parallel_topology.weights.place import Box
 from parallel_topology.weights.weight import Weight
 
@@ -21,11 +22,11 @@ def prove(plan: RefitPlan) -> None:
     """Raises:
     RefitError: an element is written twice, or not, or is read where it is not.
     """
-    for weight, kinds in plan.kinds():
+    for weight, kinds in plan.patterns.kinds():
         for layer, *_ in kinds:
             written: Counter[int] = Counter()
             boxes: list[Box] = []
-            for met in plan.met(weight, layer):
+            for met in plan.patterns.met(weight, layer):
                 _prove_sources(plan, weight, layer, met)
                 boxes.append(met.box)
                 written.update(dict.fromkeys(_receivers(met), prod(map(len, met.box))))
@@ -49,7 +50,7 @@ def _prove_sources(plan: RefitPlan, weight: Weight, layer: int | None, met: Met)
     handing, said = met.handing, dict[int, int]()
     senders = {rank for flow in handing.flows for rank in flow.senders} | {*handing.own}
     for rank in senders:
-        _prove_holds(plan.source.held(plan.origin(weight), layer, rank), met.box, weight, rank, "has")
+        _prove_holds(plan.source.held(plan.patterns.origin(weight), layer, rank), met.box, weight, rank, "has")
     turn = met.turn(0, layer)
     for rank in senders:
         said.update((target, rank) for target, _ in handing.given_by(rank, turn))

@@ -17,7 +17,8 @@ from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.refit.boxes import Boxes
 from parallel_topology.refit.given import Coming, Have, checked, require_apart
 from parallel_topology.refit.neighbours import Borrowed, Lent, Neighbours, sharing
-from parallel_topology.refit.plan import RefitPlan, shown
+from parallel_topology.refit.patterns import shown
+from parallel_topology.refit.plan import RefitPlan
 from parallel_topology.refit.schedule import Message, Piece, schedule, stretches
 from parallel_topology.refit.staging import Buffer, Staging
 from parallel_topology.wire.structure import digest_of

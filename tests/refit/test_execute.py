@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from parallel_topology import GroupArgumentError, GroupManager, GroupTimeoutError, Hosts, ParallelTopology, RefitError
 from parallel_topology.refit import RefitPlan, neighbours, refit, start_refit, transfer
 from parallel_topology.refit.neighbours import Neighbours
+from parallel_topology.refit.patterns import Patterns
 from parallel_topology.refit.sides import Side
 from parallel_topology.testing import run_ranks
 from parallel_topology.testing.threads import run_threads
@@ -292,7 +293,7 @@ def test_a_plan_is_worked_out_once(monkeypatch: pytest.MonkeyPatch):
     plan = RefitPlan(MODEL, layout("tp2-pp2"), layout("tp4"), target_as=VLLM)
     run_ranks(4, carry_out, plan)
     asked: list[str] = []
-    for of, name in ((RefitPlan, "moves"), (RefitPlan, "met"), (Storage, "tensors")):
+    for of, name in ((RefitPlan, "moves"), (Patterns, "met"), (Storage, "tensors")):
         monkeypatch.setattr(of, name, lambda *_, name=name: asked.append(name))
     run_ranks(4, again, plan)
     assert not asked

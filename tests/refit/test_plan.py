@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from parallel_topology import Hosts, ParallelTopology, RankError, RefitError, TopologyError
 from parallel_topology.refit import Move, RefitPlan
 from parallel_topology.refit.handing import Handing
+from parallel_topology.refit.patterns import Patterns
 from parallel_topology.testing.strategies import hosts_for
 from parallel_topology.weights import Sharded, Storage, Weight, Weights
 from tests.refit.drawing import refits
@@ -115,7 +116,7 @@ def test_nothing_enters_a_host_twice(drawn, data):
         assert arrived == Counter(needed - here_already)
         entering = {name: 0 for name, _ in arrived}
         for name, _ in arrived:
-            entering[name] += plan.volume(there.named(name), (range(1),))
+            entering[name] += plan.patterns.volume(there.named(name), (range(1),))
         assert plan.bytes_into(host) == plan.lower_bound_into(host) == sum(entering.values())
 
 
@@ -186,7 +187,7 @@ def test_fingerprints_are_equal_where_plans_are(first, second):
 
 def test_a_plan_that_is_wrong_does_not_pass(monkeypatch):
     RefitPlan(ONE, ParallelTopology(tp=2, dp=2), ParallelTopology(tp=4)).verify()
-    met = RefitPlan.met
+    met = Patterns.met
     wrong = {
         "reach rank": lambda self, *of: list(met(self, *of))[1:],
         "written twice": lambda self, *of: [*met(self, *of), next(met(self, *of))],
@@ -195,7 +196,7 @@ def test_a_plan_that_is_wrong_does_not_pass(monkeypatch):
         ][:1],
     }
     for says, bad in wrong.items():
-        monkeypatch.setattr(RefitPlan, "met", bad)
+        monkeypatch.setattr(Patterns, "met", bad)
         plan = RefitPlan(ONE, ParallelTopology(tp=2, dp=2), ParallelTopology(tp=4))
         for _ in range(2):
             with pytest.raises(RefitError, match=says):
