@@ -9,8 +9,11 @@ import typer
 from parallel_topology.cli.errors import one_line_errors
 from parallel_topology.cli.options import JsonOption, ModelOption, OptionalHostsOption, read_model, spec
 from parallel_topology.cli.output import print_json, print_table, table
+from parallel_topology.cli.pictures import OutputOption, require_one_form, write_drawn
+from parallel_topology.errors import TopologyError
 from parallel_topology.refit.facts import matrix
 from parallel_topology.refit.plan import RefitPlan
+from parallel_topology.render import matrix as picture
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.weights.weights import Weights
 
@@ -26,6 +29,7 @@ def refit(
     model: ModelOption,
     hosts: OptionalHostsOption = None,
     explain: Annotated[str, typer.Option("--explain", help="The way of one tensor in words.", metavar="NAME")] = "",
+    output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what moves when a model's weights go from one layout to another, and who sends how much to whom.
@@ -34,6 +38,7 @@ def refit(
 
     Example: parallel-topology refit tp2-pp2 tp4 --model docs/examples/llama.json
     """
+    require_one_form(output, as_json)
     with one_line_errors():
         plan = RefitPlan(Weights.from_config(read_model(model)), source, target, hosts=hosts)
         plan.verify()
@@ -41,10 +46,15 @@ def refit(
             typer.echo(plan.explain(explain))
             return
         pairs = matrix(plan) if len(plan.ranks) <= MOST_COUNTED else None
+        if output is not None and not pairs:
+            raise TopologyError(f"--output: {len(plan.ranks)} ranks: up to {MOST_COUNTED} can be drawn")
         if as_json:
             print_json(_document(plan, pairs))
         else:
             _show(plan, pairs)
+            if output is not None and pairs:
+                drawn = pairs, f"{source} to {target}: who sends how much to whom"
+                write_drawn(output, lambda: picture.svg(*drawn), lambda: picture.html(*drawn))
 
 
 def _loads(pairs: dict[tuple[int, int], int], side: int) -> dict[int, int]:

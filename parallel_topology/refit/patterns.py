@@ -42,7 +42,9 @@ class Patterns:
     """Those of two sides.
 
     Args:
-        hosts, without, only: as of `RefitPlan`.
+        hosts: as of `RefitPlan`.
+        without: the same.
+        only: the same.
 
     Raises:
         TopologyError: the sides do not have the same tensors.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from html import escape
 
 from parallel_topology.render.palette import ink, stage_colors
+from parallel_topology.render.paper import LINE, MARGIN, image, page
 from parallel_topology.topology.wording import shown_bytes
 from parallel_topology.weights.fit import Load
 
 WIDTH = 900
 """Pixels of the longest bar, or of the memory that there is where that is more."""
-LEFT, MARGIN, LINE, HEIGHT, GAP = 200, 12, 18, 24, 6
+LEFT, HEIGHT, GAP = 200, 24, 6
 
 
 def svg(found: Sequence[Load], memory: int, title: str) -> str:
@@ -33,30 +33,13 @@ def svg(found: Sequence[Load], memory: int, title: str) -> str:
     body.append(f'<line class="limit" x1="{at}" x2="{at}" y1="{top - GAP}" y2="{bottom}"/>')
     body.append(f'<text x="{at}" y="{bottom + LINE}" text-anchor="end">{shown_bytes(memory)} there</text>')
     words = "; ".join(f"{_name(load)}: {_said(load)}" for load in rows)
-    name = "bars-" + hashlib.sha256("".join([title, *body]).encode()).hexdigest()[:12]
-    width, height = LEFT + WIDTH + 2 * MARGIN + 90, bottom + LINE + MARGIN
-    colors = "".join(
-        f"#{name} .p{number} {{ fill: {color}; }} #{name} .legend .p{number} + text {{ fill: {ink(color)}; }}\n"
+    colors = [
+        f"& .p{number} {{ fill: {color}; }} & .legend .p{number} + text {{ fill: {ink(color)}; }}"
         for number, color in enumerate(stage_colors(len(names)))
-    )
-    drawn = "\n".join(body)
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" id="{name}" role="img" aria-labelledby="{name}-title {name}-desc"
- width="{width}" height="{height}" viewBox="0 0 {width} {height}">
-<title id="{name}-title">{escape(title)}</title>
-<desc id="{name}-desc">{escape(words)}</desc>
-<style>
-#{name} {{ font: 13px ui-monospace, monospace; }}
-#{name} text {{ fill: #1a1a1a; }} #{name} .paper {{ fill: #ffffff; }}
-#{name} .limit {{ stroke: #b00020; stroke-width: 2; stroke-dasharray: 5 3; }}
-@media (prefers-color-scheme: dark) {{
-#{name} text {{ fill: #eeeeee; }} #{name} .paper {{ fill: #161616; }} #{name} .limit {{ stroke: #ff6b81; }}
-}}
-{colors}</style>
-<rect class="paper" width="100%" height="100%"/>
-<text x="{MARGIN}" y="{MARGIN + LINE}">{escape(title)}</text>
-{drawn}
-</svg>
-"""
+    ]
+    limit = "& .limit { stroke: #b00020; stroke-width: 2; stroke-dasharray: 5 3; }"
+    size = LEFT + WIDTH + 2 * MARGIN + 90, bottom + LINE + MARGIN
+    return image("bars", title, words, size, body, [*colors, limit, "& .limit { stroke: #ff6b81; }"])
 
 
 def html(found: Sequence[Load], memory: int, title: str) -> str:
@@ -69,32 +52,8 @@ def html(found: Sequence[Load], memory: int, title: str) -> str:
         + f"<td>{shown_bytes(load.memory.total)}</td><td>{escape(load.why)}</td></tr>"
         for load in sorted(found, key=lambda load: load.stages)
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>
-:root {{ color-scheme: light dark; font: 14px system-ui, sans-serif; }}
-svg {{ max-width: 100%; height: auto; }}
-h1 {{ font-size: 1.2rem; }}
-td, th {{ padding: 0.2rem 0.8rem; text-align: right; white-space: nowrap; }}
-td:last-child {{ text-align: left; white-space: normal; }}
-</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-{svg(found, memory, title)}<table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</body>
-</html>
-"""
+    body = f"{svg(found, memory, title)}<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+    return page(title, body)
 
 
 def _legend(names: Sequence[str]) -> Iterator[str]:

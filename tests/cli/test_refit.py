@@ -58,3 +58,13 @@ def test_a_layout_that_does_not_divide_it_is_named(run):
     done = run("refit", "tp2", "tp3", "--model", MODEL)
     assert done.status == 2
     assert "target tp3: weight" in done.err
+
+
+def test_it_is_drawn(run, tmp_path: Path):
+    for name, has in (("matrix.svg", "<svg "), ("matrix.html", "<table>")):
+        done = run("refit", "tp2-pp2", "tp4", "--model", MODEL, "--output", str(tmp_path / name))
+        assert f"wrote {tmp_path / name}" in done.out
+        assert has in (tmp_path / name).read_text()
+    done = run("refit", "tp2-dp256", "tp4", "--model", MODEL, "--output", str(tmp_path / "large.svg"))
+    assert done.status == 2
+    assert "512 ranks: up to 256 can be drawn" in done.err
