@@ -13,6 +13,8 @@ from torch import Tensor
 
 from parallel_topology import GroupManager, ParallelTopology
 from parallel_topology.ray import RayActors, RayEngine, Ticket
+from parallel_topology.refit import RefitPlan, refit
+from parallel_topology.weights import Weight, Weights
 
 FEATURES, ACTIONS, SAMPLES = 8, 6, 64
 ROUNDS = 5
@@ -20,6 +22,11 @@ TRAINER = ParallelTopology(tp=2, dp=2)
 ROLLOUT = ParallelTopology(tp=2)
 EVERYBODY = ParallelTopology(dp=TRAINER.world_size + ROLLOUT.world_size)
 """Of the group over which weights move: rank 0 is the trainer's first, the last ones are those that sample."""
+PLAN = RefitPlan(
+    Weights([Weight("policy", f"{FEATURES} {ACTIONS}/tp")], dtype="float64"),
+    TRAINER,
+    ParallelTopology(tp=ROLLOUT.tp, first_rank=TRAINER.world_size),
+)
 
 
 class Worker:
@@ -42,11 +49,12 @@ class Worker:
     def train(self, states: Tensor, actions: Tensor) -> None:
         self._policy.step(states, actions)
 
-    def share_weights(self, engine: str) -> Tensor:
-        """From rank 0 of the engine to all; collective."""
-        weight = self.groups[engine].world.broadcast(self._policy.weight())
-        self._policy.load(weight)
-        return weight
+    def share_weights(self, engine: str, version: int) -> Tensor:
+        """From those that train to those that sample, each part to whom it is for; collective. The whole, then."""
+        everybody, mine = self.groups[engine], {"policy": self._policy.shard}
+        have, into = (mine, {}) if everybody.rank in TRAINER.world else ({}, mine)
+        refit(PLAN, everybody.world, have, into, version=version)
+        return self._policy.weight()
 
     def leave(self) -> None:
         for groups in self.groups.values():
@@ -64,11 +72,8 @@ class Policy:
 
     def __init__(self, groups: GroupManager) -> None:
         self.groups = groups
-        self.load(torch.zeros(FEATURES, ACTIONS, dtype=torch.float64))
-
-    def load(self, weight: Tensor) -> None:
-        self.columns = self.groups.tp.shard(ACTIONS)
-        self.shard = weight[:, self.columns.start : self.columns.stop].clone()
+        self.columns = groups.tp.shard(ACTIONS)
+        self.shard = torch.zeros(FEATURES, len(self.columns), dtype=torch.float64)
 
     def weight(self) -> Tensor:
         return self.groups.tp.all_gather(self.shard, dim=1)
@@ -124,11 +129,11 @@ def run() -> list[Tensor]:
         for engine in (trainer, rollout):
             engine.call("build", engine.name)
         for round_ in range(ROUNDS):
-            weights.call("share_weights", weights.name)
+            weights.call("share_weights", weights.name, round_)
             states = _states(round_)
             actions = rollout.call("sample", states, round_)[0]
             trainer.call("train", states, actions)
-        shared = weights.call("share_weights", weights.name)
+        shared = weights.call("share_weights", weights.name, ROUNDS)
         weights.call("leave")
     return shared
 
