@@ -90,11 +90,12 @@ def search(
             micro-batches as there are ranks if it is left out. While serving, each replica has those of `use`.
 
     Raises:
-        TopologyError: a size that cannot be, or the hosts do not hold so many ranks.
+        TopologyError: a size or memory that cannot be, or the hosts do not hold so many ranks.
     """
     require_all(model, ParallelTopology(tp=1), use)
     require_kind(hosts, Hosts, "hosts").require(ParallelTopology(dp=require(1, "ranks", ranks)))
     whole = ranks * use.batch if sequences is None else require(1, "sequences", sequences)
+    memory = require(1, "memory", memory)
     crossings = Crossings(hosts)
     found, out = list[Fitting](), Counter[str]()
     for sizes in _all(model, ranks, with_context=isinstance(use, Training)):
