@@ -27,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from parallel_topology import ParallelTopology, torch_private
 from parallel_topology.meeting.rendezvous import join_store
 from tests.groups.seats import CREATION, OPERATION, Outcome, ProcessSeat, StoreSeat, ThreadSeat
-from tests.ports import free_port
+from tests.ports import free_port, kept
 from tests.waiting import LATE, eventually
 
 RANKS = 4
@@ -549,7 +549,7 @@ class ChaosOnProcesses(Chaos):
 def held() -> tuple[int, int]:
     """Descriptors and threads of this process."""
     gc.collect()
-    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    return len(os.listdir("/proc/self/fd")) - kept(), len(os.listdir("/proc/self/task"))
 
 
 def more(now: Sequence[int], before: Sequence[int]) -> list[str]:
