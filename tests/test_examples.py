@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology
 from parallel_topology.examples import transformer  # pyright: ignore[reportAttributeAccessIssue]
@@ -79,3 +80,25 @@ def test_an_elastic_engine_loses_a_rank_and_grows_again():
         assert f"rank {rank}: tp2-dp2 -> tp3 -> tp2-dp2: requests 0 to " in done.stdout
     assert done.stdout.count("all answered right; 1 named") == 3
     assert "rank 3: tp2-dp2 -> tp2-dp2: requests " in done.stdout
+
+
+@pytest.mark.slow
+def test_an_elastic_engine_whose_dead_rank_torchrun_starts_again():
+    """An agent for each rank, so that one's death leaves the others alone; the store is in this process."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "--max-restarts=3"]
+    program = ["-m", "parallel_topology.examples.elastic_engine", f"tcp://127.0.0.1:{store.port}"]
+    agents = [
+        subprocess.Popen([*torchrun, *program, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in range(4)
+    ]
+    try:
+        said = [agent.communicate(timeout=150) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    for rank, (out, errors) in enumerate(said):
+        assert agents[rank].returncode == 0, errors
+        before = "tp2-dp2" if rank == 3 else "tp2-dp2 -> tp3"
+        assert f"rank {rank}: {before} -> tp2-dp2: requests " in out
+        assert "all answered right" in out

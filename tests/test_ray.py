@@ -208,6 +208,10 @@ class Worker:
             raise KeyError(f"no such weight on rank {rank}")
         return self.total(name, "dp")
 
+    def rebind(self, name: str, topology: str) -> tuple[int, ...]:
+        groups = self.groups[name] = self.groups[name].rebind(ParallelTopology.parse(topology))
+        return groups.newcomers
+
     def here(self) -> int:
         """The rank; -1 of one that never joined."""
         return next((groups.rank for groups in self.groups.values()), -1)
@@ -396,6 +400,22 @@ def test_the_death_of_an_actor_is_named_to_driver_and_survivors(ray: Any, few: R
     with RayEngine(left, ParallelTopology(tp=2), name="smaller", timeout=TIMEOUT) as smaller:
         smaller.admit("join")
         assert smaller.call("gathered", "smaller", "tp") == [[0, 1]] * 2
+
+
+@cluster_test
+def test_a_new_actor_takes_the_place_of_one_that_died(ray: Any, few: RayActors):
+    with RayEngine(few, ParallelTopology(dp=3), name="elastic", timeout=TIMEOUT) as engine:
+        engine.admit("join")
+        with pytest.raises(RanksFailedError, match="first rank 1 of dp3"):
+            engine.call("total_unless", "elastic", 1, "killed")
+        spare = ray.remote(num_cpus=1)(Worker).remote()
+        joining = spare.join.remote(engine.tickets[1], joining=True)
+        told = [engine.actors[rank].rebind.remote("elastic", "dp3") for rank in (0, 2)]
+        assert ray.get(told, timeout=TIMEOUT * 2) == [(1,), (1,)]
+        assert ray.get(joining, timeout=TIMEOUT)["rank"] == 1
+        actors = (engine.actors[0], spare, engine.actors[2])
+        assert ray.get([actor.total.remote("elastic", "dp") for actor in actors], timeout=TIMEOUT) == [7.0] * 3
+        ray.kill(spare)
 
 
 @cluster_test

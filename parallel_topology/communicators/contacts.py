@@ -60,6 +60,7 @@ class Contacts:
         self.met: set[int] = set()
         self._lock = threading.Lock()
         self._pending: dict[int, deque[Later]] = {}
+        self._meeting: set[threading.Thread] = set()
         self._ended = False
 
     def introduce(self, addresses: Sequence[Sequence[Address]]) -> None:
@@ -95,7 +96,9 @@ class Contacts:
                 pending.append(later)
                 return later
             self._pending[peer] = deque([later])
-        threading.Thread(target=self._meet, args=(peer,), name="parallel_topology contact", daemon=True).start()
+            thread = threading.Thread(target=self._meet, args=(peer,), name="parallel_topology contact", daemon=True)
+            self._meeting.add(thread)
+            thread.start()
         return later
 
     def connects(self, peer: int) -> bool:
@@ -112,6 +115,13 @@ class Contacts:
             del self._pending[peer]
             if connected:
                 self.met.add(peer)
+            self._meeting.discard(threading.current_thread())
+
+    def wait_until_gone(self, seconds: float) -> None:
+        """Once it has ended: wait until no thread is in gloo any more, where an interpreter that ends would abort."""
+        end = time.monotonic() + seconds
+        for thread in tuple(self._meeting):
+            thread.join(max(end - time.monotonic(), 0))
 
     def _free_if_gone(self, peer: int) -> None:
         if self.gone([peer]):

@@ -64,6 +64,7 @@ class Handle(Generic[T]):
         self._operation = operation
         self._work = work
         self._finish: Callable[[], T] | None = finish
+        self._begun = time.monotonic()
         self._result: T
         self._error: BaseException | None = None
         self._one_waits = threading.Lock()
@@ -103,6 +104,11 @@ class Handle(Generic[T]):
             raise self._error
         if self._finish is None:
             return
+        links = self._group.links
+        witness = links.witness
+        if witness is not None:
+            timeout = links.timeout if end is None else timedelta(seconds=max(end - self._begun, 0))
+            witness.vigil.begins(self._group.label, self._operation, timeout, self._begun)
         try:
             wait_for(self._work, remaining(end))
         except ParallelTopologyError as error:
@@ -115,6 +121,9 @@ class Handle(Generic[T]):
             failure = self._group.failure(self._operation, error)
             failure.__cause__ = error
             self._fail(failure)
+        finally:
+            if witness is not None:
+                witness.vigil.is_over()
         # An interrupt leaves all as it was. From here on, what comes must not happen twice: it may be collectives.
         self._error = CollectiveError(f"{self._where()}: interrupted when it was all but done; its result is lost")
         finish, self._finish = self._finish, None

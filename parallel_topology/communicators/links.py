@@ -23,11 +23,20 @@ from parallel_topology.communicators.waiting import Interrupts
 _c10d: Any = dist  # its functions are not typed
 
 
+class Vigil(Protocol):
+    """Told in which operations threads wait: `meeting.vigil`."""
+
+    def begins(self, group: str, operation: str, timeout: timedelta, since: float) -> None: ...
+    def is_over(self) -> None: ...
+
+
 class Witness(Protocol):
     """Asked who was where when an operation fails, and what came of it: `meeting.witness`."""
 
     among: Callable[[Sequence[int]], Any]
 
+    @property
+    def vigil(self) -> Vigil: ...
     def report(self, group: str, ranks: Sequence[int], operation: str) -> str: ...
     def begin(self, what: str) -> int: ...
     def concluded(

@@ -9,6 +9,7 @@ group        ParallelGroup: all of them
 declared     a view whose groups were made when it was
 life         what state a manager is in, for all threads, and in forked children
 joining      what the ranks of one manager compare, and the groups they then create
+holdings     a manager's way to the store, what it met the others by, its groups; and their end
 elastic      how a manager is followed by one of another topology, on all ranks or on none
 standby      a manager that is built while another serves, and then takes its place
 newcomer     how a process joins one with nothing but its name and a store

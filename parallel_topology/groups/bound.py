@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -31,6 +32,9 @@ from parallel_topology.meeting.deadline import seconds_of
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.rank_view import RankGroup
 from parallel_topology.torch_errors import first_line, is_timeout
+
+_BETWEEN_TWO = {"send", "recv", "recv_any", "exchange", "send_message", "recv_message"}
+"""Operations in which not all members take part."""
 
 
 class BoundGroup(RankGroup):
@@ -224,9 +228,16 @@ class BoundGroup(RankGroup):
         # that would be close() in another thread, which is to end this wait.
         links = self.links
         held = (links.device_group, links.cpu_group)
-        work = self._start(operation, tensor, False, arguments)
-        if work is not None:
-            work.wait()
+        witness = links.witness
+        if witness is not None:
+            witness.vigil.begins(self.label, operation, links.timeout, time.monotonic())
+        try:
+            work = self._start(operation, tensor, False, arguments)
+            if work is not None:
+                work.wait()
+        finally:
+            if witness is not None:
+                witness.vigil.is_over()
         del held
 
     def failure(self, operation: str, error: RuntimeError) -> ParallelTopologyError:
@@ -238,6 +249,8 @@ class BoundGroup(RankGroup):
             return ClosedError(f"{operation} on {self.label}: {self.links.refusal()} while this was under way")
         if "scalar type" in str(error):
             return GroupArgumentError(f"{operation} on {self.label}: {first_line(error)}; convert the tensor first")
+        if not is_timeout(error) and operation not in _BETWEEN_TWO:
+            self.links.cut()  # it fails on all members: those that wait for others than who is gone are told, too
         operation = operation.removesuffix("_message")
         said = self.links.witness.report(self.label, self.ranks, operation) if self.links.witness else ""
         where = f"{operation} on {self.label} = {self.ranks} failed at rank {self.ranks[self.rank]}"

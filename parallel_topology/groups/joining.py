@@ -64,12 +64,14 @@ def join(
     device: str,
     made: type[Creator],
     deadline: Deadline,
+    at: str = "",
 ) -> Joined:
     """Meet the other ranks and compare with them what is to be created.
 
     Args:
         device: the kind of the manager's device.
         made: how the groups are made.
+        at: where they meet, if they follow on a manager.
 
     Raises:
         RendezvousError: the store failed or is silent, or a rank is not trusted.
@@ -82,6 +84,7 @@ def join(
     opening = Opening(plan, rank, control.given, options, gloo=made.opens)
     meeting.memory = opening.offer.text
     meeting.build = lambda called: opening.build(called, meeting.address)
+    meeting.at = at
     try:
         agreed = meet(control, meeting)
         opening.conclude(dict(zip(topology.world, agreed.built, strict=True)))

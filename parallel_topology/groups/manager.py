@@ -5,12 +5,10 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import secrets
-import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -27,28 +25,23 @@ from parallel_topology.errors import (
     BackendError,
     ClosedError,
     ClosingError,
-    CreationError,
     GroupArgumentError,
-    GroupTimeoutError,
     LiveGraphError,
     NotPicklableError,
-    ParallelTopologyError,
     RankError,
     RendezvousError,
     TopologyError,
 )
 from parallel_topology.groups.capture import remembered
 from parallel_topology.groups.declared import DeclaredView
-from parallel_topology.groups.elastic import Change, Predecessor
+from parallel_topology.groups.elastic import Change, Predecessor, former_of
 from parallel_topology.groups.group import ParallelGroup
-from parallel_topology.groups.joining import Joined, bind, join, plain_torch
+from parallel_topology.groups.holdings import Holdings, Place, pause
+from parallel_topology.groups.joining import bind, plain_torch
 from parallel_topology.groups.life import Life
-from parallel_topology.groups.newcomer import Newcomer, told_of
-from parallel_topology.groups.standby import Standby
+from parallel_topology.groups.newcomer import Offer, enter
+from parallel_topology.groups.standby import Standby, end_later
 from parallel_topology.launch import LaunchInfo
-from parallel_topology.meeting import completion
-from parallel_topology.meeting.agreement import Meeting
-from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import (
     BACKENDS,
     Creator,
@@ -58,25 +51,15 @@ from parallel_topology.meeting.creation import (
     choose_backend,
     choose_device,
 )
-from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake, seconds_of
-from parallel_topology.meeting.hosted import Hosted
-from parallel_topology.meeting.lobby import Lobby
+from parallel_topology.meeting.deadline import Deadline, seconds_of
 from parallel_topology.meeting.options import DEFAULT_TIMEOUT, Options, caller, end_at_exit, find_local_rank
-from parallel_topology.meeting.rendezvous import launched_store, open_store
-from parallel_topology.meeting.succession import Succession
+from parallel_topology.meeting.rendezvous import At, launched_store
 from parallel_topology.meeting.token import token_from
-from parallel_topology.meeting.witness import Witness
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.whole import quoted
-from parallel_topology.topology.wording import shown_ranks
-from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 _log = logging.getLogger("parallel_topology")
-LINGER = 0.25
-"""Seconds for which a manager that another took the place of leaves the processor to that one, before it ends."""
-PAUSE = 0.1
-"""Seconds between the steps in which a manager is built beside one that serves: so most of its calls notice nothing."""
 
 
 class GroupManager(DeclaredView[ParallelGroup]):
@@ -127,21 +110,15 @@ class GroupManager(DeclaredView[ParallelGroup]):
         CreationError: a process group could not be created.
     """
 
-    _hosted: Hosted | None
     world: ParallelGroup  # pyright: ignore[reportIncompatibleVariableOverride] (it is set once and never replaced)
-    _creator: Creator | None
-    _witness: Witness | None
-    _control: Control | None
-    _succession: Succession | None
-    _meeting: Meeting | None
-    _store: dist.Store | None
+    _held: Holdings | None
 
     def __init__(
         self,
         topology: ParallelTopology | None = None,
         *,
         rank: int | None = None,
-        store: dist.Store | Callable[[Deadline], dist.Store] | None = None,
+        store: Place = None,
         groups: Iterable[tuple[str, ...]] = (),
         isolated: Mapping[str, tuple[str, ...]] | None = None,
         backend: str | None = None,
@@ -167,55 +144,44 @@ class GroupManager(DeclaredView[ParallelGroup]):
         else:
             self._build(topology, rank, store, told, Creator)
 
-    def _enter(
-        self, topology: ParallelTopology | None, rank: int | None,
-        store: dist.Store | Callable[[Deadline], dist.Store] | None, options: Options,
-    ) -> None:  # fmt: skip
+    def _enter(self, topology: object, rank: object, store: Place, options: Options) -> None:
         """Wait for a place in a manager that others have, and take it."""
-        self._life = None
+        self._held = None
         if topology is not None or rank is not None:
             raise GroupArgumentError("joining=True takes topology and rank from those that are there: give neither")
         if store is None:
             raise RendezvousError("joining=True needs the place where the others are: give store=, or use connect")
         opened = store if isinstance(store, dist.Store) else store(Deadline(options.seconds))
-        control = Control(opened)
-        try:
-            newcomer = Newcomer(control, options)
-            while True:
-                place = newcomer.wait()
-                failure: BaseException | None = None
-                try:
-                    self._build(
-                        place.topology, place.rank, opened, place.options, Creator, place.deadline,
-                        connects=place.connects,
-                    )  # fmt: skip
-                except BaseException as error:
-                    failure = error
-                if newcomer.built(failure):
-                    self.newcomers = place.newcomers
-                    return
-                if failure is not None and not isinstance(failure, (GroupTimeoutError, CreationError)):
-                    raise failure
-                self.abort()  # the others failed, or called it off: it waits again
-                self.__dict__.clear()
-        finally:
-            control.close()
+
+        def take(place: Offer) -> None:
+            self._build(
+                place.topology, place.rank, opened, place.options, Creator, place.deadline, connects=place.connects,
+                at=place.at,
+            )  # fmt: skip
+
+        def give_up() -> None:
+            self.abort()
+            self.__dict__.clear()
+
+        self.newcomers = enter(opened, options, take, give_up)
+        self._holdings.settle()
 
     @plain_torch()
     def _build(
         self,
         topology: ParallelTopology | None,
         rank: int | None,
-        store: dist.Store | Callable[[Deadline], dist.Store] | None,
+        store: Place,
         options: Options,
         creator: type[Creator],
         deadline: Deadline | None = None,
         *,
         connects: bool = False,
         former: Former | None = None,
+        at: str = "",
     ) -> None:
         begun = time.perf_counter()
-        self._life: Life | None = None  # until there is something to close
+        self._held: Holdings | None = None
         topology = require_topology(topology)
         if rank is None:
             raise RankError(f"rank=None: expected one of {topology.world}; joining=True gets one from the others")
@@ -226,28 +192,30 @@ class GroupManager(DeclaredView[ParallelGroup]):
         self.rank = rank
         self.name = options.name
         self.backend = choose_backend(options.backend)
-        self._options = options
         self.newcomers: tuple[int, ...] = ()
-        self._groups = {}
-        self._absent = {}
-        self._creator = self._witness = self._control = self._hosted = self._succession = self._meeting = None
-        self._store = store if isinstance(store, dist.Store) else None
         self._standby: Standby[Self] | None = None
         device = choose_device(options.device, self.backend, 0)
+        self._held = held = Holdings(self.plan, rank, options, self.backend, store)
+        self._groups, self._absent = held.groups, held.absent
         if connects:
-            _pause(deadline)
-        joined = self._join(store, creator, device.type, deadline) if topology.world_size > 1 else None
+            pause(deadline)
+        joined = held.join(creator, device.type, deadline, at) if topology.world_size > 1 else None
         if connects:
-            _pause(deadline)
+            pause(deadline)
         agreed = joined.agreed if joined else None
         agreed_in = time.perf_counter() - begun
         self.local_rank = find_local_rank(options, agreed, position)
         self.device = choose_device(options.device, self.backend, self.local_rank)
         self._made_at = caller()
         self._at_exit = end_at_exit(self)
-        self._life = Life()
+        held.life = Life()
         try:
-            self._create(joined, creator, deadline, connects, former)
+            if joined is None:
+                self._bind(self.name)
+            else:
+                held.create(joined, creator, self.device, self._bind, deadline, connects=connects, former=former)
+            if held.witness is not None:
+                held.witness.among = self._among
         except BaseException:
             deadline.expire()  # what was overtaken gives up as soon as it can
             self.abort()
@@ -259,93 +227,10 @@ class GroupManager(DeclaredView[ParallelGroup]):
             time.perf_counter() - begun - agreed_in,
         )  # fmt: skip
 
-    def _join(
-        self, store: dist.Store | Callable[[Deadline], dist.Store] | None, creator: type[Creator], device: str,
-        deadline: Deadline,
-    ) -> Joined:  # fmt: skip
-        if store is None:
-            raise RendezvousError(
-                f"{self.topology} has {self.topology.world_size} ranks, which need a place to meet: give store=, or "
-                "use GroupManager.from_env or GroupManager.connect"
-            )
-        opened = not isinstance(store, dist.Store)
-        if opened and not callable(store):
-            raise RendezvousError(f"store={store!r}: expected a torch.distributed.Store; for an address, use connect")
-        self._store = store(deadline) if opened else store
-        control = Control(self._store, own=opened)
-        return join(self.plan, self.rank, control, self._options, self.backend, device, creator, deadline)
-
-    def _create(
-        self, joined: Joined | None, creator: type[Creator], deadline: Deadline, connects: bool, former: Former | None
-    ) -> None:
-        if joined is None:
-            self._bind(self.name)
-            if self._store is not None:
-                self._control = Control(self._store)
-                keys = f"{self.name}@{self.rank}/{secrets.token_hex(8)}/keys"
-                self._succession = Succession(self._control, keys, self.rank, [self.rank], ended=self._ended_ranks)
-            return
-        self._control = control = joined.control
-        self._witness = witness = Witness(control, f"{joined.meeting.keys}/witness", self.rank)
-        self._succession = succession = Succession(
-            control, joined.meeting.keys, self.rank, list(self.topology.world),
-            ended=self._ended_ranks, sign=joined.meeting.sign,
-        )  # fmt: skip
-        witness.ended = self._ended_ranks
-        witness.among = self._among
-        self._meeting = joined.meeting
-
-        def leave(store: dist.Store) -> None:
-            succession.leave(store)
-            if joined.meeting.leave(store):  # the last one takes away what all shared
-                witness.clear(store)
-                succession.clear(store)
-
-        control.at_end(leave)
-        made: list[Creator] = []
-
-        def create() -> None:
-            store = dist.PrefixStore(joined.meeting.keys, control.client())
-            try:
-                build(store)
-            except Exception as error:
-                if not isinstance(error, Overtaken) and not deadline.passed():  # else it waited for who is missing
-                    reason = f"{self.name}: rank {self.rank} could not create its groups: {first_line(error)}"
-                    completion.give_up(store, reason)
-                raise
-
-        def build(store: dist.Store) -> None:
-            with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-                self._creator = creator(
-                    store, witness, self._options, backend=self.backend, device=self.device,
-                    deadline=deadline, opening=joined.opening, former=former,
-                )  # fmt: skip
-                made.append(self._creator)
-                self._bind(self.name if joined.agreed.number == 1 else f"{self.name}#{joined.agreed.number}")
-                # Either way nobody leaves before all have built all groups: the store may go away after this.
-                self._creator.settle(self.rank, verify=self._options.verify, stay=joined.meeting.leads)
-                if connects:
-                    _pause(deadline)
-                    self._creator.connect()
-
-        try:
-            overtake(create, deadline)
-        except ParallelTopologyError:
-            raise
-        except (Overtaken, *STORE_ERRORS) as error:
-            control.renew()  # what was overtaken may wait in the old client
-            if not made:
-                raise CreationError(f"{self.name}: rank {self.rank}: {first_line(error)}") from error
-            raise made[0].failure(self.rank, error) from (None if isinstance(error, Overtaken) else error)
-
-    def _ended_ranks(self, ranks: Sequence[int], thoroughly: bool) -> Collection[int]:
-        creator = self._creator
-        return creator.ended(ranks, thoroughly) if creator is not None else ()
-
     def _bind(self, prefix: str) -> None:
         for family in self.plan.families.values():
             self._groups[family.name] = bind(
-                family, self.plan, self.rank, self._groups, self.device, prefix, self._creator
+                family, self.plan, self.rank, self._groups, self.device, prefix, self._holdings.creator
             )
 
     def _set_timeouts(self, seconds: float) -> None:
@@ -366,18 +251,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         """
         joining = bool(options.get("joining"))
         is_host = not joining and rank is not None and require_topology(topology).position(rank) == 0
-        hosted: list[Hosted] = []
-
-        def opened(deadline: Deadline) -> dist.Store:
-            store = open_store(url, is_host, deadline)
-            if not is_host or not isinstance(store, dist.TCPStore):
-                return store
-            hosted.append(Hosted(store))
-            return torch_private.clone_store(store)
-
-        manager = cls(topology, rank=rank, store=opened, **options)
-        manager._hosted = hosted[0] if hosted else None
-        return manager
+        return cls(topology, rank=rank, store=At(url, is_host), **options)
 
     @classmethod
     def from_env(
@@ -412,8 +286,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             )
         options.setdefault("local_rank", info.local_rank)
         options.setdefault("token", token_from(env))
-        if topology.world_size > 1:
-            options["store"] = partial(launched_store, info)
+        options["store"] = partial(launched_store, info)
         return cls(topology, rank=info.rank, **options)
 
     @classmethod
@@ -488,7 +361,8 @@ class GroupManager(DeclaredView[ParallelGroup]):
         if self._standby is not None and self._standby.is_for(topology):
             return self._standby
         change = self._change(topology, "prepare", connects=True)
-        place = self._meeting.round[:8] if self._meeting is not None else str(self.rank)
+        meeting = self._holdings.meeting
+        place = meeting.round[:8] if meeting is not None else str(self.rank)
         leaving = tuple(rank for rank in self.topology.world if rank not in topology.world)
         operation = f"{self.name}-{place}-{topology.fingerprint[:8]}"
         self._standby = Standby(change, operation, leaving, self._follow_later)
@@ -502,114 +376,77 @@ class GroupManager(DeclaredView[ParallelGroup]):
         if self._standby is not None:
             self._standby.cancel(f"rank {self.rank} asks for {topology} instead")
             after, self._standby = self._standby.wait_until_given_up, None
+        deadline = Deadline(self._holdings.options.seconds)
+        if list(topology.world) != [self.rank]:
+            self._holdings.expect_others(deadline)
         predecessor = Predecessor(
-            self.topology, self.rank, self._succession, self._witness, Lobby(self.name, self._options.token),
-            told_of(self._options, self.backend), self._objection_to, self._successor,
-            lambda made: made._ended_ranks(list(made.topology.world), False), lambda made: made.abort(),
+            self._holdings, self._successor, lambda made: made._holdings.ended(list(made.topology.world), False),
+            lambda made: made.abort(),
         )  # fmt: skip
-        return Change(predecessor, topology, Deadline(self._options.seconds), connects=connects, after=after)
+        return Change(predecessor, topology, deadline, connects=connects, after=after)
 
-    def _successor(self, topology: ParallelTopology, deadline: Deadline, connects: bool) -> Self:
-        creator = type(self._creator) if self._creator is not None else Creator
+    def _successor(self, topology: ParallelTopology, deadline: Deadline, connects: bool, at: str) -> Self:
+        held = self._holdings
+        creator = type(held.creator) if held.creator is not None else Creator
         successor = type(self).__new__(type(self))
-        groups = {
-            name: (group.ranks, group.links.communicators)
-            for name, group in self._groups.items()
-            if self.plan.families[name].shares is None
-        }
-        broken = self._witness is not None and self._witness.failed
-        former = None if connects else Former(groups, broken)  # what serves cannot be followed on meanwhile
+        former = None if connects else former_of(held)  # what serves cannot be followed on meanwhile
+        place = held.store if held.store is not None else held.place
         successor._build(
-            topology, self.rank, self._store, self._options, creator, deadline, connects=connects, former=former
+            topology, self.rank, place, held.options, creator, deadline, connects=connects, former=former, at=at
         )
         return successor
 
     def _among(self, ranks: Sequence[int]) -> Self:
         """A manager of some of the ranks, beside this one, with its options: for what goes on when others are gone."""
-        manager = type(self).__new__(type(self))
-        options = replace(self._options, groups=(), isolated={}, per_group={"world": self._options.of("world")})
+        manager, held = type(self).__new__(type(self)), self._holdings
+        options = replace(held.options, groups=(), isolated={}, per_group={"world": held.options.of("world")})
         topology = ParallelTopology(dp=len(ranks), ranks=tuple(ranks))
-        creator = type(self._creator) if self._creator is not None else Creator
-        manager._build(topology, self.rank, self._store, options, creator)
+        creator = type(held.creator) if held.creator is not None else Creator
+        manager._build(topology, self.rank, held.store, options, creator)
         return manager
 
     def _follow_later(self, change: Change[Self], standby: Standby[Self]) -> Self:
         """As `_follow`, but this manager ends when no rank uses it any more."""
         self._standby = None
-        life, succession, agreement = self._life, self._succession, change.agreement
-        if life is None or succession is None or agreement is None or not life.begin_to_end(overtaking=False):
+        life = self._holdings.life
+        if life is None or not change.can_wait_for_all or not life.begin_to_end(overtaking=False):
             standby.all_over()
             return self._follow(change)
-        for group in (*self._groups.values(), *self._absent.values()):
-            group.links.closed = True
+        self._holdings.refuse_calls()
+        self._hand_over(change)
+        end_later(change, standby, life, lambda: self._follow(change))
+        return self if change.successor is None else change.successor
 
-        hurry = threading.Event()
-
-        def end() -> None:
-            hurry.wait(LINGER)  # all have just gone over, and are to get on with their work first
-            with suppress(ParallelTopologyError):
-                deadline = Deadline(self._options.seconds)
-                if succession.wait_until_all_are_over(
-                    agreement, deadline, lambda: hurry.is_set() or life.state == "closed"
-                ):
-                    standby.all_over()
-            self._follow(change)
-            atexit.unregister(finish)
-
-        def finish() -> None:
-            hurry.set()
-            ending.join(1)
-
+    def _hand_over(self, change: Change[Self]) -> None:
         successor = change.successor
         if successor is not None:
-            self._hand_over(change, successor)
-        ending = threading.Thread(target=end, name="parallel_topology end", daemon=True)
-        atexit.register(finish)
-        ending.start()
-        return self if successor is None else successor
-
-    def _hand_over(self, change: Change[Self], successor: Self) -> None:
-        if self._hosted is not None:
-            successor._hosted, self._hosted = self._hosted, None
-        successor.newcomers = change.newcomers
+            mine, theirs = self._holdings, successor._holdings
+            if mine.hosted is not None:
+                theirs.hosted, mine.hosted = mine.hosted, None
+            theirs.settle()
+            successor.newcomers = change.newcomers
 
     def _follow(self, change: Change[Self]) -> Self:
         """What this rank has from now on; this manager ends."""
-        broken = self._witness is not None and self._witness.failed
-        if change.agreement is not None and self._meeting is not None:
-            self._meeting.without(change.agreement.absent)
+        held = self._holdings
+        broken = held.is_broken()
+        if change.agreement is not None and held.meeting is not None:
+            held.meeting.without(change.agreement.absent)
             broken |= bool(change.agreement.absent)
-        successor = change.successor
-        if successor is not None:
-            self._hand_over(change, successor)
-        self._end(abort=broken or bool(self._live_graphs()), going_on=True)
-        return self if successor is None else successor
+        self._hand_over(change)
+        self._end(abort=broken or bool(held.live_graphs()), going_on=True)
+        return self if change.successor is None else change.successor
 
-    def _objection_to(self, topology: ParallelTopology) -> ParallelTopologyError | None:
-        """Why this rank may not be bound to `topology`."""
-        new = [rank for rank in topology.world if rank not in self.topology.world]
-        said = f"rebind from {self.topology} to {topology}"
-        if new and isinstance(self._creator, WorldCreator):
-            return TopologyError(f"{said}: {shown_ranks(new)} cannot come into torch's default group")
-        if self._succession is None and list(topology.world) != [self.rank]:
-            return TopologyError(f"{said}: rank {self.rank} is alone, without a store where others could meet it")
-        if self.rank not in topology.world and self._hosted is not None:
-            return TopologyError(f"{said}: rank {self.rank} hosts the store, so it cannot leave")
-        if graphs := self._live_graphs():
-            return LiveGraphError(
-                f"rebind: CUDA graphs are alive that captured collectives: {graphs}; reset them first"
-            )
-        return None
-
-    def _live_graphs(self) -> str:
-        """The CUDA graphs that are alive, for errors."""
-        held = {group.links.label: count for group in self._groups.values() if (count := group.links.live_graphs())}
-        return ", ".join(f"{count} of {label}" for label, count in held.items())
+    @property
+    def _holdings(self) -> Holdings:
+        if self._held is None:
+            raise ClosedError("this manager was not made")
+        return self._held
 
     @property
     def closed(self) -> bool:
         """Whether it cannot be used any more: after `close()` or `abort()`, and in a forked child."""
-        return self._life is None or not self._life.is_open
+        return self._held is None or self._held.life is None or not self._held.life.is_open
 
     def require(self, topology: ParallelTopology) -> None:
         """Check that this manager was built for `topology`.
@@ -659,10 +496,11 @@ class GroupManager(DeclaredView[ParallelGroup]):
         seconds = seconds_of("timeout", timeout)
         if self.closed:
             raise ClosedError(f"{what}: {self.name} was closed")
-        if self._witness is None:
+        witness = self._holdings.witness
+        if witness is None:
             return [self.rank]
         try:
-            return self._witness.present(list(self.topology.world), seconds)
+            return witness.present(list(self.topology.world), seconds)
         except RendezvousError as error:
             raise RendezvousError(f"{self.name}: {error}") from error
 
@@ -676,7 +514,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             ClosedError: this manager was closed, or is suspended.
         """
         self._groups["world"].barrier()
-        for links in self._distinct_links():
+        for links in self._holdings.links():
             for communicator in links.communicators:
                 communicator.suspend()
             links.suspended = links.closed = True
@@ -689,15 +527,11 @@ class GroupManager(DeclaredView[ParallelGroup]):
         """
         if self.closed:
             raise ClosedError(f"resume: {self.name} was closed")
-        for links in self._distinct_links():
+        for links in self._holdings.links():
             if links.suspended:
                 for communicator in links.communicators:
                     communicator.resume()
                 links.suspended = links.closed = False
-
-    def _distinct_links(self) -> list[Links]:
-        groups = (*self._groups.values(), *self._absent.values())
-        return list({id(group.links): group.links for group in groups}.values())
 
     def describe(self) -> str:
         """This rank's groups, their members, backends and state, a line each."""
@@ -740,14 +574,16 @@ class GroupManager(DeclaredView[ParallelGroup]):
             LiveGraphError: CUDA graphs that captured these groups are alive; the manager stays open.
             ClosingError: communicators failed to close. All else has ended; `close()` again asks these once more.
         """
-        if self._life is None or not self._life.is_ours or self._life.state == "closed":
+        held = self._held
+        life = held.life if held is not None else None
+        if held is None or life is None or not life.is_ours or life.state == "closed":
             return []
-        if graphs := self._live_graphs():
+        if graphs := held.live_graphs():
             raise LiveGraphError(
                 f"close: CUDA graphs are alive that captured collectives: {graphs}; NCCL would wait for them for ever. "
                 "Call their reset() or delete them first"
             )
-        again = self._life.state == "poisoned"
+        again = life.state == "poisoned"
         released = self._end(abort=False)
         if released.errors and not again:
             raise ClosingError(f"{self.name}: closing went on, but something did not end", released.errors)
@@ -764,36 +600,21 @@ class GroupManager(DeclaredView[ParallelGroup]):
 
     def _end(self, *, abort: bool, going_on: bool = False) -> Released:
         """`going_on`: this ends it in the thread that has begun to, or is the first to begin."""
-        life = self._life
-        if life is None or not life.begin_to_end(overtaking=abort or going_on):
+        held = self._held
+        life = held.life if held is not None else None
+        if held is None or life is None or not life.begin_to_end(overtaking=abort or going_on):
             return Released()
         standby, self._standby = self._standby, None
         if standby is not None:
             standby.leave(f"rank {self.rank} has closed its manager")
         atexit.unregister(self._at_exit)
-        for group in (*self._groups.values(), *self._absent.values()):
-            group.links.closed = True
-        creator, control, released = self._creator, self._control, Released()  # another thread may end it, too
-        try:
-            if creator is not None:
-                released = creator.release(abort=abort)
-        finally:
-            if control is not None:
-                control.close()
-            life.ended(all_of_it=creator is None or creator.has_ended)
-            if life.state == "closed":
-                self._creator = self._witness = self._control = self._store = None
-                self._succession = self._meeting = None
-                if self._hosted is not None:
-                    self._hosted.close()
-        for error in released.errors:
-            _log.warning("%s: %r while it ended", self.name, error)
-        return released
+        held.refuse_calls()
+        return held.end(life, abort=abort)
 
     def __del__(self) -> None:
         # Only a word: ending groups may have to happen on all ranks at once, and the collector knows no such time.
-        life: Life | None = getattr(self, "_life", None)
-        if life is None or not life.is_open:
+        held: Holdings | None = getattr(self, "_held", None)
+        if held is None or held.life is None or not held.life.is_open:
             return
         atexit.unregister(self._at_exit)
         if self.plan.created_per_rank:
@@ -828,10 +649,6 @@ class GroupManager(DeclaredView[ParallelGroup]):
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.backend
         return f"<GroupManager {self.name} of {self.topology} at rank {self.rank} ({state})>"
-
-
-def _pause(deadline: Deadline) -> None:
-    time.sleep(min(PAUSE, deadline.left() / 20))
 
 
 def require_topology(topology: object) -> ParallelTopology:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -12,16 +13,24 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from parallel_topology.communicators.group_options import GroupOptions
-from parallel_topology.errors import GroupArgumentError, RendezvousError
+from parallel_topology.errors import (
+    CreationError,
+    GroupArgumentError,
+    GroupTimeoutError,
+    ParallelTopologyError,
+    RendezvousError,
+)
 from parallel_topology.meeting.control import Control, Patience, delete, read
-from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.meeting.deadline import LAST, Deadline, Overtaken
 from parallel_topology.meeting.lobby import LAST_WORDS, Call, Lobby, agreed, answer
+from parallel_topology.meeting.operations import Operations, committed_key, key_of, meeting_place, say_ready
 from parallel_topology.meeting.options import Options
-from parallel_topology.meeting.succession import committed_key, key_of, say_ready
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.torch_errors import STORE_ERRORS
 
 T = TypeVar("T")
+LOOK = 0.1
+"""Seconds between looks whether what is being built is still wanted."""
 _ITS_OWN = {"name", "timeout", "token", "device", "local_rank", "communicators"}
 """Options that concern one process, or its way in; all others it takes from those that are there."""
 
@@ -42,12 +51,13 @@ def told_of(options: Options, backend: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Place:
+class Offer:
     """What a newcomer was given.
 
     Attributes:
         topology, rank, newcomers, options: of the manager that it is to build.
         connects: whether its groups are to connect at once.
+        at: where its ranks meet.
         deadline: by which all have to have built.
     """
 
@@ -56,6 +66,7 @@ class Place:
     newcomers: tuple[int, ...]
     options: Options
     connects: bool
+    at: str
     deadline: Deadline
 
 
@@ -80,9 +91,11 @@ class Newcomer:
         self._lobby = Lobby(own.name, own.token)
         self._deadline = Deadline(own.seconds)
         self._who = ""
+        self._called: list[str] = []
         self._call: Call | None = None
+        self._refused = False
 
-    def wait(self) -> Place:
+    def wait(self) -> Offer:
         """Wait for a place until the deadline.
 
         Raises:
@@ -96,12 +109,33 @@ class Newcomer:
             raise
         except BaseException:  # Ctrl-C: nobody is to call this one
             with suppress(Overtaken, *STORE_ERRORS):
-                self._control.ask(lambda store: self._lobby.withdraw(store, self._who), Deadline(LAST_WORDS))
+                self._control.ask(self._withdraw, Deadline(LAST_WORDS))
             raise
-        self._call = call
+        self._call, self._refused = call, False
         topology = ParallelTopology.parse(call.topology)
         options, connects = self._options(call.told), call.told["connects"] is True
-        return Place(topology, call.place, newcomers, options, connects, Deadline(call.seconds))
+        at = meeting_place(call.keys, call.number)
+        return Offer(topology, call.place, newcomers, options, connects, at, Deadline(call.seconds))
+
+    def build(self, place: Offer, build: Callable[[Offer], object]) -> BaseException | None:
+        """Build, and give that up as soon as what it is for has come to nothing; what was raised."""
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(place, over), name="parallel_topology newcomer", daemon=True)
+        watch.start()
+        try:
+            build(place)
+        except BaseException as error:  # the others are told
+            return error
+        finally:
+            over.set()
+            watch.join(LAST)
+        return None
+
+    def may_try_again(self, failure: BaseException | None) -> bool:
+        """Whether another place may be had after this one came to nothing."""
+        if failure is None or isinstance(failure, (GroupTimeoutError, CreationError)):
+            return True
+        return self._refused and isinstance(failure, ParallelTopologyError)
 
     def built(self, failure: BaseException | None) -> bool:
         """Say that this rank has built what it needs, or why not; whether it was committed. Then it is in."""
@@ -122,18 +156,38 @@ class Newcomer:
             return False
 
     def _wait(self, store: dist.Store) -> tuple[Call, tuple[int, ...]]:
-        called: list[str] = []
-        while True:
-            self._who = secrets.token_hex(8)
-            called.append(self._who)
-            call = self._lobby.wait(store, self._deadline, self._who)
-            if not answer(store, call, self._who):
-                continue
-            newcomers = agreed(store, call, self._who, Deadline(call.seconds + LAST_WORDS))
-            if newcomers is not None:
-                for who in called:  # it is decided, and nobody calls to this any more
-                    self._lobby.forget(store, who)
-                return call, tuple(sorted(newcomers))
+        try:
+            while True:
+                self._who = secrets.token_hex(8)
+                call = self._lobby.wait(store, self._deadline, self._who)
+                self._called.append(self._who)
+                if not answer(store, call, self._who):
+                    continue
+                newcomers = agreed(store, call, self._who, Deadline(call.seconds + LAST_WORDS))
+                if newcomers is not None:
+                    return call, tuple(sorted(newcomers))
+        finally:  # it is decided, or this one waits no more, and nobody calls to these
+            self._forget(store)
+
+    def _forget(self, store: dist.Store) -> None:
+        called, self._called = self._called, []
+        for who in called:
+            self._lobby.forget(store, who)
+
+    def _withdraw(self, store: dist.Store) -> None:
+        self._lobby.withdraw(store, self._who)
+        self._forget(store)
+
+    def _watch(self, place: Offer, over: threading.Event) -> None:
+        while not over.wait(LOOK) and not self._refused:
+            with suppress(Overtaken, *STORE_ERRORS):
+                self._refused = self._control.ask(self._is_refused, Deadline(place.deadline.left()))
+        if self._refused:
+            place.deadline.expire()
+
+    def _is_refused(self, store: dist.Store) -> bool:
+        call = self._call
+        return call is not None and Operations(call.keys, call.place).is_over(store, call.number)
 
     def _is_committed(self, store: dist.Store, call: Call) -> bool:
         """Wait for it; where this one's time is up first, it is called off, unless it is committed.
@@ -166,3 +220,30 @@ class Newcomer:
 
     def _ask(self, act: Callable[[dist.Store], T], deadline: Deadline) -> T:
         return self._control.answer(act, deadline, grace=LAST_WORDS, name=self._own.name)
+
+
+def enter(
+    store: dist.Store, options: Options, build: Callable[[Offer], object], give_up: Callable[[], object]
+) -> tuple[int, ...]:
+    """Wait for a place, and build what belongs there, until that is committed; the newcomers of it.
+
+    Args:
+        give_up: ends what was built, as the others failed or called it off: this one waits again.
+
+    Raises:
+        GroupTimeoutError: nobody called to a place in time.
+        ParallelTopologyError: what building raises; what of `Newcomer.wait`.
+    """
+    control = Control(store)
+    try:
+        newcomer = Newcomer(control, options)
+        while True:
+            place = newcomer.wait()
+            failure = newcomer.build(place, build)
+            if newcomer.built(failure):
+                return place.newcomers
+            if failure is not None and not newcomer.may_try_again(failure):
+                raise failure
+            give_up()
+    finally:
+        control.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,13 +11,16 @@ from typing import Generic, Literal, TypeVar
 
 from parallel_topology.errors import ParallelTopologyError, RebindError, RendezvousError
 from parallel_topology.groups.elastic import Change
-from parallel_topology.meeting.deadline import Deadline
+from parallel_topology.groups.life import Life
+from parallel_topology.meeting.deadline import LAST, Deadline
 from parallel_topology.topology.topology import ParallelTopology
 
 M = TypeVar("M")
 State = Literal["building", "ready", "committed", "failed", "cancelled"]
 LOOK = 0.25
 """Seconds between looks whether what is ready was called off by another rank."""
+LINGER = 0.25
+"""Seconds for which a manager that another took the place of leaves the processor to that one, before it ends."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ class Standby(Generic[M]):
         self._built = threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="parallel_topology standby", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="parallel_topology standby", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._watch, name="parallel_topology standby", daemon=True).start()
+        self._watcher.start()
 
     @property
     def status(self) -> Status:
@@ -126,17 +131,24 @@ class Standby(Generic[M]):
             self._end("cancelled", why=why)
 
     def wait_until_given_up(self, deadline: Deadline) -> None:
-        """Wait until this rank builds no more."""
-        self._thread.join(deadline.left())
+        """Wait until nothing happens here any more, once it is committed or has come to nothing: an interpreter that
+        ends meanwhile would end its threads within torch, and abort."""
+        for thread in (self._thread, self._watcher):
+            thread.join(min(deadline.left(), threading.TIMEOUT_MAX))
+        self._change.end()
 
     def is_for(self, topology: ParallelTopology) -> bool:
-        """Whether it is for this one, and may still come to something."""
+        """Whether it is for this one, and may still come to something; asks the store, as another rank may have
+        cancelled it just now."""
+        if self.topology == topology:
+            self._look()
         return self.topology == topology and self._state in ("building", "ready")
 
     def leave(self, why: str) -> None:
         """The manager ends: call it off, as far as that is still possible."""
         with suppress(ParallelTopologyError):
             self.cancel(why)
+        self.wait_until_given_up(Deadline(LAST))
 
     def all_over(self) -> None:
         """All ranks have gone over."""
@@ -153,13 +165,13 @@ class Standby(Generic[M]):
     def _run(self) -> None:
         try:
             self._change.agree()
-            if self._done.is_set():  # it was cancelled before the others could be told
-                self._change.call_off(self._why)
-            else:
+            if not self._done.is_set():  # else it was called off meanwhile, and nobody builds
                 self._change.build()
         except BaseException as error:  # it is raised by `commit`
             with self._lock:
-                if self._state == "building":
+                if self._state == "building" and self._change.cancelled:
+                    self._end("cancelled", why=self._change.cancelled)
+                elif self._state == "building":
                     self._end("failed", error)
         with self._lock:
             if self._state == "building":
@@ -171,10 +183,37 @@ class Standby(Generic[M]):
     def _watch(self) -> None:
         """See whether another rank has called it off, or, once it is ready, has ended."""
         while not self._done.wait(LOOK):
-            why = ""
+            self._look()
+
+    def _look(self) -> None:
+        why = ""
+        if self._state in ("building", "ready"):
             with suppress(RendezvousError):
                 why = self._change.called_off(only=self._state == "building")
-            if why:
-                with self._lock:
-                    if self._state in ("building", "ready"):
-                        self._end("cancelled", why=why)
+        if why:
+            with self._lock:
+                if self._state in ("building", "ready"):
+                    self._end("cancelled", why=why)
+
+
+def end_later(change: Change[M], standby: Standby[M], life: Life, end: Callable[[], object]) -> None:
+    """End a manager, whose `life` it is, on a thread, as soon as no rank uses it any more: a rank that did so sooner
+    would cut off those that are still in their last call. An interpreter that ends does not wait for these."""
+    hurry = threading.Event()
+
+    def run() -> None:
+        hurry.wait(LINGER)  # all have just gone over, and are to get on with their work first
+        with suppress(ParallelTopologyError):
+            if change.wait_for_all(lambda: hurry.is_set() or life.state == "closed"):
+                standby.all_over()
+        standby.wait_until_given_up(Deadline(LAST))
+        end()
+        atexit.unregister(finish)
+
+    def finish() -> None:
+        hurry.set()
+        ending.join(LAST)
+
+    ending = threading.Thread(target=run, name="parallel_topology end", daemon=True)
+    atexit.register(finish)
+    ending.start()

@@ -12,9 +12,11 @@ agreement   cards compared before anything is created
 opening     what a rank builds by itself when it is called
 greeting    neighbours tell each other who they are, which verifies new groups
 completion  ranks count themselves when they have built their groups
+operations  which change is under way on a manager, and what came of those before
 succession  what follows on a manager, decided for all its ranks, and for one successor at most
 lobby       where those wait who are to join one, until they are called to a place
 witness     who was where, when an operation failed
+vigil       what a rank says of an operation shortly before its time is up
 creation    the process groups of a manager, and their end
 """
 

@@ -54,7 +54,7 @@ from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 AGAIN, OVER, GONE = "again", "over", "gone"
-_OF_MANAGERS = (*completion.KEYS, "witness/failed", "next/number", "next/left")
+_OF_MANAGERS = (*completion.KEYS, "witness/failed", "next/number", "next/past", "next/left")
 """Keys that a manager puts below its own, whose names are always the same."""
 PATIENCE = 0.5
 """Seconds in which who holds a wrong token, or shows no card at all, may be replaced by the rank that it is not."""
@@ -95,6 +95,9 @@ class Meeting:
         token: if given, a rank without it is refused.
         deadline: for all of it.
         build: builds what needs no others, and says of it what they need to know, as JSON; in each round anew.
+        at: where those meet who follow on a manager together, so that nobody meets who was called to something that
+            has come to nothing since; whose keys these are takes them away.
+        settled: whether they did follow on it, as it was committed.
     """
 
     name: str
@@ -108,6 +111,8 @@ class Meeting:
     deadline: Deadline
     memory: str = ""
     build: Callable[[Called], str] = lambda _: ""
+    at: str = ""
+    settled: bool = False
     round: str = ""
     _nonce: str = field(default_factory=lambda: secrets.token_hex(16))
     _turn: int = 0
@@ -133,6 +138,11 @@ class Meeting:
     def keys(self) -> str:
         """Under which the keys are that are this manager's alone."""
         return f"{self.place}/{self.round}/keys"
+
+    @property
+    def _spot(self) -> str:
+        """Where the cards are."""
+        return self.at or self.place
 
     @property
     def _first(self) -> int:
@@ -187,6 +197,15 @@ class Meeting:
         """A key that is in the store as long as not all have left; it goes before all others."""
         return f"{self._in_round}/call"
 
+    @property
+    def _met(self) -> str:
+        return f"{shown_ranks(list(self.world))} as {self._topology(self.card)}"
+
+    def went_on(self, store: dist.Store) -> str:
+        """Who has met here since, in words; empty if nobody has."""
+        met = (read(store, f"{self.place}/met") or b"").decode(errors="replace")[:200]
+        return "" if met == self._met else met.replace(" as ", " went on to ", 1)
+
     def without(self, ranks: Sequence[int]) -> None:
         """These will not leave, as they are gone: nobody needs them to have left to take away what is left over."""
         self._absent = ranks
@@ -207,13 +226,14 @@ class Meeting:
             return False
         self._left = True
         if self.rank == self._first:  # before it counts itself out, so that the last one takes this away, too
-            self._sweep(store)
+            if self.settled or not self.at:  # else those before it may still be in use
+                self._sweep(store)
             append(store, f"{self.place}/ended", self.round)
         members = max(len(self.world) - len(self._absent), 1)
         if store.add(f"{self._in_round}/left", 1) < members and store.check([f"{self._in_round}/call"]):
             return False
-        if read(store, f"{self.place}/open") == self.round.encode():
-            delete(store, f"{self.place}/open")
+        if read(store, f"{self._spot}/open") == self.round.encode():
+            delete(store, f"{self._spot}/open")
         for rank in self._absent:
             if read(store, self._came(rank)) == self._called_to.encode():
                 delete(store, self._came(rank))
@@ -261,7 +281,7 @@ class Meeting:
 
     def _end_former(self, store: dist.Store) -> None:
         """Send away those that wait for a first rank that died after it had called them."""
-        former = read(store, f"{self.place}/open")
+        former = read(store, f"{self._spot}/open")
         if former is not None:
             store.compare_set(f"{self.place}/{former.decode()}/end", "", AGAIN)
 
@@ -300,7 +320,7 @@ class Meeting:
         numbers = {host: number for number, host in enumerate(first)}
         call = json.dumps({"members": members, "on": [numbers[entry.host] for entry in there],
                            "hosts": [[entry.address, entry.memory] for entry in first.values()]})  # fmt: skip
-        told = {f"{self._in_round}/call": call, f"{self.place}/open": self.round}
+        told = {f"{self._in_round}/call": call, f"{self._spot}/open": self.round}
         self._told = [self._call_key(entry) for entry in entries.values() if entry.rank != self.rank]
         told |= dict.fromkeys(self._told, self.round)
         write_all(store, told)
@@ -352,9 +372,8 @@ class Meeting:
         if agreed:
             number = store.add(f"{self.place}/number", 1)
             store.add(f"{self.place}/live", 1)
-            met = f"{shown_ranks(list(self.world))} as {self._topology(self.card)}"
             # whoever takes the first one away counts it out
-            write_all(store, {f"{self._in_round}/live": "1", f"{self.place}/met": met})
+            write_all(store, {f"{self._in_round}/live": "1", f"{self.place}/met": self._met})
         return json.dumps({
             "refusal": refusal, "complaint": complaint, "number": number, "card": self.card if agreed else "",
             "hosts": [hosts.setdefault(member.host, len(hosts)) for member in members],
@@ -537,7 +556,7 @@ class Meeting:
         return str(json.loads(card).get("topology", ""))
 
     def _came(self, rank: int) -> str:
-        return f"{self.place}/came/{rank}"
+        return f"{self._spot}/came/{rank}"
 
     def _call_key(self, entry: Entry) -> str:
         return f"{self.place}/called/{entry.nonce}/{entry.turn}"

@@ -305,7 +305,7 @@ class Creator:
                     released.labels += [links.label] * ended
         del device_groups
         self._made = [(links, ranks) for links, ranks in self._made if not links.has_ended]
-        for one in (links.connections for links in cut if links.connections is not None):
+        for one in (ends for links in cut for ends in (links.contacts, links.connections) if ends is not None):
             one.wait_until_gone(_GONE_WITHIN)
         if not self._made:
             self._opening.end()

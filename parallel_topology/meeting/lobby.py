@@ -21,13 +21,14 @@ from parallel_topology.errors import GroupTimeoutError, RendezvousError
 from parallel_topology.meeting.cards import UnreadableError, read_object
 from parallel_topology.meeting.control import append, delete, lines, read, read_when_there, wait_for
 from parallel_topology.meeting.deadline import Deadline
+from parallel_topology.meeting.operations import key_of, withdraw_if_over
 from parallel_topology.meeting.options import host_identity
-from parallel_topology.meeting.succession import Invite, key_of
+from parallel_topology.meeting.succession import Invite
 from parallel_topology.meeting.token import Seals
 
 ANSWER = 1.0
 """Seconds after which who does not answer a call is taken for gone, if there is somebody else."""
-LAST_WORDS = 0.5
+LAST_WORDS = 1.0
 """Seconds after the deadline in which who waited may still take its name away."""
 _GONE = "gone"
 _FIELDS: Mapping[str, Any] = {
@@ -195,6 +196,7 @@ def answer(store: dist.Store, call: Call, who: str) -> bool:
     """A newcomer takes the place that it was called to; False if another one was called to it, too, and has it."""
     key = key_of(call.keys, call.number, "votes")
     append(store, key, json.dumps([call.place, "", who]))
+    withdraw_if_over(store, call.keys, call.number, "votes")
     votes: list[tuple[int, str, str]] = [json.loads(line) for line in lines(store, key)]
     return who == next((one for place, _, one in votes if one and place == call.place), who)
 

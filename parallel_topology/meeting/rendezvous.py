@@ -43,6 +43,27 @@ def open_store(url: str, is_host: bool, timeout: float | Deadline) -> dist.Store
     return host_store(host, port, timeout) if is_host else join_store(host, port, timeout)
 
 
+class At:
+    """A meeting place: opens the store at an address when it is asked to.
+
+    Attributes:
+        hosted: the store's server, once this process runs it.
+    """
+
+    def __init__(self, url: str, is_host: bool) -> None:
+        self.hosted: Hosted | None = None
+        self._url = url
+        self._is_host = is_host
+
+    def __call__(self, deadline: Deadline) -> dist.Store:
+        """Raises: RendezvousError: as `open_store`."""
+        store = open_store(self._url, self._is_host, deadline)
+        if not self._is_host or not isinstance(store, dist.TCPStore):
+            return store
+        self.hosted = Hosted(store)
+        return torch_private.clone_store(store)
+
+
 def host_store(host: str, port: int, timeout: float | Deadline) -> dist.TCPStore:
     """Run a store that listens as narrowly as `listener` finds; left to itself, torch's listens on every interface."""
     return _host(plain_host(host), port, _deadline(timeout), named=True)

@@ -14,8 +14,8 @@ or cut off meanwhile, finds that, or finds that the manager is no more; either w
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -25,24 +25,34 @@ import torch.distributed as dist
 from parallel_topology.errors import DisagreementError, RebindError
 from parallel_topology.meeting.control import Control, Patience, append, delete, lines, read
 from parallel_topology.meeting.deadline import Deadline
+from parallel_topology.meeting.operations import (
+    CALLED_OFF,
+    LONGEST,
+    Operations,
+    committed_key,
+    no,
+    say_ready,
+    withdraw_if_over,
+)
 from parallel_topology.topology.wording import shown_ranks
 
 T = TypeVar("T")
 SILENCE = 0.3
 """Seconds after the deadline in which a store that answers may still decide."""
-KEPT = 2
-"""Operations that came to nothing whose keys stay in the store."""
-_LONGEST = 2000
-"""Characters of an objection that the others are told."""
 _THOROUGHLY = 20
 """Every so many looks a rank looks on other hosts, too, for ranks that have ended."""
-_CALLED_OFF = "called off"
-_STEPS = ("agreed", "built", "outcome")
-_KEYS = ("asked", "votes", "called", "ready", "over", *_STEPS)
 
 
 class Refused(Exception):  # noqa: N818 (it never leaves the package)
-    """An operation came to nothing; says on which rank, and why."""
+    """An operation came to nothing; says on which rank, and why.
+
+    Attributes:
+        called_off: by that rank, which may go on with another one.
+    """
+
+    def __init__(self, why: str, *, called_off: bool = False) -> None:
+        super().__init__(why)
+        self.called_off = called_off
 
 
 class Invite:
@@ -59,7 +69,7 @@ class Proposal:
     Attributes:
         topology: as its text.
         members: the ranks that go on in it.
-        objection: why this rank may not; empty if it may.
+        objection: why this rank may not; empty if it may. Asked at the last moment.
         invite: gives places to newcomers.
         suspects: ranks that were missed before; who is to leave is not waited for if it is one of these, else for half
             of the time, and a newcomer may have its place.
@@ -67,7 +77,7 @@ class Proposal:
 
     topology: str
     members: Sequence[int]
-    objection: str = ""
+    objection: Callable[[], str] = str
     invite: Invite = field(default_factory=Invite)
     suspects: Collection[int] = ()
 
@@ -101,19 +111,26 @@ class Succession:
         *,
         ended: Callable[[Sequence[int], bool], Collection[int]],
         sign: str = "",
+        went_on: Callable[[dist.Store], str] = lambda store: "",
     ) -> None:
         """`keys` are the manager's alone, and `sign` is a key that is there as long as it is not over on all ranks;
-        there is none where a rank is alone.
-
-        `ended(ranks, thoroughly)` says which of these are known to have ended; thoroughly, it may take a while.
+        there is none where a rank is alone. `went_on` says who has gone on since, as far as it knows, and
+        `ended(ranks, thoroughly)` which of these are known to have ended; thoroughly, it may take a while.
         """
         self.keys = keys
-        self._control = control
+        self._control = self._home = control
         self._rank = rank
         self._ranks = list(ranks)
         self._ended = ended
         self._sign = sign
-        self._number = -1  # the last operation that this rank took part in
+        self._went_on = went_on
+        self._operations = Operations(keys, rank)
+
+    def over(self, control: Control) -> Succession:
+        """The same, on another way to the store, which nothing else waits for."""
+        other = copy(self)
+        other._control = control
+        return other
 
     def agree(self, proposal: Proposal, deadline: Deadline) -> Agreement:
         """Ask for another topology, or say why not, and wait until it is decided for all.
@@ -128,13 +145,17 @@ class Succession:
             RendezvousError: the store is gone, or does not answer.
         """
 
-        if not self._sign and self._number < 0:
-            self._control.at_end(self.clear)
+        if not self._sign and self._operations.last < 0:
+            self._home.at_end(self.clear)
 
         def ask(store: dist.Store) -> Agreement:
             self._require_ours(store, proposal.topology)
-            number = self._number = self._open(store, proposal.topology, deadline)
-            append(store, self._key(number, "votes"), json.dumps([self._rank, proposal.objection[:_LONGEST], ""]))
+            number = self._operations.last = self._open(store, proposal.topology, deadline)
+            append(
+                store,
+                self._operations.key(number, "votes"),
+                json.dumps([self._rank, proposal.objection()[:LONGEST], ""]),
+            )
             try:
                 found = self._wait(
                     store, number, "agreed", partial(self._weigh, store, number, proposal, deadline), deadline
@@ -143,7 +164,7 @@ class Succession:
                 self._require_ours(store, proposal.topology)  # it may have ended meanwhile, so nobody came
             newcomers = {int(place): str(who) for place, who in found["newcomers"].items()}
             if self._rank in newcomers:
-                raise self._left_out(proposal.topology)
+                raise self._left_out(store, proposal.topology)
             return Agreement(number, proposal.members, newcomers, [int(rank) for rank in found["absent"]])
 
         return self.ask(ask, deadline)
@@ -159,7 +180,7 @@ class Succession:
         def ask(store: dist.Store) -> None:
             if self._rank in agreement.members or objection:
                 say_ready(store, self.keys, agreement.number, self._rank, objection)
-            self._wait(store, self._number, "built", partial(self._count, store, agreement, deadline), deadline)
+            self._wait(store, agreement.number, "built", partial(self._count, store, agreement, deadline), deadline)
 
         self.ask(ask, deadline)
 
@@ -170,23 +191,27 @@ class Succession:
 
         Raises:
             Refused: it was; says by whom and why.
+            RebindError: this rank was left out.
             RendezvousError: the store is gone, or does not answer.
         """
 
         def ask(store: dist.Store) -> None:
             said = json.dumps({"why": "", "by": self._rank})
-            found = store.compare_set(self._key(number, "outcome"), "", said).decode(errors="replace")
+            found = store.compare_set(self._operations.key(number, "outcome"), "", said).decode(errors="replace")
             _require(json.loads(found))
+            if found == said and self._sign and not store.check([self._sign]):  # long ago, without this rank
+                delete(store, self._operations.key(number, "outcome"))
+                raise self._left_out(store, "what was prepared")
             for who in newcomers if found == said else ():  # the first one tells them
                 store.set(committed_key(who), "")
-            append(store, self._key(number, "over"), str(self._rank))
+            append(store, self._operations.key(number, "over"), str(self._rank))
 
         self.ask(ask, deadline)
 
     def called_off(self, number: int, deadline: Deadline, *, only: bool) -> str:
         """Why an operation came to nothing; empty if it did not. `only`: if a rank called it off, and not else."""
-        refused = self.ask(lambda store: self._refusal(store, number), deadline)
-        return refused["why"] if refused is not None and (not only or refused["kind"] == _CALLED_OFF) else ""
+        refused = self.ask(lambda store: self._operations.refusal(store, number), deadline)
+        return refused["why"] if refused is not None and (not only or refused["kind"] == CALLED_OFF) else ""
 
     def wait_until_all_are_over(self, agreement: Agreement, deadline: Deadline, given_up: Callable[[], bool]) -> bool:
         """Wait until all ranks of this manager that agreed have gone over, or have ended; whether they have in time."""
@@ -195,7 +220,7 @@ class Succession:
         def ask(store: dist.Store) -> bool:
             looks, look = Patience(len(self._ranks)), 0
             while not deadline.passed() and not given_up():
-                lacking = wanted.difference(map(int, lines(store, self._key(agreement.number, "over"))))
+                lacking = wanted.difference(map(int, lines(store, self._operations.key(agreement.number, "over"))))
                 look += 1
                 if not lacking or self._gone(store, sorted(lacking), look % _THOROUGHLY == 0).issuperset(lacking):
                     return True
@@ -207,11 +232,11 @@ class Succession:
     def call_off(self, number: int | None, why: str, deadline: Deadline, until: Deadline) -> bool:
         """Let an operation, the last one this rank took part in if none is given, come to nothing; whether that is so,
         as it may have been committed. Who asks for it before `until` hears of that, and begins no other one."""
-        number = self._number if number is None else number
+        number = self._operations.last if number is None else number
         if number < 0:
             return True
         said = f"rank {self._rank}: {why}"
-        return self.ask(lambda store: self._refuse(store, number, said, until, kind=_CALLED_OFF), deadline)
+        return self.ask(lambda store: self._operations.refuse(store, number, said, until, kind=CALLED_OFF), deadline)
 
     def leave(self, store: dist.Store) -> None:
         """Tell the others that this rank has closed its manager."""
@@ -219,10 +244,7 @@ class Succession:
 
     def clear(self, store: dist.Store) -> None:
         """Take all away; the last one to leave does."""
-        number = int(read(store, f"{self.keys}/next/number") or 0)
-        for back in range(KEPT + 1):
-            self._delete(store, number - back)
-        delete(store, f"{self.keys}/next/number", f"{self.keys}/next/left")
+        self._operations.clear(store)
 
     def ask(self, act: Callable[[dist.Store], T], deadline: Deadline) -> T:
         """What `act` does at the store.
@@ -235,111 +257,74 @@ class Succession:
     # Which operation
 
     def _open(self, store: dist.Store, topology: str, deadline: Deadline) -> int:
-        """The number of the operation for this topology: the one that is under way, or that this rank has just missed,
-        or a new one."""
-        counted = int(read(store, f"{self.keys}/next/number") or 0)
-        for number in range(max(self._number + 1, counted - KEPT), counted):
-            if self._is_for_this_rank(store, number, topology):
-                return number
-        number = max(counted, self._number)
+        """The number of the operation for this topology: the one that is under way, or a new one.
+
+        Raises:
+            Refused, DisagreementError: it came to nothing just before this rank came.
+        """
+        operations = self._operations
         mine = json.dumps([self._rank, topology])
         while True:
-            by, asked = json.loads(store.compare_set(self._key(number, "asked"), "", mine))
-            refused = self._refusal(store, number)
-            if refused is not None:
-                if number > self._number and self._is_for_this_rank(store, number, topology):
-                    return number
-                number = self._go_on(store, number)
+            if (missed := operations.missed(store, topology)) is not None:
+                operations.last, refused = missed
+                _require(refused)
+            number = max(operations.counted(store), operations.last)
+            by, asked = json.loads(store.compare_set(operations.key(number, "asked"), "", mine))
+            if operations.refusal(store, number) is not None:
+                operations.go_on(store, number)
             elif asked == topology:
                 return number
             elif not self._refuse_for(store, number, topology, by, asked, deadline):
-                raise self._left_out(asked)
+                raise self._left_out(store, asked)
 
     def _refuse_for(
         self, store: dist.Store, number: int, topology: str, by: int, asked: str, deadline: Deadline
     ) -> bool:
         """What is under way is something else: end it for this, if this rank had asked for it, too."""
-        if number == self._number:
-            return self._refuse(store, number, f"rank {self._rank} asks for {topology} instead", deadline)
+        operations = self._operations
+        if number == operations.last:
+            return operations.refuse(store, number, f"rank {self._rank} asks for {topology} instead", deadline)
         why = f"rank {by} asks for {asked}, rank {self._rank} for {topology}"
-        if not self._refuse(store, number, why, deadline, kind="disagreement"):
+        if not operations.refuse(store, number, why, deadline, kind="disagreement"):
             return False
-        self._number = number
+        operations.last = number
         raise DisagreementError(f"the ranks disagree, and stay what they are: {why}")
-
-    def _is_for_this_rank(self, store: dist.Store, number: int, topology: str) -> bool:
-        """Whether an operation that this rank missed came to nothing so lately that it is the one that it comes for; by
-        wall clocks, which differ a little."""
-        refused = self._refusal(store, number)
-        if refused is None or time.time() >= refused["until"]:
-            return False
-        _, asked = json.loads(read(store, self._key(number, "asked")) or b'[0, ""]')
-        return asked == topology or refused["kind"] == "disagreement"
-
-    def _refusal(self, store: dist.Store, number: int) -> dict[str, Any] | None:
-        """Why an operation came to nothing; None if it did not."""
-        for step in _STEPS:
-            found = read(store, self._key(number, step))
-            if found is None:
-                return None
-            decided: dict[str, Any] = json.loads(found)
-            if decided["why"]:
-                return decided
-        return None
 
     def _require_ours(self, store: dist.Store, topology: str) -> None:
         """Raises: RebindError: this manager is over on all other ranks, so what was decided here is nobody's."""
         if self._sign and not store.check([self._sign]):
-            raise self._left_out(topology)
+            raise self._left_out(store, topology)
 
-    def _left_out(self, topology: str) -> RebindError:
+    def _left_out(self, store: dist.Store, topology: str) -> RebindError:
+        who = self._operations.gone_over(store) or self._went_on(store) or "the others went on"
         return RebindError(
-            f"rank {self._rank} was left out: the others went on without it, or with another in its place, before it "
-            f"asked for {topology}; abort this manager, and join theirs with joining=True"
+            f"rank {self._rank} was left out: {who} without it, or with another in its place, before it asked for "
+            f"{topology}; abort this manager, and join theirs with joining=True"
         )
-
-    def _refuse(self, store: dist.Store, number: int, why: str, deadline: Deadline, *, kind: str = "") -> bool:
-        """Let an operation come to nothing; whether that is so, as it may have been committed."""
-        said = _no(why, deadline, kind)
-        for step in _STEPS:
-            if json.loads(store.compare_set(self._key(number, step), "", json.dumps(said)))["why"]:
-                self._go_on(store, number)
-                return True
-        return False
-
-    def _go_on(self, store: dist.Store, number: int) -> int:
-        """An operation came to nothing; the number of the next one."""
-        counted = f"{self.keys}/next/number"
-        store.compare_set(counted, str(number) if number else "", str(number + 1))
-        self._delete(store, number - KEPT)
-        return number + 1
 
     # What is decided
 
     def _wait(
-        self,
-        store: dist.Store,
-        number: int,
-        step: str,
-        weigh: Callable[[bool], dict[str, Any] | None],
+        self, store: dist.Store, number: int, step: str, weigh: Callable[[bool], dict[str, Any] | None],
         deadline: Deadline,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any]:  # fmt: skip
         """What was decided; decided here, if this rank is the first to know.
 
         Args:
             weigh: what it comes to, or nothing yet; told whether it may look thoroughly.
         """
-        key, looks = self._key(number, step), Patience(len(self._ranks))
+        key, looks = self._operations.key(number, step), Patience(len(self._ranks))
         look = 0
         while (decided := read(store, key)) is None:
             look += 1
             if (verdict := weigh(look % _THOROUGHLY == 0)) is not None:
                 decided = store.compare_set(key, "", json.dumps(verdict))
+                withdraw_if_over(store, self.keys, number, step)
                 break
             looks.pause(deadline)
         found: dict[str, Any] = json.loads(decided)
         if found["why"]:
-            self._go_on(store, number)
+            self._operations.go_on(store, number)
         _require(found)
         return found
 
@@ -348,7 +333,7 @@ class Succession:
     ) -> dict[str, Any] | None:
         said: dict[int, str] = {}
         newcomers: dict[int, str] = {}
-        for line in lines(store, self._key(number, "votes")):
+        for line in lines(store, self._operations.key(number, "votes")):
             who, objection, newcomer = json.loads(line)
             if newcomer:
                 newcomers.setdefault(who, newcomer)
@@ -356,7 +341,7 @@ class Succession:
                 said[who] = objection
         for rank, why in said.items():
             if why:
-                return _no(f"rank {rank}: {why}", deadline)
+                return no(f"rank {rank}: {why}", deadline)
         silent = [rank for rank in self._ranks if rank not in said]
         gone = self._gone(store, silent, late) if silent else set[int]()
         lacking = [rank for rank in proposal.members if rank not in said and rank not in newcomers]
@@ -367,7 +352,7 @@ class Succession:
                 return {"why": "", "newcomers": places, "absent": silent}
             return None
         if deadline.passed():
-            return _no(self._did_not_come(lacking, gone, deadline), deadline)
+            return no(self._did_not_come(lacking, gone, deadline), deadline)
         free = [rank for rank in lacking if rank not in self._ranks or rank in gone or rank in proposal.suspects]
         if free and self._rank == next(rank for rank in self._ranks if rank in said):
             proposal.invite.fill(store, number, free, deadline.left())
@@ -384,18 +369,20 @@ class Succession:
         return "; ".join(parts)
 
     def _count(self, store: dist.Store, agreement: Agreement, deadline: Deadline, late: bool) -> dict[str, Any] | None:
-        said: dict[int, str] = dict(json.loads(line) for line in lines(store, self._key(agreement.number, "ready")))
+        said: dict[int, str] = dict(
+            json.loads(line) for line in lines(store, self._operations.key(agreement.number, "ready"))
+        )
         for rank, why in said.items():
             if why:
-                return _no(f"rank {rank}: {why}", deadline)
+                return no(f"rank {rank}: {why}", deadline)
         missing = [rank for rank in agreement.members if rank not in said]
         if not missing:
             return {"why": ""}
         ours = [rank for rank in missing if rank in self._ranks and rank not in agreement.newcomers]
         if gone := self._gone(store, ours, late) if ours else set[int]():
-            return _no(f"{shown_ranks(sorted(gone))} ended", deadline)
+            return no(f"{shown_ranks(sorted(gone))} ended", deadline)
         if deadline.passed():
-            return _no(f"{shown_ranks(missing)} did not build within {deadline.seconds:.3g} s", deadline)
+            return no(f"{shown_ranks(missing)} did not build within {deadline.seconds:.3g} s", deadline)
         return None
 
     def _gone(self, store: dist.Store, ranks: Sequence[int], late: bool) -> set[int]:
@@ -403,38 +390,12 @@ class Succession:
         left = {int(rank) for rank in lines(store, f"{self.keys}/next/left")}
         return set(self._ended(ranks, late)) | left.intersection(ranks)
 
-    def _delete(self, store: dist.Store, number: int) -> None:
-        if number >= 0:
-            delete(store, *(self._key(number, name) for name in _KEYS))
-
-    def _key(self, number: int, name: str) -> str:
-        return key_of(self.keys, number, name)
-
-
-def key_of(keys: str, number: int, name: str) -> str:
-    """Where an operation's key is."""
-    return f"{keys}/next/{number}/{name}"
-
-
-def committed_key(who: str) -> str:
-    """Where a newcomer is told that what it has built is committed."""
-    return f"committed/{who}"
-
-
-def say_ready(store: dist.Store, keys: str, number: int, rank: int, objection: str) -> None:
-    """A rank of the new topology has built what it needs, or says why not."""
-    append(store, key_of(keys, number, "ready"), json.dumps([rank, objection[:_LONGEST]]))
-
-
-def _no(why: str, deadline: Deadline, kind: str = "") -> dict[str, Any]:
-    return {"why": why[: 2 * _LONGEST], "kind": kind, "until": time.time() + deadline.left()}
-
 
 def _require(decided: Mapping[str, Any]) -> None:
     if decided["why"] and decided["kind"] == "disagreement":
         raise DisagreementError(f"the ranks disagree, and stay what they are: {decided['why']}")
     if decided["why"]:
-        raise Refused(decided["why"])
+        raise Refused(decided["why"], called_off=decided["kind"] == CALLED_OFF)
 
 
 def _its(ranks: Sequence[int]) -> str:

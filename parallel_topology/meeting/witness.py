@@ -7,17 +7,22 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch.distributed as dist
 
 from parallel_topology.meeting.control import Control, Patience, append, delete, lines, read
 from parallel_topology.meeting.deadline import Deadline, Overtaken
+from parallel_topology.meeting.vigil import LEAD, Vigil
 from parallel_topology.topology.wording import shown_ranks
 from parallel_topology.torch_errors import STORE_ERRORS
 
 GRACE = 0.4
-"""Seconds a failed rank looks for the others' reports, at most: those that took part fail at about the same time."""
+"""Seconds a failed rank looks for the others' reports, at most: those that took part fail at about the same time.
+Before a timeout they have all said where they are, and the time counts from when this one did."""
+THOROUGHLY = 4
+"""After so many looks, a few milliseconds, ranks on other hosts are looked for, too, once."""
 SILENCE = 0.5
 """Seconds more after which a store that does not answer is not waited for; a busy machine's takes its time."""
 EARLY = 0.05
@@ -36,6 +41,7 @@ class Witness:
         missed: ranks that did not report the last failure, or did not answer when all were asked who is there.
         failed: whether an operation has failed at this rank.
         among: makes a manager of some of the ranks, beside this one.
+        vigil: told of the operations in which this rank waits.
     """
 
     def __init__(self, control: Control, keys: str, rank: int) -> None:
@@ -44,6 +50,7 @@ class Witness:
         self.failed = False
         self.among: Callable[[Sequence[int]], Any] = lambda ranks: None
         self._begun: dict[str, int] = {}  # what is to be concluded -> how often it has begun
+        self.vigil = Vigil(self._announce)
         self._control = control
         self._keys = keys
         self._rank = rank
@@ -58,11 +65,11 @@ class Witness:
             did not: dead, or somewhere else.
         """
         self.failed = True
-        mine = json.dumps([group, self._rank, operation, time.time()])
-        deadline = Deadline(GRACE)
+        mine = self._line(group, operation)
+        deadline = Deadline(max(GRACE - self.vigil.take(group), 0))
         try:
             where = self._control.ask(
-                lambda store: self._exchange(store, mine, ranks, deadline), deadline, grace=SILENCE
+                lambda store: self._exchange(store, mine, ranks, deadline), Deadline(GRACE), grace=SILENCE
             )
         except Overtaken:
             return "the store does not answer, so the others cannot be asked"
@@ -80,6 +87,15 @@ class Witness:
         parts += [f"{shown_ranks(silent)} did not report: dead, elsewhere or still waiting"] if silent else []
         return "; ".join(parts)
 
+    def _line(self, group: str, operation: str | None) -> str:
+        return json.dumps([group, self._rank, operation, time.time()])
+
+    def _announce(self, group: str, operation: str | None) -> None:
+        """Say where this rank waits, before its time is up, or that it does so no longer."""
+        with suppress(Overtaken, *STORE_ERRORS):
+            line = self._line(group, operation)
+            self._control.ask(lambda store: append(store, f"{self._keys}/failed", line), Deadline(GRACE))
+
     def _exchange(self, store: dist.Store, mine: str, ranks: Sequence[int], deadline: Deadline) -> dict[int, str]:
         """Rank -> where it failed, of those that reported a failure on the same group.
 
@@ -91,8 +107,9 @@ class Witness:
         group = json.loads(mine)[0]
         with self._lock:
             seen = self._seen.get(group, 0)
-        looks = Patience(len(ranks))
+        looks, look, ended = Patience(len(ranks)), 0, set[int]()
         while True:
+            look += 1
             told = lines(store, key)
             began = told.index(mine)
             where: dict[int, str] = {}
@@ -107,12 +124,14 @@ class Witness:
                     new -= {rank} if at < began else set()
                 elif age < PAST:
                     where[rank] = operation
-                    new |= {rank} if age < GRACE else set()  # older, its rank has stopped looking, or ended meanwhile
+                    new |= {rank} if age < GRACE + LEAD else set()  # older, it has stopped looking, or ended meanwhile
             lacking = [rank for rank in ranks if rank not in new]
-            if deadline.passed() or not lacking or set(self.ended(lacking, False)).issuperset(lacking):
+            if lacking and not deadline.passed():
+                ended.update(self.ended(lacking, look == THOROUGHLY))
+            if deadline.passed() or ended.issuperset(lacking):
                 break
             looks.pause(deadline)
-        append(store, key, json.dumps([group, self._rank, None, time.time()]))
+        append(store, key, self._line(group, None))
         with self._lock:
             self._seen[group] = max(self._seen.get(group, 0), len(told))
         return where

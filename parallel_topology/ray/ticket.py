@@ -46,6 +46,9 @@ class Ticket:
         With NCCL the device is the GPU that Ray gave the actor, `cuda:0` as a rule whatever the local rank: Ray hides
         the others.
 
+        With `joining=True` a new actor takes a place in the engine, with a ticket of any actor of it, such as one that
+        has died: it gets topology and rank from those that are there, when they `rebind`.
+
         Args:
             options: as for `GroupManager`; what the ticket says is the default.
 
@@ -53,14 +56,16 @@ class Ticket:
             DeadRankError: the actor was restarted since the engine was made; at once.
             ParallelTopologyError: what `GroupManager` raises.
         """
-        if self.worker and (worker := own_worker()) != self.worker:
+        joining = bool(options.get("joining"))
+        if self.worker and not joining and (worker := own_worker()) != self.worker:
             raise DeadRankError(f"{self.name}, rank {self.rank}: {restarted(self.worker, worker)}")
         if choose_backend(options.get("backend")) == "nccl" and (gpus := require_ray().get_gpu_ids()):
             options.setdefault("device", f"cuda:{device_index(gpus, os.environ.get('CUDA_VISIBLE_DEVICES'))}")
-        options = {
-            "name": self.name, "timeout": self.timeout, "token": self.token, "local_rank": self.local_rank, **options,
-        }  # fmt: skip
+        options = {"name": self.name, "timeout": self.timeout, "token": self.token, **options}
         store = partial(join_store, *self.meeting) if self.meeting else None
+        if joining:
+            return GroupManager(store=store, **options)
+        options.setdefault("local_rank", self.local_rank)
         return GroupManager(self.topology, rank=self.rank, store=store, **options)
 
 

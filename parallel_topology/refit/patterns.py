@@ -100,7 +100,7 @@ class Patterns:
         key = self._key(having, self.source), self._key(needing, self.target)
         handing = self._handings.get(key)
         if handing is None:
-            have = self.left(having)
+            have = tuple(rank for rank in self.left(having) if self._only is None or rank not in self._only)
             if not have:
                 raise TopologyError(
                     f"weight {weight.name!r}: of {shown(box)} no copy is left, they were on ranks {having}"

@@ -63,7 +63,8 @@ class RefitPlan:
         target_as: likewise. What the target does not have is left where it is.
         hosts: where the ranks are; then a rank takes what it lacks from its own host, where that has it.
         without: ranks that are gone: their copies are not read, and they get none.
-        only: the target's ranks that get something, as those that came in later; all if it is left out.
+        only: the target's ranks that get something, as those that came in later, also in another's place: they have
+            nothing. All if it is left out.
 
     Attributes:
         patterns: the boxes that both sides have in common.
@@ -109,7 +110,7 @@ class RefitPlan:
             RankError: the rank is in neither layout.
         """
         arriving = self._arriving(rank) if self._among(rank) and self.gets(rank) else ()
-        leaving = self._leaving(rank) if self._gives(rank) else ()
+        leaving = self._leaving(rank) if self.gives(rank) else ()
         return [*arriving, *leaving]
 
     def bytes_sent(self, rank: int) -> int:
@@ -134,7 +135,7 @@ class RefitPlan:
             for layers in kinds
             if (need := self.target.held(weight, layers[0], rank)) is not None
         )
-        return sum(needs) - (self._has_already(rank) if self._gives(rank) else 0)
+        return sum(needs) - (self._has_already(rank) if self.gives(rank) else 0)
 
     # One host's
 
@@ -200,7 +201,7 @@ class RefitPlan:
         mine, theirs = self.source.world, self.target.world
         few, other = (mine, theirs) if mine.size < theirs.size else (theirs, mine)
         both = [] if _apart(mine, theirs) else [rank for rank in few if rank in other and self.gets(rank)]
-        return self.bytes_total - sum(self._has_already(rank) for rank in both)
+        return self.bytes_total - sum(self._has_already(rank) for rank in both if self.gives(rank))
 
     def explain(self, name: str) -> str:
         """In words, how a logical tensor lies on both sides, and how each box of it goes over.
@@ -341,8 +342,12 @@ class RefitPlan:
         """Whether a rank gets something, or keeps what it has for its new tensors."""
         return rank in self.target.world and rank not in self.without and (self.only is None or rank in self.only)
 
-    def _gives(self, rank: int) -> bool:
-        return rank in self.source.world and rank not in self.without
+    def gives(self, rank: int) -> bool:
+        """Whether a rank has what the source says."""
+        return rank in self.source.world and self._has_anything(rank)
+
+    def _has_anything(self, rank: int) -> bool:
+        return rank not in self.without and (self.only is None or rank not in self.only)
 
     def _among(self, rank: int) -> bool:
         if rank in self.target.world or rank in self.source.world:

@@ -83,7 +83,9 @@ class Transfer:
         given = checked(plan.target, rank, into, group.device) if plan.gets(rank) else {}
         self._coming: Coming | None = None
         if isinstance(have, Mapping):
-            had = checked(plan.source, rank, cast("Mapping[str, Tensor]", have), group.device)
+            had = {}
+            if plan.gives(rank) or rank not in plan.source.world:
+                had = checked(plan.source, rank, cast("Mapping[str, Tensor]", have), group.device)
             require_apart(had, given)
             tensor = had.__getitem__
         else:

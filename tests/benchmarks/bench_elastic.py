@@ -1,6 +1,7 @@
 """How long an engine stands still when a rank dies, when one comes in, and when its layout changes.
 
-    python tests/benchmarks/bench_elastic.py [--ranks 8] [--rounds 5]
+    python -m tests.benchmarks.bench_elastic [--ranks 8] [--rounds 5] [death grow swap]
+    python -m tests.benchmarks.bench_elastic cut     # as root: each rank on a host of its own, one of which is cut off
 
 Ranks are processes of this host, which add up all the time; times are of one clock (`time.monotonic`), from the kill,
 the newcomer's first line, or the last sum of the old manager to the first right sum of the new one on the slowest rank.
@@ -21,8 +22,12 @@ import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology, ParallelTopologyError
 from parallel_topology.meeting.rendezvous import host_store, join_store
+from tests.groups.seats import StoreSeat, enter
+from tests.real_hosts.namespaces import Network
 
 TIMEOUT = 20.0
+CUT_AFTER = 1.0
+"""Seconds that operations wait for a host that is cut off."""
 
 
 def add_up(groups: GroupManager, x: torch.Tensor) -> None:
@@ -47,15 +52,17 @@ def serve(groups: GroupManager, until: Any, times: list[float] | None = None) ->
             return
 
 
-def rank_of(rank: int, ranks: int, port: int, pipe: Any, what: str) -> None:
+def rank_of(rank: int, ranks: int, host: str, port: int, pipe: Any, what: str, network: str) -> None:
+    if network:
+        enter(network)
     torch.set_num_threads(1)
-    store = join_store("127.0.0.1", port, TIMEOUT)
+    store = join_store(host, port, TIMEOUT)
     globals()[what](rank, ranks, store, pipe)
 
 
-def death(rank: int, ranks: int, store: dist.Store, pipe: Any) -> None:
+def death(rank: int, ranks: int, store: dist.Store, pipe: Any, waits: float = TIMEOUT) -> None:
     """Rank 3 is killed while all add up; the others go on without it."""
-    groups = GroupManager(ParallelTopology(tp=ranks), rank=rank, store=store, timeout=TIMEOUT)
+    groups = GroupManager(ParallelTopology(tp=ranks), rank=rank, store=store, timeout=TIMEOUT, operation_timeout=waits)
     x = torch.zeros(8, dtype=torch.int64)
     add_up(groups, x)
     pipe.send(os.getpid())
@@ -73,6 +80,11 @@ def death(rank: int, ranks: int, store: dist.Store, pipe: Any) -> None:
     groups.world.barrier()
     pipe.send((named, bound, done, "3" in said))
     groups.close()
+
+
+def cut(rank: int, ranks: int, store: dist.Store, pipe: Any) -> None:
+    """As `death`, but nobody is told."""
+    death(rank, ranks, store, pipe, CUT_AFTER)
 
 
 def grow(rank: int, ranks: int, store: dist.Store, pipe: Any) -> None:
@@ -121,14 +133,17 @@ def swap(rank: int, ranks: int, store: dist.Store, pipe: Any) -> None:
 class World:
     """The processes of one measurement."""
 
-    def __init__(self, what: str, ranks: int) -> None:
+    def __init__(self, what: str, ranks: int, network: Network | None = None) -> None:
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch.distributed", "parallel_topology.groups.manager"])
-        self.store = host_store("127.0.0.1", 0, TIMEOUT)
+        host = "127.0.0.1" if network is None else network.addresses[ranks]
+        self.store: Any = host_store(host, 0, TIMEOUT) if network is None else StoreSeat(network.names[ranks])
         self.pipes, self.processes = [], []
         for rank in range(ranks):
             ours, theirs = context.Pipe()
-            process = context.Process(target=rank_of, args=(rank, ranks, self.store.port, theirs, what), daemon=True)
+            name = "" if network is None else network.names[rank]
+            args = (rank, ranks, host, self.store.port, theirs, what, name)
+            process = context.Process(target=rank_of, args=args, daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(ours)
@@ -139,8 +154,10 @@ class World:
 
     def end(self) -> None:
         for process in self.processes:
-            process.join(20)
+            process.join(20 if process.is_alive() else 0)
             process.kill()
+        if isinstance(self.store, StoreSeat):
+            self.store.leave()
 
 
 def measure_death(ranks: int) -> dict[str, float]:
@@ -153,6 +170,22 @@ def measure_death(ranks: int) -> dict[str, float]:
     world.end()
     assert all(one[3] for one in told)
     named, bound, done = (max(one[at] for one in told) - killed for at in range(3))
+    return {"named": named, "bound": bound, "first sum": done}
+
+
+def measure_cut(ranks: int) -> dict[str, float]:
+    """Beyond the timeout."""
+    with Network(ranks + 1) as network:
+        world = World("cut", ranks, network)
+        world.hear()
+        time.sleep(0.3)
+        cut_off = time.monotonic()
+        network.cut(3)
+        told = world.hear([rank for rank in range(ranks) if rank != 3])
+        world.processes[3].kill()
+        world.end()
+    assert all(one[3] for one in told)
+    named, bound, done = (max(one[at] for one in told) - cut_off - CUT_AFTER for at in range(3))
     return {"named": named, "bound": bound, "first sum": done}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -83,6 +83,22 @@ def test_every_call_fits_nccl4pys_signatures(nccl: Any):
     communicator.exchange(x, output=out, dst=1, src=1, **how)
     called: Any = communicator._comm.called  # pyright: ignore[reportPrivateUsage]
     assert set(called) == {"allreduce", "reduce", "broadcast", "allgather", "reduce_scatter", "send", "recv"}
+
+
+def test_shrinking_and_giving_back_memory_fit_too(nccl: Any, monkeypatch: pytest.MonkeyPatch):
+    """Not run here: that needs NCCL 2.27 and 2.29.7, and devices. A name that moved fails."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    communicator = WithoutDevice(nccl)
+    communicator._device, communicator._rank = torch.device("cpu"), 1  # pyright: ignore[reportPrivateUsage]
+    for broken in (False, True):
+        made = communicator.follow(0, [1], broken=broken)
+        assert isinstance(made, WithoutDevice)
+        assert (made._size, made._rank) == (1, 0)  # pyright: ignore[reportPrivateUsage]
+    assert communicator.follow(0, [1, 0], broken=False) is None  # NCCL keeps the order
+    communicator.suspend()
+    communicator.resume()
+    called: Any = communicator._comm.called  # pyright: ignore[reportPrivateUsage]
+    assert called == ["shrink", "shrink", "suspend", "resume"]
 
 
 def test_creation_and_end_fit_too(nccl: Any):

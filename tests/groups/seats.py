@@ -342,7 +342,8 @@ def _on_a_thread(act: Callable[[], Outcome]) -> Future[Outcome]:
     return told
 
 
-def _enter(network: str) -> None:
+def enter(network: str) -> None:
+    """Go into a network namespace, if there is a name of one."""
     if network:
         with open(f"/run/netns/{network}") as file:
             system: Any = os  # from Python 3.12 on
@@ -350,7 +351,7 @@ def _enter(network: str) -> None:
 
 
 def _serve(pipe: Any, number: int, host: str, port: int, network: str) -> None:
-    _enter(network)
+    enter(network)
     torch.set_num_threads(1)
     rank = Rank(number, join_store(host, port, CREATION))
     lock = threading.Lock()
@@ -372,7 +373,7 @@ def _serve(pipe: Any, number: int, host: str, port: int, network: str) -> None:
 
 
 def _host(pipe: Any, network: str) -> None:
-    _enter(network)
+    enter(network)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     pipe.send(store.port)
     with suppress(EOFError, OSError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,19 +19,25 @@ import torch.distributed as dist
 
 from parallel_topology import (
     ClosedError,
+    CollectiveError,
     GroupArgumentError,
     GroupManager,
     GroupTimeoutError,
     ParallelTopology,
+    TopologyError,
     torch_private,
 )
 from parallel_topology.communicators.communicator import Communicator
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.torch_communicator import TorchCommunicator
 from parallel_topology.meeting.lobby import Call, answer
+from parallel_topology.meeting.operations import key_of
 from parallel_topology.meeting.rendezvous import join_store
+from parallel_topology.refit import RefitPlan, refit
 from parallel_topology.testing.threads import run_threads
+from parallel_topology.weights import Weight, Weights
 from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat
+from tests.ports import free_port
 from tests.waiting import FAR, LATE, SOON, eventually, soon
 
 Told = Mapping[int, Future[Outcome]]
@@ -78,6 +85,11 @@ class World:
     def add_up(self, ranks: Any, expected: int | None = None) -> None:
         for outcome in self.require_well(self.tell(ranks, "sum", 0, "world", 1)).values():
             assert outcome.value == [sum(rank + 1 for rank in ranks) if expected is None else expected]
+
+    def has_stopped(self, rank: int) -> bool:
+        """Whether its process is frozen."""
+        with open(f"/proc/{self.seats[rank].process.pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
 
     def keys(self) -> list[str]:
         """Of the store."""
@@ -177,6 +189,7 @@ class TestFewerAndMore:
     def test_two_that_were_called_to_one_place(self):
         store = dist.HashStore()
         call = Call("keys", 0, "tp3", 2, 20, {})
+        store.set(key_of("keys", 0, "asked"), "[0, 'tp3']")
         assert answer(store, call, "a")
         assert not answer(store, call, "b")  # it goes back, where another place may be found for it
         assert answer(store, replace(call, place=1), "b")
@@ -198,6 +211,44 @@ class TestFewerAndMore:
 
         assert run_threads(["rank"] * 2, body, timeout=30) == [3, 3]
 
+    @pytest.mark.parametrize("how", ["connect", "from_env"])
+    def test_one_rank_that_opened_no_store_hosts_one_when_it_is_to_grow(self, how: str):
+        port = free_port()
+        url, env = f"tcp://127.0.0.1:{port}", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        env |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        last = threading.Barrier(2)
+
+        alone = ParallelTopology(tp=1)
+
+        def meet(**told: Any) -> GroupManager:
+            if how == "from_env":
+                return GroupManager.from_env(env=env, timeout=20, **told)
+            return GroupManager.connect(url, timeout=20, rank=0 if "topology" in told else None, **told)
+
+        def body(position: int) -> list[int]:
+            found: list[int] = []
+            groups: Any = meet(topology=alone) if position == 0 else None
+            for _ in range(2):
+                groups = groups.rebind(ParallelTopology(tp=2)) if position == 0 else meet(joining=True)
+                found.append(total(groups))
+                groups = groups.rebind(alone)
+            assert groups.closed == (position == 1)
+            if position == 0 and how == "connect":
+                with pytest.raises(TopologyError, match="rank 0 hosts the store, so it cannot leave"):
+                    groups.rebind(ParallelTopology(tp=1, first_rank=1))
+            last.wait(20)
+            groups.close()
+            return found
+
+        assert run_threads(["rank"] * 2, body, timeout=60) == [[3, 3], [3, 3]]
+
+    def test_one_rank_that_stays_alone_opens_no_store(self):
+        port = free_port()
+        with GroupManager.connect(f"tcp://127.0.0.1:{port}", ParallelTopology(tp=1), rank=0) as groups:
+            groups = groups.rebind(ParallelTopology(dp=1))
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), 5)
+
     def test_nobody_comes_to_a_new_place(self, ranks: World):
         ranks.make("tp2", timeout=1.0)
         for outcome in outcomes(ranks.tell([0, 1], "rebind", 0, "tp3")).values():
@@ -212,6 +263,39 @@ class TestFewerAndMore:
             pytest.raises(GroupTimeoutError, match=r"nobody called to a place within 0\.5 s"),
         ):
             GroupManager(store=dist.HashStore(), timeout=0.5, joining=True)
+
+    def test_a_newcomer_whose_time_is_up_leaves_nothing_behind(self):
+        """Also not of what it was called to before, which came to nothing."""
+        store = dist.HashStore()
+
+        def body(position: int) -> None:
+            if position:
+                with pytest.raises(GroupTimeoutError, match="nobody called to a place"):
+                    GroupManager(store=store, joining=True, timeout=8)
+                return
+            groups = GroupManager(ParallelTopology(tp=1), rank=0, store=store, timeout=20)
+            standby = groups.prepare(ParallelTopology(tp=2))
+            assert eventually(lambda: standby.status.state == "ready")
+            standby.cancel()
+            groups.close()
+
+        run_threads(["rank"] * 2, body, timeout=30)
+        assert [key for key in torch_private.list_keys(store) if store.get(key)] == []
+
+    def test_a_newcomer_that_builds_what_was_called_off_waits_again_at_once(self, processes: World):
+        """It waits for another newcomer, which has frozen before it builds."""
+        ranks = processes
+        where = ("parallel_topology.groups.manager", "GroupManager._build", "", signal.SIGSTOP)
+        ranks.require_well(ranks.tell([8], "lose_at", *where))
+        spares = ranks.tell([7, 8], "join", 0, {"timeout": 60})
+        ranks.make("tp2", timeout=60.0)
+        ranks.require_well(ranks.tell([0, 1], "prepare", 0, "tp4"))
+        assert eventually(lambda: ranks.has_stopped(8))
+        ranks.require_well(ranks.tell([0], "cancel", 0))
+        ranks.await_state([1], "cancelled")
+        with soon():
+            ranks.require_well(ranks.tell([0, 1], "rebind", 0, "tp3"))
+        assert spares[7].result(FAR).value == 2
 
     def test_what_a_newcomer_may_not_say(self):
         store: Any = dist.HashStore()
@@ -245,6 +329,39 @@ class TestAfterADeath:
         assert ranks.require_well(spare)[7].value == 1
         ranks.add_up([0, 2, 3, 7], 10)
 
+    def test_a_spare_takes_its_place_and_gets_its_weights_from_the_copies_that_are_left(self):
+        store, topology = dist.HashStore(), ParallelTopology(tp=2, dp=2)
+        weights = Weights([Weight("w", "6/tp 4")], dtype="float32")
+        whole = torch.arange(24.0).reshape(6, 4)
+
+        def shard(rank: int) -> torch.Tensor:
+            rows, _ = weights.on(topology, rank)["w"].ranges
+            return whole[rows.start : rows.stop]
+
+        def body(position: int) -> int:
+            if position == 4:
+                groups = GroupManager(store=store, timeout=30, joining=True)
+            else:
+                groups = GroupManager(topology, rank=position, store=store, timeout=30)
+                groups.world.barrier()
+                if position == 1:
+                    groups.abort()
+                    return -1
+                with pytest.raises(CollectiveError):
+                    groups.world.all_reduce(torch.ones(1))
+                groups = groups.rebind(topology)
+            assert groups.newcomers == (1,)
+            is_new = groups.rank in groups.newcomers
+            mine = torch.zeros(3, 4) if is_new else shard(groups.rank).clone()
+            plan = RefitPlan(weights, topology, topology, only=groups.newcomers)
+            refit(plan, groups.world, {} if is_new else {"w": mine}, {"w": mine} if is_new else {})
+            assert torch.equal(mine, shard(groups.rank))
+            groups.world.barrier()
+            groups.close()
+            return groups.rank
+
+        assert run_threads(["rank"] * 5, body, timeout=60) == [0, -1, 2, 3, 1]
+
     def test_a_frozen_one_is_left_out_and_cannot_go_on(self, processes: World):
         ranks = processes
         ranks.make("tp4", operation_timeout=1)
@@ -263,7 +380,8 @@ class TestAfterADeath:
         ranks.seats[3].signal(signal.SIGCONT)
         outcome = outcomes(ranks.tell([3], "rebind", 0, "tp1@3"))[3]
         assert outcome.error == "RebindError", outcome
-        assert "rank 3 was left out: the others went on without it" in outcome.text
+        assert "rank 3 was left out: " in outcome.text
+        assert "went on" in outcome.text
 
     def test_one_that_dies_while_it_waits_gets_no_place(self, processes: World):
         spares = processes.tell([7, 8], "join", 0, {"timeout": FAR})

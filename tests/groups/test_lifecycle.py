@@ -374,7 +374,7 @@ class TestTokens:
         caplog.set_level(logging.DEBUG)
 
         def body(groups: GroupManager) -> str:
-            return groups.describe() + repr(groups) + repr(groups._options)
+            return groups.describe() + repr(groups) + repr(groups._holdings.options)
 
         assert "hush" not in "".join(run_ranks("tp2", body, token="hush")) + caplog.text
 
@@ -391,7 +391,7 @@ class TestTokens:
             (tmp_path / "token").write_text("secret\n")
             env["PARALLEL_TOPOLOGY_TOKEN_FILE"] = str(tmp_path / "token")
         with GroupManager.from_env(ParallelTopology(tp=2), env=env, timeout=10) as started:
-            assert started._options.token == "secret"
+            assert started._holdings.options.token == "secret"
             assert started.tp.all_reduce(torch.ones(1)).item() == 2
 
     def test_a_token_file_that_cannot_be_read(self):

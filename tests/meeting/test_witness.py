@@ -167,7 +167,8 @@ class TestKeys:
             if rank == 0:
                 groups.abort()
             else:  # killed: it runs nothing of ours any more
-                groups._control = None
+                assert groups._held is not None
+                groups._held.control = None
                 groups.abort()
 
         for _ in range(6):

@@ -112,7 +112,7 @@ def test_the_half_that_has_the_store_goes_on_and_the_other_cannot(cluster: Clust
     cluster.add_up([0, 1])
     cluster.network.heal(2, 3)
     cluster.all_fail(cluster.sum([2, 3]), GONE)  # of the manager that was
-    left = "was left out: the others went on without it"
+    left = "was left out: ranks 0, 1 went on to dp2 without it"
     cluster.all_fail(cluster.rebind([2, 3], "dp2@2,3"), {"RebindError"}, left)
     cluster.all_fail(cluster.rebind([2, 3], "dp4"), {"RebindError"}, left)
     cluster.add_up([0, 1])
@@ -155,6 +155,9 @@ def test_a_partition_at_any_moment_of_a_change_lets_one_half_go_on_at_most(clust
         found = {rank: one.result(2 * TIMEOUT + SLACK) for rank, one in told.items()}
         went_on = {rank for rank, outcome in found.items() if not outcome.error}
         assert not went_on or {0, 1} <= went_on, found
+        for rank in {2, 3} - went_on if went_on else ():  # it had built: it is told who may have gone on
+            assert found[rank].error == "RebindError", found
+            assert f"does not know whether ranks 0, 1, {5 - rank} went on" in found[rank].text, found
         cluster.all_fail(cluster.rebind([2, 3], "dp2@2,3"), {"RendezvousError"})
         cluster.all_well(cluster.rebind([0, 1], "dp2"))
         cluster.add_up([0, 1])
