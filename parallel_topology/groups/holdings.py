@@ -165,6 +165,7 @@ class Holdings:
                 if connects:
                     pause(deadline)
                     self.creator.connect()
+                    witness.vigil.start()
 
         try:
             overtake(create, deadline)

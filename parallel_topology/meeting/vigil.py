@@ -52,11 +52,15 @@ class Vigil:
         if thread is not None and thread is not threading.current_thread():
             thread.join(LEAD)
 
-    def _wake(self) -> None:
+    def start(self) -> None:
+        """Begin with the thread now, so that the first operation need not."""
         with self._starting:
             if self._thread is None and not self._over:
                 self._thread = threading.Thread(target=self._run, name="parallel_topology vigil", daemon=True)
                 self._thread.start()
+
+    def _wake(self) -> None:
+        self.start()
         self._woken.set()
 
     def _run(self) -> None:
