@@ -26,7 +26,7 @@ Address = tuple[str, int]
 
 _one_at_a_time = threading.Lock()
 """Held while a device is made, so that managers in other threads do not take its descriptors."""
-_OPENED, _OTHERS = 4, 16
+OPENED, _OTHERS = 4, 16
 """How many descriptors a device takes, and how many more are looked at: other threads may take some meanwhile."""
 _dup, _close = ctypes.PyDLL(None).dup, ctypes.PyDLL(None).close
 """Without letting other threads run, which may open something in between."""
@@ -64,7 +64,7 @@ class Connections:
 
     def __init__(self, addresses: Sequence[Address] = (), among: Sequence[int] = ()) -> None:
         """`addresses`: where the devices listen. They are looked for when connections are to be ended: `among` these
-        descriptors, else among all, which takes long where a process has many."""
+        descriptors, in this order, else among all, which takes long where a process has many."""
         self._addresses = addresses
         self._among = among
         self._devices: list[Device] = []
@@ -98,13 +98,14 @@ class Connections:
 def made_at(make: Callable[[], T], devices: int) -> tuple[T, list[int]]:
     """What `make` returns, which makes so many gloo devices and waits for nobody, and the descriptors that were free.
 
-    Those of the devices are among them: the system gives the lowest, unless another thread opens something meanwhile.
+    Those of the devices are among them: the first device has the `OPENED` lowest, the second one the next, unless
+    another thread opens something meanwhile.
     """
     with _one_at_a_time:
         free: list[int] = []
         with suppress(OSError):
             free.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            free += [_dup(free[0]) for _ in range(_OPENED * devices + _OTHERS)]
+            free += [_dup(free[0]) for _ in range(OPENED * devices + _OTHERS)]
         for descriptor in free:
             _close(descriptor)  # also of -1, where there were no more: nothing happens
         made = make()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from parallel_topology.communicators.connections import Connections, made_at
+from parallel_topology.communicators.connections import OPENED, Connections, made_at
 from parallel_topology.communicators.contacts import Address, Contacts, open_gloo
 from parallel_topology.communicators.host_memory import MOST, SLOT_BYTES, HostMemory, Offer, regions
 from parallel_topology.errors import RendezvousError
@@ -90,7 +90,8 @@ class Opening:
         made, descriptors = made_at(lambda: [devices() for _ in groups], len(groups))
         for (family, ranks), own in zip(groups, made, strict=True):
             backend, contacts = open_gloo(own, ranks.index(self._rank), len(ranks), timeout)
-            opened = Opened(backend, contacts, Connections(tuple(contacts.mine), descriptors))
+            opened = Opened(backend, contacts, Connections(tuple(contacts.mine), tuple(descriptors)))
+            descriptors = descriptors[OPENED * len(own) :] + descriptors[: OPENED * len(own)]  # the next one's first
             with self._lock:
                 self._opened[family] = opened
         if self._over:  # nobody waits for these any more
