@@ -80,7 +80,7 @@ class Opening:
             self._open(address)
         self.memory = self._share(called, host)
         has_memory = self.memory is not None and self.memory.is_mapped
-        return told_of(has_memory, [opened.contacts.mine for opened in self._opened.values()])
+        return said_of(has_memory, [opened.contacts.mine for opened in self._opened.values()])
 
     def _open(self, address: str) -> None:
         devices = gloo_devices(self._store, self._others, address)
@@ -123,7 +123,7 @@ class Opening:
         families, lacking = list(self._opened), set[int]()
         known: dict[str, str] = {}
         for rank, text in built.items():
-            has_memory, listening = _read(rank, text, len(families), known)
+            has_memory, listening = read_said(rank, text, len(families), known)
             self._told[rank] = dict(zip(families, listening, strict=True))
             if not has_memory:
                 lacking.add(self.hosts[rank])
@@ -166,23 +166,23 @@ class Opening:
             opened.contacts.end()
 
 
-def told_of(has_memory: bool, listening: Sequence[Sequence[Address]]) -> str:
+def said_of(has_memory: bool, listening: Sequence[Sequence[Address]]) -> str:
     """What a rank says of what it has built: whether it shares its host's memory, and for each group where it listens,
     on each device. `1|127.0.0.1 4711|127.0.0.1 4712`: every rank reads those of all, so it is short."""
     return "|".join([str(int(has_memory)), *(" ".join(f"{host} {port}" for host, port in at) for at in listening)])
 
 
-def _read(rank: int, told: str, groups: int, known: dict[str, str]) -> tuple[bool, list[list[Address]]]:
-    """What `told_of` said of so many groups.
+def read_said(rank: int, said: str, groups: int, known: dict[str, str]) -> tuple[bool, list[list[Address]]]:
+    """What `said_of` says of so many groups.
 
     Args:
-        known: hosts as they were told -> as they are written; most ranks have one of few.
+        known: hosts as they were said -> as they are written; most ranks have one of few.
 
     Raises:
         RendezvousError: it cannot be read.
     """
     try:
-        has_memory, *listening = told.split("|")
+        has_memory, *listening = said.split("|")
         if len(listening) != groups:
             raise ValueError(f"it names {len(listening)} groups, expected {groups}")
         return has_memory == "1", [_addresses(one, known) for one in listening]
@@ -190,8 +190,8 @@ def _read(rank: int, told: str, groups: int, known: dict[str, str]) -> tuple[boo
         raise RendezvousError(f"where rank {rank} listens cannot be read: {error!s:.200}") from None
 
 
-def _addresses(told: str, known: dict[str, str]) -> list[Address]:
-    fields = told.split(" ")
+def _addresses(said: str, known: dict[str, str]) -> list[Address]:
+    fields = said.split(" ")
     found: list[Address] = []
     for name, port in zip(fields[::2], map(int, fields[1::2]), strict=True):
         host = known.get(name)
