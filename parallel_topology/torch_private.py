@@ -358,6 +358,11 @@ def is_file(store: dist.Store) -> bool:
     return isinstance(base_store(store), dist.FileStore)
 
 
+def is_local(store: dist.Store) -> bool:
+    """Whether a store is memory of this process, and no class derived from torch's, which may do anything."""
+    return type(base_store(store)) is dist.HashStore
+
+
 def is_tcp(store: dist.Store) -> bool:
     """Whether a store is a server's client."""
     return isinstance(base_store(store), dist.TCPStore)

@@ -113,7 +113,7 @@ def meet(control: Control, meeting: Meeting) -> Agreed:
         return meeting.agree(store)
 
     try:
-        return control.ask(agree, meeting.deadline, grace=LAST_WORDS)
+        return control.ask(agree, meeting.deadline, grace=LAST_WORDS, bounded=True)
     except Overtaken:
         raise RendezvousError(
             f"{meeting.name}: the store does not answer: rank {meeting.rank} could not meet the others of "

@@ -2,12 +2,13 @@
 
 torch's clients of a store hold one lock while they wait, and wait for a reply without a deadline: a store that froze,
 or another thread that waits, would hold up everybody who shares the client (torch 2.13). So each manager has its own
-client, and uses it on threads that their callers can overtake.
+client, and uses it on threads that their callers can overtake. A store of this process needs neither.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from parallel_topology import torch_private
 from parallel_topology.errors import ParallelTopologyError, RendezvousError
-from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake
+from parallel_topology.meeting.deadline import LOOK, Deadline, Overtaken, overtake
 from parallel_topology.torch_errors import STORE_ERRORS, first_line
 
 T = TypeVar("T")
@@ -55,13 +56,25 @@ class Control:
         if client is not None and torch_private.base_store(client) is not torch_private.base_store(self.given):
             torch_private.end_waits(client)
 
-    def ask(self, act: Callable[[dist.Store], T], deadline: Deadline, *, grace: float = 0.0) -> T:
+    def ask(
+        self, act: Callable[[dist.Store], T], deadline: Deadline, *, grace: float = 0.0, bounded: bool = False
+    ) -> T:
         """What `act` finds out at the store.
+
+        Args:
+            bounded: `act` itself waits for nothing after the deadline. Where the store is in this process, and so
+                always answers, it then needs no thread of its own; but for the main thread, which gets Ctrl-C.
 
         Raises:
             Overtaken: the store did not answer in time.
         """
         try:
+            if (
+                bounded
+                and torch_private.is_local(self.given)
+                and threading.current_thread() is not threading.main_thread()
+            ):
+                return act(self.client())
             return overtake(lambda: act(self.client()), deadline, grace=grace)
         except BaseException as error:
             if isinstance(error, Overtaken) or not isinstance(error, Exception):
@@ -99,7 +112,7 @@ class Control:
 
         if acts and self._process == os.getpid():  # a forked child shares the parent's connection
             with suppress(Overtaken, *STORE_ERRORS):
-                self.ask(leave, Deadline(FAREWELL))
+                self.ask(leave, Deadline(FAREWELL), bounded=True)
         self._client = None
 
 
@@ -110,13 +123,17 @@ def wait_for(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> bool
         while not (there := store.check(list(keys))) and not deadline.passed():
             looks.pause(deadline)
         return there
-    try:
-        store.wait(list(keys), deadline.timedelta())
-    except RuntimeError:  # each kind of store has its own type and words for lateness
-        if deadline.left() > 0.1:
-            raise
-        return store.check(list(keys))
-    return True
+    is_local = torch_private.is_local(store)
+    while True:
+        try:
+            store.wait(list(keys), deadline.timedelta(LOOK) if is_local else deadline.timedelta())
+        except RuntimeError:  # each kind of store has its own type and words for lateness
+            if is_local and not deadline.passed():  # what was raised into this thread arrives here
+                continue
+            if deadline.left() > 0.1:
+                raise
+            return store.check(list(keys))
+        return True
 
 
 def read(store: dist.Store, key: str) -> bytes | None:

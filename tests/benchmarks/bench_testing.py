@@ -1,11 +1,13 @@
 """What a test of ranks costs: threads, warm processes and `torch.multiprocessing.spawn`, side by side in one run.
 
-`python -m tests.benchmarks.bench_testing`. Medians of five (of three for spawn), in seconds, imports not counted.
+`python -m tests.benchmarks.bench_testing [threads]`. Medians of five (of three for spawn), in seconds, imports not
+counted. Then what worlds of threads cost that make their groups and all-reduce once, which is all that `threads` shows.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +28,10 @@ CONFIG = transformer.TransformerConfig(hidden=96, heads=12, layers=4, ffn=192)
 def all_reduces(groups: GroupManager) -> None:
     for _ in range(10):
         groups.world.all_reduce(torch.ones(1024))
+
+
+def one_all_reduce(groups: GroupManager) -> None:
+    groups.tp.all_reduce(torch.ones(8))
 
 
 def forward(groups: GroupManager) -> None:
@@ -59,6 +65,14 @@ def median(run: Callable[[], Any], times: int = 5) -> float:
 
 
 def main() -> None:
+    if "threads" not in sys.argv[1:]:
+        beside_spawn()
+    for topology in ("tp4-dp2", "tp4-dp16"):
+        run_ranks(topology, one_all_reduce)
+        print(f"{topology:8} one_all_reduce threads {median(lambda t=topology: run_ranks(t, one_all_reduce), 9):6.3f}")
+
+
+def beside_spawn() -> None:
     with WorkerPool() as pool:
         for topology, fn in (("tp4", all_reduces), ("tp4-pp2", forward)):
             begun = time.perf_counter()
