@@ -151,6 +151,7 @@ class Succession:
         def ask(store: dist.Store) -> Agreement:
             self._require_ours(store, proposal.topology)
             number = self._operations.last = self._open(store, proposal.topology, deadline)
+            self._operations.given_up.clear()
             append(
                 store,
                 self._operations.key(number, "votes"),
@@ -238,6 +239,10 @@ class Succession:
         said = f"rank {self._rank}: {why}"
         return self.ask(lambda store: self._operations.refuse(store, number, said, until, kind=CALLED_OFF), deadline)
 
+    def give_up(self, topology: str) -> None:
+        """This rank asks for it no longer, and perhaps never did: others may, until they do as this one."""
+        self._operations.given_up.add(topology)
+
     def leave(self, store: dist.Store) -> None:
         """Tell the others that this rank has closed its manager."""
         append(store, f"{self.keys}/next/left", str(self._rank))
@@ -282,7 +287,7 @@ class Succession:
     ) -> bool:
         """What is under way is something else: end it for this, if this rank had asked for it, too."""
         operations = self._operations
-        if number == operations.last:
+        if number == operations.last or asked in operations.given_up:
             return operations.refuse(store, number, f"rank {self._rank} asks for {topology} instead", deadline)
         why = f"rank {by} asks for {asked}, rank {self._rank} for {topology}"
         if not operations.refuse(store, number, why, deadline, kind="disagreement"):
