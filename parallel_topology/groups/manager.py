@@ -55,9 +55,9 @@ from parallel_topology.meeting.deadline import Deadline, seconds_of
 from parallel_topology.meeting.options import DEFAULT_TIMEOUT, Options, caller, end_at_exit, find_local_rank
 from parallel_topology.meeting.rendezvous import At, launched_store
 from parallel_topology.meeting.token import token_from
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.topology import ParallelTopology
-from parallel_topology.topology.whole import quoted
 
 _log = logging.getLogger("parallel_topology")
 
@@ -182,7 +182,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
     ) -> None:
         begun = time.perf_counter()
         self._held: Holdings | None = None
-        topology = require_topology(topology)
+        topology = require_kind(topology, ParallelTopology, "topology")
         if rank is None:
             raise RankError(f"rank=None: expected one of {topology.world}; joining=True gets one from the others")
         deadline = deadline or Deadline(options.seconds)
@@ -250,7 +250,11 @@ class GroupManager(DeclaredView[ParallelGroup]):
             RendezvousError: the address cannot be read, hosted or reached.
         """
         joining = bool(options.get("joining"))
-        is_host = not joining and rank is not None and require_topology(topology).position(rank) == 0
+        is_host = (
+            not joining
+            and rank is not None
+            and require_kind(topology, ParallelTopology, "topology").position(rank) == 0
+        )
         return cls(topology, rank=rank, store=At(url, is_host), **options)
 
     @classmethod
@@ -277,7 +281,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             options.setdefault("local_rank", info.local_rank)
             options.setdefault("token", token_from(env))
             return cls(topology, store=partial(launched_store, info, joining=True), **options)
-        topology = require_topology(topology)
+        topology = require_kind(topology, ParallelTopology, "topology")
         info = LaunchInfo.from_env(env)
         if info.rank not in topology.world or max(topology.world) >= info.world_size:
             raise RankError(
@@ -369,7 +373,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         return self._standby
 
     def _change(self, topology: ParallelTopology, what: str, *, connects: bool = False) -> Change[Self]:
-        require_topology(topology)
+        require_kind(topology, ParallelTopology, "topology")
         if self.closed:
             raise ClosedError(f"{what}: {self.name} was closed; build a new manager instead")
         after = None
@@ -454,7 +458,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         Raises:
             TopologyError: it was built for another one; names both.
         """
-        require_topology(topology)
+        require_kind(topology, ParallelTopology, "topology")
         if topology != self.topology:
             raise TopologyError(f"{self.name} was built for {self.topology}, but {topology} is required")
 
@@ -649,15 +653,3 @@ class GroupManager(DeclaredView[ParallelGroup]):
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.backend
         return f"<GroupManager {self.name} of {self.topology} at rank {self.rank} ({state})>"
-
-
-def require_topology(topology: object) -> ParallelTopology:
-    """Check what should be one.
-
-    Raises:
-        TopologyError: it is something else, such as its text.
-    """
-    if not isinstance(topology, ParallelTopology):
-        hint = f": use ParallelTopology.parse({topology!r})" if isinstance(topology, str) else ""
-        raise TopologyError(f"topology={quoted(topology)}: expected a ParallelTopology{hint}")
-    return topology

@@ -95,10 +95,8 @@ class Operations:
     def gone_over(self, store: dist.Store) -> str:
         """Who went on to what, in words, if that still stands there."""
         number = self.counted(store)
-        ranks, asked = (
-            {int(rank) for rank in lines(store, self.key(number, "over"))},
-            read(store, self.key(number, "asked")),
-        )
+        ranks = {int(rank) for rank in lines(store, self.key(number, "over"))}
+        asked = read(store, self.key(number, "asked"))
         return f"{shown_ranks(sorted(ranks))} went on to {json.loads(asked)[1]}" if ranks and asked is not None else ""
 
     def clear(self, store: dist.Store) -> None:

@@ -166,13 +166,22 @@ def memory_on(model: Model, topology: ParallelTopology, rank: int, use: Training
 
 
 def require_all(model: Model, topology: ParallelTopology, use: Training | Serving) -> None:
-    """Check what a question about a model is asked of.
+    """Check what a question about a model on a topology is asked of.
+
+    Raises:
+        TopologyError: one of them is something else.
+    """
+    require_use(model, use)
+    require_kind(topology, ParallelTopology, "topology")
+
+
+def require_use(model: Model, use: Training | Serving) -> None:
+    """Check what a question about a model is asked of, whatever the topology.
 
     Raises:
         TopologyError: one of them is something else.
     """
     require_kind(model, Model, "model")
-    require_kind(topology, ParallelTopology, "topology")
     if not isinstance(use, Training | Serving):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TopologyError(f"use={quoted(use)}: expected a Training or a Serving")
 

@@ -23,7 +23,7 @@ from parallel_topology.topology.whole import require
 from parallel_topology.weights.checks import divisors
 from parallel_topology.weights.fit import most
 from parallel_topology.weights.flows import flows
-from parallel_topology.weights.memory import Serving, Training, require_all
+from parallel_topology.weights.memory import Serving, Training, require_use
 from parallel_topology.weights.model import Model
 from parallel_topology.weights.traffic import Volume
 
@@ -92,7 +92,7 @@ def search(
     Raises:
         TopologyError: a size or memory that cannot be, or the hosts do not hold so many ranks.
     """
-    require_all(model, ParallelTopology(tp=1), use)
+    require_use(model, use)
     require_kind(hosts, Hosts, "hosts").require(ParallelTopology(dp=require(1, "ranks", ranks)))
     whole = ranks * use.batch if sequences is None else require(1, "sequences", sequences)
     memory = require(1, "memory", memory)

@@ -270,7 +270,6 @@ class Weights:
 
     def _own_layers(self, stage: int, stages: int) -> tuple[range, ...]:
         """The layers of a stage, a range for each of its chunks."""
-        require(1, "stages", stages)
         counts, first, last = self.counts, self.first, self.last
         if self.virtual > 1:
             return stage_chunks(self.layers, stage, stages, virtual=self.virtual, counts=counts, first=first, last=last)
