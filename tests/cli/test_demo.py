@@ -19,6 +19,8 @@ def test_the_demo_prints_what_the_readme_shows(run, tmp_path: Path):
     assert "4 processes, 256 bytes of text" in done.out
     [shown] = re.findall(r"^```text\n(engine 0: .*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.M)
     assert _comparable(done.out) == _comparable(shown)
+    own = len((ROOT / "parallel_topology" / "cli" / "demo.py").read_bytes())  # the text, where none is given
+    assert f"4 processes, {own:,} bytes of text" in shown
 
 
 def _comparable(text: str) -> str:
