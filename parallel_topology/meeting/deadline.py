@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import threading
 import time
@@ -63,7 +64,7 @@ class Deadline:
 
 
 LAST = 1.0
-"""Seconds that a thread has to end in once it has said what came of it."""
+"""Seconds that a thread has to end in once it has said what came of it, or once the interpreter ends."""
 
 
 class Overtaken(Exception):  # noqa: N818 (it never leaves the package)
@@ -74,7 +75,8 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
     """What `act` returns or raises; waited for until the deadline and, as it may be about to say why, `grace` seconds.
 
     It runs on a thread of its own, because no call of torch's can be interrupted, by Ctrl-C or otherwise, and some
-    never end. A thread that is left behind is a daemon; what it returns or raises in the end is dropped.
+    never end. A thread that is left behind is a daemon; what it returns or raises in the end is dropped, and an
+    interpreter that ends waits for it, for `LAST` seconds.
 
     Raises:
         Overtaken: it was still running.
@@ -88,7 +90,7 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
         except BaseException as error:  # it is raised again, in the caller's thread
             done.put((None, error))
 
-    thread = threading.Thread(target=run, name="parallel_topology", daemon=True)
+    thread = _Called(target=run, name="parallel_topology", daemon=True)
     thread.start()
     over: float | None = None
     while True:
@@ -110,3 +112,17 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
             finally:
                 del error  # its traceback would hold this frame, and this frame it
         return result  # pyright: ignore[reportReturnType] (there is one where there is no error)
+
+
+class _Called(threading.Thread):
+    """What `overtake` calls something on."""
+
+
+@atexit.register
+def _wait_for_those_left_behind() -> None:
+    """A thread that comes back from torch while the interpreter ends is ended there and then, up to Python 3.13, which
+    C++ answers with SIGABRT: "terminate called without an active exception"."""
+    deadline = Deadline(LAST)
+    for thread in threading.enumerate():
+        if isinstance(thread, _Called):
+            thread.join(deadline.left())

@@ -42,6 +42,23 @@ print(store.port, flush=True)
 sys.stdin.read()
 """
 
+LEFT_BEHIND = """
+import torch.distributed as dist
+from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake
+
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+def ask():
+    while not over.passed():
+        store.check(["key"])
+
+over = Deadline(0.5)
+try:
+    overtake(ask, Deadline(0.01))
+except Overtaken:
+    pass
+"""
+
 
 @contextmanager
 def hosted() -> Generator[tuple[subprocess.Popen[str], int]]:
@@ -86,6 +103,11 @@ class TestOvertake:
             return "last words"
 
         assert overtake(late, deadline, grace=5) == "last words"
+
+    def test_who_is_left_behind_in_torch_does_not_abort_an_interpreter_that_ends(self):
+        """It comes back from the store again and again, as one does whose farewell took a busy store too long."""
+        done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True, timeout=FAR)
+        assert (done.returncode, done.stderr) == (0, "")
 
     @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "5", None, timedelta(0)])
     def test_what_is_no_timeout(self, timeout: Any):
