@@ -16,12 +16,13 @@ from parallel_topology.errors import RendezvousError
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.installed import own_version
 from parallel_topology.meeting.addresses import address_towards
-from parallel_topology.meeting.agreement import Agreed, Meeting
+from parallel_topology.meeting.agreement import Meeting
 from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.creation import Creator
 from parallel_topology.meeting.deadline import Deadline, Overtaken
 from parallel_topology.meeting.opening import Opening
 from parallel_topology.meeting.options import Options, host_identity, process_identity
+from parallel_topology.meeting.verdict import Agreed
 from parallel_topology.topology.plan import Family, Plan
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.torch_errors import STORE_ERRORS
@@ -80,11 +81,10 @@ def join(
     """
     topology = plan.topology
     card = json.dumps(_facts(plan, options, backend, device, made.__name__))
-    meeting = new_meeting(options.name, topology, rank, card, options.token, deadline)
+    meeting = new_meeting(options.name, topology, rank, card, options.token, deadline, at)
     opening = Opening(plan, rank, control.given, options, gloo=made.opens)
     meeting.memory = opening.offer.text
     meeting.build = lambda called: opening.build(called, meeting.address)
-    meeting.at = at
     try:
         agreed = meet(control, meeting)
         opening.conclude(dict(zip(topology.world, agreed.built, strict=True)))
@@ -95,10 +95,10 @@ def join(
 
 
 def new_meeting(
-    name: str, topology: ParallelTopology, rank: int, card: str, token: str | None, deadline: Deadline
+    name: str, topology: ParallelTopology, rank: int, card: str, token: str | None, deadline: Deadline, at: str = ""
 ) -> Meeting:
     """This rank's part in an agreement; nothing happens before `meet`."""
-    return Meeting(name, topology.world, rank, host_identity(), process_identity(), "", card, token, deadline)
+    return Meeting(name, topology.world, rank, host_identity(), process_identity(), "", card, token, deadline, at=at)
 
 
 def meet(control: Control, meeting: Meeting) -> Agreed:

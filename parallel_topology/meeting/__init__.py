@@ -8,6 +8,9 @@ addresses   where stores listen, and which addresses gloo's connections are on
 rendezvous  opening the store that an address or a launcher names
 hosted      a store that this process runs for a manager
 cards       what a rank shows of itself before anything is created
+places      where in the store each rank's card stands
+verdict     what the first rank says when all have answered, and why each believes it
+remains     what a meeting leaves in the store, and who takes it away
 agreement   cards compared before anything is created
 opening     what a rank builds by itself when it is called
 greeting    neighbours tell each other who they are, which verifies new groups

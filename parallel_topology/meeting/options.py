@@ -19,9 +19,9 @@ import torch
 from parallel_topology.communicators.group_options import GroupOptions
 from parallel_topology.communicators.membership import Factory
 from parallel_topology.errors import GroupArgumentError
-from parallel_topology.meeting.agreement import Agreed
 from parallel_topology.meeting.deadline import seconds_of
 from parallel_topology.meeting.token import require_token
+from parallel_topology.meeting.verdict import Agreed
 from parallel_topology.topology.whole import whole
 
 DEFAULT_TIMEOUT = 300.0

@@ -1,0 +1,94 @@
+"""Remains: what one rank's part in a meeting has left in the store, and who takes away what all shared."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch.distributed as dist
+
+from parallel_topology.meeting import completion
+from parallel_topology.meeting.control import append, delete, keys_under, lines, read
+from parallel_topology.meeting.places import Places
+from parallel_topology.topology.layout import Ranks
+
+_OF_MANAGERS = (*completion.KEYS, "witness/failed", "next/number", "next/past", "next/left")
+"""Keys that a manager puts below its own, whose names are always the same."""
+
+
+class Remains:
+    """Of one rank.
+
+    Attributes:
+        calls: keys at which it waited to be called.
+        formers: rounds that it called, and that did not come off.
+        told: keys at which it called others.
+        absent: ranks that will not leave, as they are gone: nobody needs them to have left.
+    """
+
+    def __init__(self, places: Places, world: Ranks, rank: int) -> None:
+        self.calls: list[str] = []
+        self.formers: list[str] = []
+        self.told: list[str] = []
+        self.absent: Sequence[int] = ()
+        self._places = places
+        self._world = world
+        self._rank = rank
+        self._left = False
+
+    def tidy(self, store: dist.Store, round_: str) -> None:
+        """Take away what this rank put into the store for the agreement, once all have been through it."""
+        delete(store, *self.calls)
+        if round_:
+            delete(store, f"{self._root}/{round_}/ack/{self._rank}")
+        for former in self.formers:
+            delete(store, f"{self._root}/{former}/call", f"{self._root}/{former}/end")
+
+    def leave(self, store: dist.Store, round_: str, *, shared: bool) -> bool:
+        """Leave a round; whether nobody needs what is left of it: then that is taken away.
+
+        Args:
+            shared: what was there before may still be in use.
+        """
+        self.tidy(store, round_)
+        if not round_ or self._left:
+            return False
+        self._left = True
+        if self._rank == self._places.first:  # before it counts itself out, so that the last one takes this away, too
+            if not shared:
+                self._sweep(store, round_)
+            append(store, f"{self._root}/ended", round_)
+        members = max(len(self._world) - len(self.absent), 1)
+        here = f"{self._root}/{round_}"
+        if store.add(f"{here}/left", 1) < members and store.check([f"{here}/call"]):
+            return False
+        if read(store, f"{self._places.spot}/open") == round_.encode():
+            delete(store, f"{self._places.spot}/open")
+        for rank in self.absent:
+            self._places.clear(store, rank, round_)
+        self._clear(store, [round_])
+        return True
+
+    def _sweep(self, store: dist.Store, round_: str) -> None:
+        """Take away what is left of managers that the first rank has left, as others may have died and never will. Who
+        only leaves late finds no call there, and takes away what it has put there since."""
+        ended = set(lines(store, f"{self._root}/ended")) - {round_}
+        if ended:
+            delete(store, f"{self._root}/ended")
+            self._clear(store, ended)
+
+    def _clear(self, store: dist.Store, rounds: Collection[str]) -> None:
+        """Take away all of these rounds, and with the last manager what the place has for all."""
+        root = self._root
+        delete(store, *(f"{root}/{one}/call" for one in rounds))  # `Meeting.sign`
+        lived = delete(store, *(f"{root}/{one}/live" for one in rounds))
+        acks = [f"ack/{rank}" for rank in self._world]
+        keys = [f"keys/{key}" for key in _OF_MANAGERS]
+        known = ("end", "left", *acks, *keys)  # what a store that cannot list its keys is asked for
+        delete(store, *(f"{root}/{one}/{key}" for one in rounds for key in known))
+        delete(store, *keys_under(store, [f"{root}/{one}/" for one in rounds]))
+        if lived and store.add(f"{root}/live", -lived) <= 0:
+            delete(store, *(f"{root}/{key}" for key in ("live", "number", "met", "ended")))
+
+    @property
+    def _root(self) -> str:
+        return self._places.root
