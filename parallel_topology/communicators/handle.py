@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from parallel_topology.communicators.communicator import Work, remaining, wait_for, within
-from parallel_topology.communicators.links import Links
+from parallel_topology.communicators.links import Call, Links
 from parallel_topology.communicators.refusal import Refusal
 from parallel_topology.errors import (
     ClosedError,
@@ -29,7 +29,7 @@ class Owner(Protocol):
     label: str
     links: Links
 
-    def failure(self, operation: str, error: RuntimeError) -> ParallelTopologyError: ...
+    def failure(self, call: Call, error: RuntimeError) -> ParallelTopologyError: ...
 
 
 class Handles:
@@ -56,12 +56,12 @@ class Handle(Generic[T]):
     """
 
     def __init__(
-        self, group: Owner, operation: str, work: Work | None, finish: Callable[[], T], held: object = None
+        self, group: Owner, call: Call, work: Work | None, finish: Callable[[], T], held: object = None
     ) -> None:
         """`held` lives until the wait is over: whoever drops the last reference to a gloo group waits for its work."""
         self._group = group
         self._held = held
-        self._operation = operation
+        self._call = call
         self._work = work
         self._finish: Callable[[], T] | None = finish
         self._begun = time.monotonic()
@@ -108,7 +108,7 @@ class Handle(Generic[T]):
         witness = links.witness
         if witness is not None:
             timeout = links.timeout if end is None else timedelta(seconds=max(end - self._begun, 0))
-            witness.vigil.begins(self._group.label, self._operation, timeout, self._begun)
+            witness.vigil.begins(self._group.label, self._call, timeout, self._begun)
         try:
             wait_for(self._work, remaining(end))
         except ParallelTopologyError as error:
@@ -118,7 +118,7 @@ class Handle(Generic[T]):
             told.__cause__ = refusal.__cause__
             self._fail(told)
         except RuntimeError as error:
-            failure = self._group.failure(self._operation, error)
+            failure = self._group.failure(self._call, error)
             failure.__cause__ = error
             self._fail(failure)
         finally:
@@ -157,7 +157,7 @@ class Handle(Generic[T]):
         return work.is_completed()
 
     def _where(self) -> str:
-        return f"{self._operation} on {self._group.label}"
+        return f"{self._call.operation} on {self._group.label}"
 
     def __repr__(self) -> str:
         is_done = self._work is None or self._work.is_completed()

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,22 @@ from parallel_topology.communicators.waiting import Interrupts
 _c10d: Any = dist  # its functions are not typed
 
 
+class Call(NamedTuple):
+    """What a rank calls on a group.
+
+    Attributes:
+        number: of a collective, counted from 1: the same on all members, which call the same ones in the same order.
+            None where not all members take part.
+    """
+
+    operation: str
+    number: int | None = None
+
+
 class Vigil(Protocol):
     """Told in which operations threads wait: `meeting.vigil`."""
 
-    def begins(self, group: str, operation: str, timeout: timedelta, since: float) -> None: ...
+    def begins(self, group: str, call: Call, timeout: timedelta, since: float) -> None: ...
     def is_over(self) -> None: ...
 
 
@@ -37,7 +49,7 @@ class Witness(Protocol):
 
     @property
     def vigil(self) -> Vigil: ...
-    def report(self, group: str, ranks: Sequence[int], operation: str) -> str: ...
+    def report(self, group: str, ranks: Sequence[int], call: Call) -> str: ...
     def begin(self, what: str) -> int: ...
     def concluded(
         self, what: str, number: int, ranks: Sequence[int], timeout: float, outcome: str = ""

@@ -17,7 +17,7 @@ from torch import Tensor
 from parallel_topology.communicators import compiled
 from parallel_topology.communicators.communicator import Communicator, Work
 from parallel_topology.communicators.handle import Handle
-from parallel_topology.communicators.links import Links
+from parallel_topology.communicators.links import Call, Links
 from parallel_topology.communicators.refusal import Refusal
 from parallel_topology.errors import (
     ClosedError,
@@ -57,6 +57,7 @@ class BoundGroup(RankGroup):
         self.device = device
         self.links = links
         self.communicators: tuple[Communicator, ...] = links.communicators
+        self._called = 0  # how many collectives began here; of members that call the same, the same
         self.key = compiled.register(self, label)
 
     @property
@@ -192,18 +193,25 @@ class BoundGroup(RankGroup):
         """
         if self.links.process != os.getpid():
             raise ClosedError(f"{operation} on {self.label}: {self.links.refusal()}")
+        call = self._next(operation)
         try:
             if async_op:
                 work = self._start(operation, tensor, async_op, arguments)
-                return Handle(self, operation, work, finish, (self.links.device_group, self.links.cpu_group))
-            self._carry_out(operation, tensor, arguments)
+                return Handle(self, call, work, finish, (self.links.device_group, self.links.cpu_group))
+            self._carry_out(call, tensor, arguments)
         except ParallelTopologyError:
             raise
         except Refusal as refusal:
             raise refusal.to(self.label) from refusal.__cause__
         except RuntimeError as error:
-            raise self.failure(operation, error) from error
+            raise self.failure(call, error) from error
         return finish()
+
+    def _next(self, operation: str) -> Call:
+        if operation in _BETWEEN_TWO:
+            return Call(operation)
+        self._called += 1
+        return Call(operation, self._called)
 
     def _start(self, operation: str, tensor: Tensor, async_op: bool, arguments: dict[str, Any]) -> Work | None:
         communicator = self._require_carried(operation, tensor)
@@ -223,16 +231,16 @@ class BoundGroup(RankGroup):
             + ("cpu" if self.device.type == "cpu" else f"{self.device} or cpu")
         )
 
-    def _carry_out(self, operation: str, tensor: Tensor, arguments: dict[str, Any]) -> None:
+    def _carry_out(self, call: Call, tensor: Tensor, arguments: dict[str, Any]) -> None:
         # Held while this waits: whoever drops the last reference to a gloo group waits for what is under way in it, and
         # that would be close() in another thread, which is to end this wait.
         links = self.links
         held = (links.device_group, links.cpu_group)
         witness = links.witness
         if witness is not None:
-            witness.vigil.begins(self.label, operation, links.timeout, time.monotonic())
+            witness.vigil.begins(self.label, call, links.timeout, time.monotonic())
         try:
-            work = self._start(operation, tensor, False, arguments)
+            work = self._start(call.operation, tensor, False, arguments)
             if work is not None:
                 work.wait()
         finally:
@@ -240,11 +248,12 @@ class BoundGroup(RankGroup):
                 witness.vigil.is_over()
         del held
 
-    def failure(self, operation: str, error: RuntimeError) -> ParallelTopologyError:
+    def failure(self, call: Call, error: RuntimeError) -> ParallelTopologyError:
         """What to raise for an error of torch's: where it happened, and who else was there."""
         # The traceback's frames hold work and process group: whoever keeps the error would keep its sockets open after
         # close(), and peers that wait for this rank would not see it go.
         traceback.clear_frames(error.__traceback__)
+        operation = call.operation
         if self.links.closed:  # the others need not be asked
             return ClosedError(f"{operation} on {self.label}: {self.links.refusal()} while this was under way")
         if "scalar type" in str(error):
@@ -252,7 +261,8 @@ class BoundGroup(RankGroup):
         if not is_timeout(error) and operation not in _BETWEEN_TWO:
             self.links.cut()  # it fails on all members: those that wait for others than who is gone are told, too
         operation = operation.removesuffix("_message")
-        said = self.links.witness.report(self.label, self.ranks, operation) if self.links.witness else ""
+        call, witness = call._replace(operation=operation), self.links.witness
+        said = witness.report(self.label, self.ranks, call) if witness else ""
         where = f"{operation} on {self.label} = {self.ranks} failed at rank {self.ranks[self.rank]}"
         return (GroupTimeoutError if is_timeout(error) else CollectiveError)(f"{where}: {first_line(error)}; {said}")
 

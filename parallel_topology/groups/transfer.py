@@ -17,6 +17,7 @@ from torch import Tensor
 
 from parallel_topology.communicators.channels import MAX_DESCRIPTION, Incoming, channels_of
 from parallel_topology.communicators.handle import Handle, Handles
+from parallel_topology.communicators.links import Call
 from parallel_topology.errors import GroupArgumentError, MismatchError, ParallelTopologyError, WireError
 from parallel_topology.groups.bound import nothing
 from parallel_topology.groups.collectives import Collectives
@@ -96,7 +97,7 @@ class Transfer(Objects):
         handles = [self._issue("send_message", message, nothing, True, dst=peer, kind=Kind.TRANSFER, **said)]
         for tensor, spec in zip(tensors, specs, strict=True):
             handles.append(self._send_part(_slice(tensor, split) if spec.cut else tensor, peer))
-        return Handle(self, "isend_tensors", Handles(handles), lambda: None)
+        return Handle(self, Call("isend_tensors"), Handles(handles), lambda: None)
 
     def recv_tensors(
         self,
@@ -145,7 +146,7 @@ class Transfer(Objects):
                 self._gather(coming, wholes, parts, split)
             return unflatten(coming.structure, wholes, classes)
 
-        return Handle(self, "irecv_tensors", Handles(handles), finish)
+        return Handle(self, Call("irecv_tensors"), Handles(handles), finish)
 
     def _send_part(self, part: Tensor, peer: int) -> Handle[None]:
         if part.device.type != "cpu":

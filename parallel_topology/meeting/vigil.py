@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+from parallel_topology.communicators.links import Call
+
 LEAD = 0.5
 """Seconds before its timeout at which a rank says where it waits; half of the timeout, if that is less."""
 
@@ -18,10 +20,10 @@ LEAD = 0.5
 class Vigil:
     """One rank's; its thread begins with the first operation, and sleeps until the first one that takes so long."""
 
-    def __init__(self, say: Callable[[str, str | None], object]) -> None:
+    def __init__(self, say: Callable[[str, Call | None], object]) -> None:
         """`say` tells the others that this rank waits in an operation of a group, or, without one, no longer."""
         self._say = say
-        self._under_way: dict[int, tuple[str, str, timedelta, float]] = {}
+        self._under_way: dict[int, tuple[str, Call, timedelta, float]] = {}
         self._said: dict[str, float] = {}  # group -> when
         self._next = float("inf")  # when the thread looks; an operation that has to be spoken of before wakes it
         self._woken = threading.Event()
@@ -29,9 +31,9 @@ class Vigil:
         self._thread: threading.Thread | None = None
         self._over = False
 
-    def begins(self, group: str, operation: str, timeout: timedelta, since: float) -> None:
+    def begins(self, group: str, call: Call, timeout: timedelta, since: float) -> None:
         """This thread waits in an operation that began at a time of `time.monotonic`."""
-        self._under_way[threading.get_ident()] = group, operation, timeout, since
+        self._under_way[threading.get_ident()] = group, call, timeout, since
         if self._next > _due(timeout, since):
             self._wake()
 
@@ -75,14 +77,14 @@ class Vigil:
         now = time.monotonic()
         soonest = float("inf")
         waiting = set[str]()
-        for group, operation, timeout, since in list(self._under_way.values()):
+        for group, call, timeout, since in list(self._under_way.values()):
             due = _due(timeout, since)
             waiting.add(group)
             if group in self._said:
                 soonest = min(soonest, now + 2 * LEAD)
             elif now >= due:
                 self._said[group] = now
-                self._say(group, operation)
+                self._say(group, call)
                 if group not in self._said:  # it failed just now, and has said so itself
                     self._say(group, None)
             else:

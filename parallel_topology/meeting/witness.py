@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from parallel_topology.communicators.links import Call
 from parallel_topology.meeting.control import Control, Patience, append, delete, lines, read
 from parallel_topology.meeting.deadline import Deadline, Overtaken
 from parallel_topology.meeting.vigil import LEAD, Vigil
@@ -55,17 +56,19 @@ class Witness:
         self._keys = keys
         self._rank = rank
         self._seen: dict[str, int] = {}  # group -> how many lines were there at its last failure: they speak of that
+        self._failed: dict[str, int] = {}  # group -> number of the last collective that failed: so do lines up to it
         self._lock = threading.Lock()
 
-    def report(self, group: str, ranks: Sequence[int], operation: str) -> str:
-        """Say that this rank failed in `operation` on `group`, and find out who else did; for half a second at most.
+    def report(self, group: str, ranks: Sequence[int], call: Call) -> str:
+        """Say that this rank failed in `call` on `group`, and find out who else did; for half a second at most.
 
         Returns:
             A sentence that names the ranks that reported, with their operation where it is another, and those that
             did not: dead, or somewhere else.
         """
         self.failed = True
-        mine = self._line(group, operation)
+        operation = call.operation
+        mine = self._line(group, call)
         deadline = Deadline(max(GRACE - self.vigil.take(group), 0))
         try:
             where = self._control.ask(
@@ -87,13 +90,13 @@ class Witness:
         parts += [f"{shown_ranks(silent)} did not report: dead, elsewhere or still waiting"] if silent else []
         return "; ".join(parts)
 
-    def _line(self, group: str, operation: str | None) -> str:
-        return json.dumps([group, self._rank, operation, time.time()])
+    def _line(self, group: str, call: Call | None) -> str:
+        return json.dumps([group, self._rank, *(call or (None, None)), time.time()])
 
-    def _announce(self, group: str, operation: str | None) -> None:
+    def _announce(self, group: str, call: Call | None) -> None:
         """Say where this rank waits, before its time is up, or that it does so no longer."""
         with suppress(Overtaken, *STORE_ERRORS):
-            line = self._line(group, operation)
+            line = self._line(group, call)
             self._control.ask(lambda store: append(store, f"{self._keys}/failed", line), Deadline(GRACE))
 
     def _exchange(self, store: dist.Store, mine: str, ranks: Sequence[int], deadline: Deadline) -> dict[int, str]:
@@ -104,9 +107,9 @@ class Witness:
         """
         key = f"{self._keys}/failed"
         append(store, key, mine)
-        group = json.loads(mine)[0]
+        group, _, _, number, _ = json.loads(mine)
         with self._lock:
-            seen = self._seen.get(group, 0)
+            seen, before = self._seen.get(group, 0), self._failed.get(group, 0)
         looks, look, ended = Patience(len(ranks)), 0, set[int]()
         while True:
             look += 1
@@ -118,12 +121,14 @@ class Witness:
                 report = _read_report(line)
                 if report is None or report[0] != group:
                     continue
-                _, rank, operation, when = report
+                _, rank, call, when = report
                 age = time.time() - when
-                if operation is None:
+                if call is None:
                     new -= {rank} if at < began else set()
+                elif call.number is not None and call.number <= before:
+                    continue  # it came late: of a collective that failed here, too, and was told of
                 elif age < PAST:
-                    where[rank] = operation
+                    where[rank] = call.operation
                     new |= {rank} if age < GRACE + LEAD else set()  # older, it has stopped looking, or ended meanwhile
             lacking = [rank for rank in ranks if rank not in new]
             if lacking and not deadline.passed():
@@ -134,6 +139,7 @@ class Witness:
         append(store, key, self._line(group, None))
         with self._lock:
             self._seen[group] = max(self._seen.get(group, 0), len(told))
+            self._failed[group] = max(self._failed.get(group, 0), number or 0)
         return where
 
     def present(self, ranks: Sequence[int], timeout: float) -> list[int]:
@@ -230,10 +236,11 @@ class Witness:
         delete(store, f"{self._keys}/failed", f"{self._keys}/counts", *counts, *concluded)
 
 
-def _read_report(line: str) -> tuple[str, int, str | None, float] | None:
-    """Group, rank, operation and time; no operation where the rank stopped looking. None for what is not ours."""
+def _read_report(line: str) -> tuple[str, int, Call | None, float] | None:
+    """Group, rank, call and time; no call where the rank stopped looking. None for what is not ours."""
     try:
-        group, rank, operation, when = json.loads(line)
-        return str(group), int(rank), None if operation is None else str(operation)[:200], float(when)
+        group, rank, operation, number, when = json.loads(line)
+        call = None if operation is None else Call(str(operation)[:200], None if number is None else int(number))
+        return str(group), int(rank), call, float(when)
     except (ValueError, TypeError, RecursionError):
         return None

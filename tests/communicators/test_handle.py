@@ -23,6 +23,7 @@ from parallel_topology import (
 )
 from parallel_topology.communicators.communicator import Together
 from parallel_topology.communicators.handle import Handles
+from parallel_topology.communicators.links import Call
 from tests.waiting import FAR, LATE, SOON
 
 
@@ -49,7 +50,7 @@ class TestOneTotal:
     @pytest.mark.parametrize("timeout", [0.3, timedelta(seconds=0.3)])
     def test_over_the_parts_of_work(self, groups_of_one: Any, timeout: float | timedelta):
         works = Later(), Later(), Later()
-        handle = Handle(groups_of_one, "all_reduce", Together(*works), int)
+        handle = Handle(groups_of_one, Call("all_reduce"), Together(*works), int)
         with pytest.raises(GroupTimeoutError):
             handle.wait(timeout)
         assert 0.25 < sum(work.given for work in works) < 0.35
@@ -57,22 +58,22 @@ class TestOneTotal:
     def test_over_several_handles(self, groups_of_one: Any):
         slow, never = Later(), Later()
         threading.Timer(0.3, slow.over.set).start()
-        parts = [Handle(groups_of_one, "all_reduce", work, int) for work in (slow, never)]
+        parts = [Handle(groups_of_one, Call("all_reduce"), work, int) for work in (slow, never)]
         with pytest.raises(GroupTimeoutError):
-            Handle(groups_of_one, "all_reduce", Handles(parts), int).wait(0.5)
+            Handle(groups_of_one, Call("all_reduce"), Handles(parts), int).wait(0.5)
         assert 0.45 < slow.given + never.given < 0.95  # twice the time would be 1
 
     def test_of_nothing_is_a_look(self, groups_of_one: Any):
         done = Later()
         done.over.set()
-        assert Handle(groups_of_one, "all_reduce", done, int).wait(0) == 0
+        assert Handle(groups_of_one, Call("all_reduce"), done, int).wait(0) == 0
         with pytest.raises(GroupTimeoutError):
-            Handle(groups_of_one, "all_reduce", Later(), int).wait(0)
+            Handle(groups_of_one, Call("all_reduce"), Later(), int).wait(0)
 
     @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "1", True])
     def test_refused(self, groups_of_one: Any, timeout: Any):
         with pytest.raises(GroupArgumentError, match=r"wait\(timeout=.*expected a number of seconds from 0"):
-            Handle(groups_of_one, "all_reduce", Later(), int).wait(timeout)
+            Handle(groups_of_one, Call("all_reduce"), Later(), int).wait(timeout)
 
     @pytest.mark.ranks("tp2", world="processes", timeout=60, check=False)
     def test_over_what_nobody_takes_part_in(self, groups: GroupManager):
@@ -80,7 +81,7 @@ class TestOneTotal:
             parts = [groups.tp.all_reduce(torch.ones(1), async_op=True) for _ in range(12)]
             begun = time.monotonic()
             with pytest.raises(GroupTimeoutError):
-                Handle(groups.tp, "all_reduce", Handles(parts), int).wait(1)
+                Handle(groups.tp, Call("all_reduce"), Handles(parts), int).wait(1)
             assert 0.9 < time.monotonic() - begun < 1 + LATE
         assert groups.diagnose(30) == []
         groups.abort()
@@ -94,7 +95,7 @@ class TestFinish:
             runs.append(1)
             raise CollectiveError("not finished")
 
-        handle = Handle(groups_of_one, "gather", None, finish)
+        handle = Handle(groups_of_one, Call("gather"), None, finish)
         errors: list[BaseException] = []
         for _ in range(3):
             with pytest.raises(CollectiveError, match="not finished") as caught:
@@ -107,7 +108,7 @@ class TestFinish:
         def finish() -> int:
             raise KeyboardInterrupt
 
-        handle = Handle(groups_of_one, "gather", None, finish)
+        handle = Handle(groups_of_one, Call("gather"), None, finish)
         with pytest.raises(KeyboardInterrupt):
             handle.wait()
         with pytest.raises(CollectiveError, match="interrupted when it was all but done; its result is lost"):
@@ -120,7 +121,7 @@ class TestFinish:
             runs[0] += 1
             return runs[0]
 
-        handle = Handle(groups_of_one, "all_reduce", work, finish)
+        handle = Handle(groups_of_one, Call("all_reduce"), work, finish)
         results: list[int] = []
         threads = [threading.Thread(target=lambda: results.append(handle.wait())) for _ in range(8)]
         for thread in threads:
@@ -209,7 +210,8 @@ class TestInterrupt:
         x = torch.tensor([1.0, 2.0])
         if groups.rank == 0:
             both = [groups.tp.all_reduce(x.clone(), async_op=True), groups.tp.all_reduce(x, async_op=True)]
-            handle = Handle(groups.tp, "all_reduce", Handles(both), lambda: [part.wait().tolist() for part in both])
+            call = Call("all_reduce")
+            handle = Handle(groups.tp, call, Handles(both), lambda: [part.wait().tolist() for part in both])
             with interrupt():
                 handle.wait()
             groups.diagnose(10)  # over the store: now the other may begin

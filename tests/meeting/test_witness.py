@@ -10,12 +10,15 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology
+from parallel_topology.communicators.links import Call
+from parallel_topology.meeting import witness
 from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.witness import Witness
 from parallel_topology.testing.threads import run_threads
-from tests.waiting import LATE, eventually, soon
+from tests.waiting import FAR, LATE, SOON, eventually, soon
 
 TP2 = ParallelTopology(tp=2)
+WORLD = "engine/world"
 
 
 class Counting(dist.Store):
@@ -41,7 +44,7 @@ def test_silent_ranks_cost_half_a_second_and_a_bounded_number_of_operations(rank
         nonlocal said
         store.count = 0
         with soon(0.5 + LATE):  # a fifth of a second for each silent rank would be 25
-            said = Witness(Control(store), "keys", 0).report("engine/world", range(ranks), "all_reduce")
+            said = Witness(Control(store), "keys", 0).report(WORLD, range(ranks), Call("all_reduce", 1))
         return "did not report" in said
 
     assert eventually(told)
@@ -51,31 +54,54 @@ def test_silent_ranks_cost_half_a_second_and_a_bounded_number_of_operations(rank
     )
 
 
-@pytest.mark.slow  # on a busy machine a report that is too young may count for the next failure: to be mended
-def test_each_failure_is_told_by_itself():
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """However busy the machine is, the store answers in time."""
+    monkeypatch.setattr(witness, "SILENCE", FAR)
+    return monkeypatch
+
+
+def test_each_failure_is_told_by_itself(unhurried: pytest.MonkeyPatch):
+    unhurried.setattr(witness, "GRACE", SOON)  # those that failed are all waited for
     store = dist.HashStore()
     witnesses = [Witness(Control(store), "keys", rank) for rank in range(3)]
 
-    def report(operations: list[str | None]) -> list[Any]:
+    def report(*calls: Call | None) -> list[Any]:
+        absent = [rank for rank, call in enumerate(calls) if call is None]
+
         def body(rank: int) -> str | None:
-            operation = operations[rank]
-            return operation and witnesses[rank].report("engine/world", range(3), operation)
+            witnesses[rank].ended = lambda ranks, thoroughly: absent
+            call = calls[rank]
+            return call and witnesses[rank].report(WORLD, range(3), call)
 
-        return run_threads(["rank"] * 3, body, timeout=20)
+        return run_threads(["rank"] * 3, body, timeout=FAR)
 
-    first = report(["all_reduce", "all_reduce", None])
-    assert first[0] == "rank 1 failed in it too; rank 2 did not report: dead, elsewhere or still waiting"
-    second = report(["barrier", None, None])
-    assert second[0] == "ranks 1, 2 did not report: dead, elsewhere or still waiting"
-    third = report(["recv", "recv", "send"])
+    first = report(Call("all_reduce", 1), Call("all_reduce", 1), None)
+    assert first[:2] == [f"rank {other} failed in it too; rank 2 did not report: dead" for other in (1, 0)]
+    assert report(Call("barrier", 2), None, None)[0] == "ranks 1, 2 did not report: dead"
+    third = report(Call("recv"), Call("recv"), Call("send"))
     assert third[0] == "rank 1 failed in it too; rank 2 was in send"
     assert third[2] == "rank 0 was in recv; rank 1 was in recv"
 
 
+@pytest.mark.usefixtures("unhurried")
+def test_who_reports_late_is_not_counted_for_the_next_failure():
+    """Rank 1 comes when rank 0 looks no longer: it failed in the same all_reduce, and is not in the barrier."""
+    store = dist.HashStore()
+    first, late = (Witness(Control(store), "keys", rank) for rank in range(2))
+    nobody = "rank 1 did not report: dead, elsewhere or still waiting"
+    assert first.report(WORLD, [0, 1], Call("all_reduce", 1)) == nobody
+    assert late.report(WORLD, [0, 1], Call("all_reduce", 1)) == "rank 0 failed in it too"
+    assert first.report(WORLD, [0, 1], Call("barrier", 2)) == nobody
+    assert late.report(WORLD, [0, 1], Call("reduce", 3)) == "rank 0 was in barrier"
+
+
 def test_garbage_among_the_reports_harms_nobody():
     store = dist.HashStore()
-    store.set("keys/failed", "x\n[1]\n" + "[" * 50_000 + '\n["engine/world", 1, 5]\n')
-    said = Witness(Control(store), "keys", 0).report("engine/world", [0, 1], "barrier")
+    store.set(
+        "keys/failed", "x\n[1]\n" + "[" * 50_000 + '\n["engine/world", 1, 5]\n["engine/world", 1, "barrier", "x", 5]\n'
+    )
+    said = Witness(Control(store), "keys", 0).report(WORLD, [0, 1], Call("barrier", 1))
     assert said == "rank 1 did not report: dead, elsewhere or still waiting"
 
 
