@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology.communicators.links import Links
-from parallel_topology.errors import CreationError, ParallelTopologyError, RendezvousError
+from parallel_topology.errors import CreationError, GroupTimeoutError, ParallelTopologyError, RendezvousError
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.groups.joining import Joined, join
 from parallel_topology.groups.life import Life
@@ -173,9 +173,13 @@ class Holdings:
             raise
         except (Overtaken, *STORE_ERRORS) as error:
             control.renew()  # what was overtaken may wait in the old client
-            if not made:
-                raise CreationError(f"{name}: rank {self.rank}: {first_line(error)}") from error
-            raise made[0].failure(self.rank, error) from (None if isinstance(error, Overtaken) else error)
+            cause = None if isinstance(error, Overtaken) else error
+            if made:
+                raise made[0].failure(self.rank, error, world) from cause
+            late = cause is None or deadline.passed()
+            reason = f"timed out after {deadline.seconds:g} s" if late else first_line(error)
+            kind = GroupTimeoutError if late else CreationError
+            raise kind(f"{name}: rank {self.rank}: {reason}, before it began to create its groups") from cause
 
     def ended(self, ranks: Sequence[int], thoroughly: bool) -> Collection[int]:
         """Which of these ranks are known to have ended; thoroughly, it may take a while."""

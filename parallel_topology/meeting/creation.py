@@ -19,7 +19,7 @@ from parallel_topology.communicators.contacts import refusing
 from parallel_topology.communicators.factories import find_factory
 from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
-from parallel_topology.communicators.links import Links
+from parallel_topology.communicators.links import Call, Links
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.presence import is_gone
 from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
@@ -248,13 +248,13 @@ class Creator:
             if (members := finish()) != list(ranks):
                 raise CreationError(f"group {links.label} has the members {members}, expected {ranks} in this order")
 
-    def failure(self, rank: int, error: BaseException) -> CreationError | GroupTimeoutError:
+    def failure(self, rank: int, error: BaseException, world: Ranks) -> CreationError | GroupTimeoutError:
         """What to raise for an error of `make` or `settle`, or as they have not ended: where, and who is missing."""
         what, where = self._doing
         late = isinstance(error, Overtaken) or self._deadline.passed()
         reason = f"timed out after {self._deadline.seconds:g} s" if late else first_line(error)
-        ranks = next((ranks for links, ranks in self._made if links.label == where), self._made[0][1])
-        said = self._witness.report(where, ranks, "its creation")
+        ranks = next((ranks for links, ranks in self._made if links.label == where), world)
+        said = self._witness.report(where, ranks, Call("its creation"))
         kind = GroupTimeoutError if late or is_timeout(error) else CreationError
         return kind(f"{what} at rank {rank}: {reason}; {said}")
 

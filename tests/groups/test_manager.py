@@ -32,10 +32,12 @@ from parallel_topology import (
     TopologyError,
     UnknownAxisError,
 )
+from parallel_topology.meeting.creation import Creator
 from parallel_topology.testing import assert_agree, run_ranks
+from parallel_topology.testing.threads import run_threads
 from parallel_topology.topology.validation import RESERVED
 from tests.ports import free_port
-from tests.waiting import eventually
+from tests.waiting import FAR, eventually
 
 TOPOLOGIES = ["tp2-pp2", "tp1-pp3", "tp2-cp2-dp2@8", "tp2-pp2@0,4,1,5", "tp2-dp2-pp2/expert:etp1-ep4-edp1-pp2"]
 BOTH = ["threads", "processes"]
@@ -351,6 +353,22 @@ class TestDisagreement:
             GroupTimeoutError, match=r"engine: rank 3 did not come within 2 s; rank \d waited with 3 of 4"
         ):
             GroupManager(ParallelTopology(tp=4), rank=groups.rank, store=store, timeout=2)
+
+    @pytest.mark.parametrize("step", ["__init__", "make"])
+    def test_time_may_be_up_before_a_rank_begins_to_build(self, step: str, monkeypatch: pytest.MonkeyPatch):
+        """As on a machine that stands still once all have agreed."""
+        over = threading.Event()
+        monkeypatch.setattr(Creator, step, lambda *given, **told: over.wait(FAR))
+        store = dist.HashStore()
+
+        def body(rank: int) -> None:
+            with pytest.raises(GroupTimeoutError, match=r"rank \d: timed out after 2 s"):
+                GroupManager(ParallelTopology(tp=2), rank=rank, store=store, timeout=2)
+
+        try:
+            run_threads(["rank"] * 2, body, timeout=FAR)
+        finally:
+            over.set()
 
 
 class TestWaysIn:
