@@ -43,6 +43,7 @@ from parallel_topology.groups import joining
 from parallel_topology.testing import WorkerPool, run_ranks
 from parallel_topology.testing.ranks import World
 from parallel_topology.testing.threads import run_threads
+from tests.shm import in_shm
 from tests.waiting import FAR, SOON, soon
 
 SMALL = {"tp": {"shared_memory_bytes": 4096}}
@@ -288,7 +289,7 @@ def _killed(groups: GroupManager, folder: str) -> None:
 
 
 def test_a_death_is_noticed_at_once_and_leaves_nothing(tmp_path: Path):
-    before = set(os.listdir("/dev/shm"))
+    before = in_shm()
     with suppress(ExceptionGroup):
         run_ranks("tp3", _killed, str(tmp_path), world="processes", check=False, timeout=FAR)
     for rank in (0, 1):
@@ -296,7 +297,7 @@ def test_a_death_is_noticed_at_once_and_leaves_nothing(tmp_path: Path):
         assert error == "CollectiveError"
         assert "rank 2 has died: its process has ended" in text or "has failed before" in text
         assert float(seconds) < SOON
-    assert set(os.listdir("/dev/shm")) <= before
+    assert in_shm() <= before
 
 
 @pytest.mark.slow  # a promise for machines that are not busy
@@ -559,7 +560,7 @@ def _busy(rank: int, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.1, 0.3, 1.0])
 def test_killed_at_any_moment_they_leave_nothing_behind(tmp_path: Path, after: float):
-    before = set(os.listdir("/dev/shm"))
+    before = in_shm()
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=_busy, args=(rank, str(tmp_path)), daemon=True) for rank in range(3)]
     for rank in ranks:
@@ -571,4 +572,4 @@ def test_killed_at_any_moment_they_leave_nothing_behind(tmp_path: Path, after: f
     for rank in ranks:
         rank.kill()
         rank.join()
-    assert set(os.listdir("/dev/shm")) <= before
+    assert in_shm() <= before

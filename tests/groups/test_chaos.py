@@ -22,7 +22,7 @@ import pytest
 import torch.distributed as dist
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from parallel_topology import ParallelTopology, torch_private
 from parallel_topology.meeting.rendezvous import join_store
@@ -84,6 +84,10 @@ class Chaos(RuleBasedStateMachine):
         self._end(self._make_at("tp4", self._port, True), ["close"] * RANKS)
         self._whole.clear()
         self._closed.clear()
+
+    @initialize(life=st.integers(0, 2**32))
+    def begin_unlike_any_other(self, life: int) -> None:
+        """hypothesis compares lives that began alike, and what these draw depends on what ranks did."""
 
     # Making
 
@@ -588,8 +592,7 @@ def test_chaos_on_threads():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_chaos_on_processes():
-    # Two lives a run: hypothesis compares lives that began alike, and what these draw depends on what processes did.
-    for _ in range(5):
+    for _ in range(5):  # few lives a run: of more, hypothesis makes others that begin alike
         run(ChaosOnProcesses, max_examples=2, stateful_step_count=30)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 
 import pytest
 
 from tests.groups.test_elastic import World
+from tests.shm import in_shm
 from tests.waiting import eventually
 
 SETTLED = 2
@@ -56,7 +56,7 @@ class Serving:
             "descriptors": sum(one[0] for one in found),
             "threads": sum(one[1] for one in found),
             "keys": len(self.world.keys()),
-            "files of shared memory": len(os.listdir("/dev/shm")),
+            "files of shared memory": len(in_shm()),
         }
 
     def megabytes(self) -> int:

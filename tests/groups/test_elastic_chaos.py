@@ -18,7 +18,7 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from parallel_topology import torch_private
 from parallel_topology.meeting.deadline import Deadline
@@ -145,6 +145,10 @@ class ElasticChaos(RuleBasedStateMachine):
 
     def _wake(self, seat: Any) -> None:
         pass
+
+    @initialize(life=st.integers(0, 2**32))
+    def begin_unlike_any_other(self, life: int) -> None:
+        """hypothesis compares lives that began alike, and what these draw depends on what ranks did."""
 
     # What may happen
 
@@ -609,5 +613,5 @@ def test_on_threads():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_on_processes():
-    for _ in range(4):  # few lives a run: hypothesis compares lives that began alike
+    for _ in range(4):  # few lives a run: of more, hypothesis makes others that begin alike
         run(ElasticChaosOnProcesses, max_examples=2, stateful_step_count=20)
