@@ -29,6 +29,7 @@ from parallel_topology.errors import (
 )
 from parallel_topology.groups.tensors import require_tensor, values, write
 from parallel_topology.meeting.deadline import seconds_of
+from parallel_topology.meeting.options import require_flag
 from parallel_topology.topology.layout import Ranks
 from parallel_topology.topology.rank_view import RankGroup
 from parallel_topology.torch_errors import first_line, is_timeout
@@ -85,7 +86,7 @@ class BoundGroup(RankGroup):
         not waited for.
         """
         if self._is_alone("barrier"):
-            return Handle[None].of(None) if async_op else None
+            return self._done("barrier", None, async_op)
         return self._issue("barrier", torch.zeros(1, dtype=torch.int8, device="cpu"), nothing, async_op)
 
     def set_timeout(self, seconds: float | timedelta) -> None:
@@ -120,6 +121,15 @@ class BoundGroup(RankGroup):
         if self.links.closed and not torch.compiler.is_compiling():  # compiled code asks when it runs
             self._require_open(operation)
         return self.size == 1
+
+    def _flag(self, operation: str, name: str, given: bool) -> bool:
+        return given if given is True else require_flag(f"{operation} on {self.label}: {name}", given)
+
+    def _done(self, operation: str, result: Any, async_op: bool) -> Any:
+        """What an operation that is through returns: its result, or a handle on it."""
+        if async_op is not False and self._flag(operation, "async_op", async_op):
+            return Handle.of(result)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        return result
 
     def _other(self, operation: str, peer: int) -> int:
         """The same position, if there is somebody else there."""
@@ -195,7 +205,7 @@ class BoundGroup(RankGroup):
             raise ClosedError(f"{operation} on {self.label}: {self.links.refusal()}")
         call = self._next(operation)
         try:
-            if async_op:
+            if async_op is not False and self._flag(operation, "async_op", async_op):
                 work = self._start(operation, tensor, async_op, arguments)
                 return Handle(self, call, work, finish, (self.links.device_group, self.links.cpu_group))
             self._carry_out(call, tensor, arguments)

@@ -14,7 +14,7 @@ from parallel_topology.communicators.reductions import SUM
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.bound import copying_back, nothing
 from parallel_topology.groups.lists import Lists, Tensors
-from parallel_topology.groups.prepared import ReduceOp, done, shown
+from parallel_topology.groups.prepared import ReduceOp, shown
 from parallel_topology.groups.tensors import overlap, values
 
 
@@ -46,9 +46,11 @@ class Collectives(Lists):
 
         A list of tensors of one dtype is reduced as one, and a list is returned.
         """
+        if inplace is not True:
+            self._flag("all_reduce", "inplace", inplace)
         if type(tensor) in (list, tuple):
             if torch.compiler.is_compiling():
-                return done([self.all_reduce(one, op, inplace=inplace) for one in tensor], async_op)
+                return self._done("all_reduce", [self.all_reduce(one, op, inplace=inplace) for one in tensor], async_op)
             return self._all_reduce_list(tensor, op, inplace, async_op)
         if self._is_alone("all_reduce"):
             return self._alone("all_reduce", tensor, op, async_op=async_op)
@@ -56,7 +58,7 @@ class Collectives(Lists):
         plain = self._plain("all_reduce", tensor, inplace=inplace)
         if torch.compiler.is_compiling():
             result = compiled.reduced(plain, self.links.order, self.key, op, inplace=inplace)
-            return done(tensor if inplace else result, async_op)
+            return self._done("all_reduce", tensor if inplace else result, async_op)
         if op is not SUM:
             op = self._reduction("all_reduce", plain, op)
         whole = values(plain)
@@ -121,7 +123,7 @@ class Collectives(Lists):
         plain = self._plain("broadcast", tensor, inplace=True)
         if torch.compiler.is_compiling():
             compiled.broadcast_(plain, self.links.order, self.key, source)
-            return done(tensor, async_op)
+            return self._done("broadcast", tensor, async_op)
         whole = values(plain)
         finish = (lambda: tensor) if source == self.rank else copying_back(whole, plain, tensor)
         return self._issue("broadcast", whole, finish, async_op, src=source)
@@ -145,7 +147,7 @@ class Collectives(Lists):
         """
         if type(tensor) in (list, tuple):
             if torch.compiler.is_compiling():
-                return done([self.all_gather(one, dim) for one in tensor], async_op)
+                return self._done("all_gather", [self.all_gather(one, dim) for one in tensor], async_op)
             return self._all_gather_list(tensor, dim, out, async_op)
         whole = self._dimmed("all_gather", tensor)
         if type(dim) is not int or dim:
@@ -155,7 +157,7 @@ class Collectives(Lists):
         plain = self._plain("all_gather", whole)
         if torch.compiler.is_compiling():
             gathered = compiled.all_gather(plain, self.links.order, self.key, self.size, dim)
-            return done(gathered if out is None else out.copy_(gathered), async_op)
+            return self._done("all_gather", gathered if out is None else out.copy_(gathered), async_op)
         whole = values(plain)
         output, finish = self._gathered("all_gather", whole, dim, out)
         return self._issue("all_gather", whole, finish, async_op, output=output)
@@ -221,7 +223,7 @@ class Collectives(Lists):
         plain = self._plain("reduce_scatter", tensor)
         if torch.compiler.is_compiling():
             part = compiled.scattered(plain, self.links.order, self.key, self.size, op, dim)
-            return done(part if out is None else out.copy_(part), async_op)
+            return self._done("reduce_scatter", part if out is None else out.copy_(part), async_op)
         op = self._reduction("reduce_scatter", plain, op)
         front = values(plain.movedim(dim, 0))
         output, finish = self._moved("reduce_scatter", front, front.shape[0] // self.size, dim, out)
@@ -321,7 +323,7 @@ class Collectives(Lists):
             self._admit("scatter", tensor)
             self._require_parts(tensor, output, dim)
         if self._is_alone("scatter"):
-            return done(output.copy_(tensor) if tensor is not None else output, async_op)
+            return self._done("scatter", output.copy_(tensor) if tensor is not None else output, async_op)
         front = None if tensor is None else values(self._plain("scatter", tensor).movedim(dim, 0))
         part = self._plain("scatter", output, inplace=True).movedim(dim, 0)
         whole = values(part)
@@ -367,7 +369,7 @@ class Collectives(Lists):
         plain = self._plain("all_to_all", tensor)
         if torch.compiler.is_compiling():
             came = compiled.all_to_all(plain, self.links.order, self.key, output_splits, input_splits)
-            return done(came if out is None else out.copy_(came), async_op)
+            return self._done("all_to_all", came if out is None else out.copy_(came), async_op)
         whole = values(plain)
         output, finish = self._moved("all_to_all", whole, sum(output_splits), 0, out)
         splits = {"output_splits": output_splits, "input_splits": input_splits}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.packed import Packed, cut
-from parallel_topology.groups.prepared import Prepared, ReduceOp, done, shown
+from parallel_topology.groups.prepared import Prepared, ReduceOp, shown
 from parallel_topology.groups.tensors import values, write
 
 Tensors = Sequence[Tensor]
@@ -31,7 +31,7 @@ class Lists(Prepared):
                     "and device"
                 )
         if self._is_alone("all_reduce") or not plain:
-            return done(list(tensors), async_op)
+            return self._done("all_reduce", list(tensors), async_op)
         flat = torch.cat([values(one).view(-1) for one in plain])
         op = self._reduction("all_reduce", flat, op)
 
@@ -52,7 +52,7 @@ class Lists(Prepared):
         given = [self._dimmed("all_gather", tensor) for tensor in tensors]
         dims = [self._dim("all_gather", one, dim) for one in given]
         if self._is_alone("all_gather") or not given:
-            return done(given, async_op)
+            return self._done("all_gather", given, async_op)
         packed = self._packed("all_gather", [self._plain("all_gather", one).unsqueeze(0) for one in given])
         gathered = packed.whole.new_empty((self.size, packed.whole.shape[1]))
 
@@ -73,7 +73,7 @@ class Lists(Prepared):
                 f"all_gather_v on {self.label}: tensors with lengths {lengths} along dim {dim}; expected one length"
             )
         if self._is_alone("all_gather_v") or not lengths:
-            return done(list(tensors), async_op)
+            return self._done("all_gather_v", list(tensors), async_op)
         plain = [self._plain("all_gather_v", tensor) for tensor in tensors]
         fronts = [one.movedim(along, 0) for one, along in zip(plain, dims, strict=True)]
         packed = self._packed("all_gather_v", fronts)

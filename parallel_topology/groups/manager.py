@@ -52,7 +52,14 @@ from parallel_topology.meeting.creation import (
     choose_device,
 )
 from parallel_topology.meeting.deadline import Deadline, seconds_of
-from parallel_topology.meeting.options import DEFAULT_TIMEOUT, Options, caller, end_at_exit, find_local_rank
+from parallel_topology.meeting.options import (
+    DEFAULT_TIMEOUT,
+    Options,
+    caller,
+    end_at_exit,
+    find_local_rank,
+    require_flag,
+)
 from parallel_topology.meeting.rendezvous import At, launched_store
 from parallel_topology.meeting.token import token_from
 from parallel_topology.topology.kinds import require_kind
@@ -139,7 +146,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             operation_timeout, token, verify, GroupOptions.by_axis({} if options is None else options),
             {} if communicators is None else communicators, check_calls,
         )  # fmt: skip
-        if joining:
+        if require_flag("joining", joining):
             self._enter(topology, rank, store, told)
         else:
             self._build(topology, rank, store, told, Creator)
@@ -249,7 +256,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
         Raises:
             RendezvousError: the address cannot be read, hosted or reached.
         """
-        joining = bool(options.get("joining"))
+        joining = require_flag("joining", options.get("joining", False))
         is_host = (
             not joining
             and rank is not None
@@ -276,7 +283,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             RankError: this process's rank is not in the topology, or the topology has ranks that were not started.
         """
         env = os.environ if env is None else env
-        if options.get("joining"):
+        if require_flag("joining", options.get("joining", False)):
             info = LaunchInfo.from_env(env)
             options.setdefault("local_rank", info.local_rank)
             options.setdefault("token", token_from(env))

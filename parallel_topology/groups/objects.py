@@ -16,7 +16,8 @@ from parallel_topology.errors import CollectiveError, GroupArgumentError, Parall
 from parallel_topology.groups.bound import nothing
 from parallel_topology.groups.collectives import Collectives
 from parallel_topology.groups.p2p import PointToPoint
-from parallel_topology.topology.whole import quoted
+from parallel_topology.topology.whole import quoted, whole
+from parallel_topology.wire.classes import by_name
 from parallel_topology.wire.frames import CHUNK, COLLECTIVE_TAG, MAX_MESSAGE, Kind
 from parallel_topology.wire.structure import bytes_of
 from parallel_topology.wire.wire import Class, decode, decode_pickled, encode, encode_pickled
@@ -64,6 +65,7 @@ class Objects(Collectives, PointToPoint):
         if source == self.rank:
             self._broadcast_mine("broadcast_object", value, max_bytes, unsafe_pickle)
             return value
+        models = self._terms("broadcast_object", models, max_bytes, unsafe_pickle)
         announced = self._broadcast_bytes(_NOTHING, source, Announcement(max_bytes))
         return self._told("broadcast_object", announced, source, models, unsafe_pickle)
 
@@ -97,6 +99,7 @@ class Objects(Collectives, PointToPoint):
             alone = self._is_alone("broadcast_objects")
             return iter(values) if alone else self._feed(values, max_bytes, unsafe_pickle)
         self._is_alone("broadcast_objects")
+        models = self._terms("broadcast_objects", models, max_bytes, unsafe_pickle)
         return self._fed(source, models, max_bytes, unsafe_pickle)
 
     def _feed(self, values: Iterable[Any], max_bytes: int, unsafe_pickle: bool) -> Iterator[Any]:
@@ -119,7 +122,6 @@ class Objects(Collectives, PointToPoint):
         self._broadcast_bytes(_NOTHING, self.rank, Announcement(max_bytes))
 
     def _fed(self, source: int, models: Iterable[Class], max_bytes: int, unsafe_pickle: bool) -> Iterator[Any]:
-        models = tuple(models)
         while True:
             announced = self._broadcast_bytes(_NOTHING, source, Announcement(max_bytes))
             if announced.length == 0:
@@ -138,6 +140,7 @@ class Objects(Collectives, PointToPoint):
         if self._is_alone("all_gather_object"):
             return [value]
         try:
+            models = self._terms("all_gather_object", models, max_bytes, unsafe_pickle)
             message = self._encoded("all_gather_object", value, max_bytes, unsafe_pickle)
         except ParallelTopologyError:
             self.all_gather(_length(FAILED))
@@ -183,6 +186,7 @@ class Objects(Collectives, PointToPoint):
         if to != self.rank:
             self._send_object("gather_object", value, to, Kind.GATHERED, max_bytes, unsafe_pickle)
             return None
+        models = self._terms("gather_object", models, max_bytes, unsafe_pickle)
         begun = {
             member: self._recv_frame("gather_object", member, Kind.GATHERED, max_bytes, async_op=True)
             for member in range(self.size)
@@ -219,6 +223,7 @@ class Objects(Collectives, PointToPoint):
         """
         source = self._peer("src", src, src_rank, 0)
         if not self._is_alone("scatter_object") and source != self.rank:
+            models = self._terms("scatter_object", models, max_bytes, unsafe_pickle)
             data = self._recv_frame("scatter_object", source, Kind.SCATTERED, max_bytes)
             return _decoded(data, models, unsafe_pickle)
         others = [member for member in range(self.size) if member != self.rank]
@@ -270,6 +275,7 @@ class Objects(Collectives, PointToPoint):
             src_rank: or its global rank.
         """
         peer = self._other("recv_object", self._peer("src", src, src_rank, self.rank - 1))
+        models = self._terms("recv_object", models, max_bytes, unsafe_pickle)
         data = self._recv_frame("recv_object", peer, Kind.OBJECT, max_bytes)
         return _decoded(data, models, unsafe_pickle)
 
@@ -323,7 +329,24 @@ class Objects(Collectives, PointToPoint):
 
         return self._issue("recv_message", _NOTHING, finish, async_op, src=peer, kind=kind, incoming=incoming, **tag)
 
+    def _terms(self, operation: str, models: Iterable[Class], max_bytes: int, unsafe_pickle: bool) -> tuple[Class, ...]:
+        """The models that may be built, if these are terms on which an object can be sent and taken.
+
+        Raises:
+            GroupArgumentError: they are none; nothing has been sent or received.
+        """
+        self._flag(operation, "unsafe_pickle", unsafe_pickle)
+        if whole(max_bytes) is None:
+            raise GroupArgumentError(
+                f"{operation} on {self.label}: max_bytes={quoted(max_bytes)}; expected a whole number of bytes"
+            )
+        try:
+            return tuple(by_name(models).values())
+        except GroupArgumentError as error:
+            raise GroupArgumentError(f"{operation} on {self.label}: {error}") from None
+
     def _encoded(self, operation: str, value: Any, max_bytes: int, unsafe_pickle: bool) -> Tensor:
+        self._terms(operation, (), max_bytes, unsafe_pickle)
         message = bytearray(encode_pickled(value)) if unsafe_pickle else encode(value)
         if len(message) > max_bytes:
             raise GroupArgumentError(

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel_topology.communicators.handle import Handle
 from parallel_topology.communicators.reductions import SUM, reduction_of
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.bound import BoundGroup, nothing
@@ -45,7 +44,7 @@ class Prepared(BoundGroup):
         if out is not None:
             self._require_out(operation, out, tensor, tensor.shape)
             tensor = out.copy_(tensor)
-        return done(tensor, async_op)
+        return self._done(operation, tensor, async_op)
 
     def _dimmed(self, operation: str, tensor: Tensor) -> Tensor:
         """The tensor, with one dim if it has none."""
@@ -179,10 +178,6 @@ def _fresh(like: Tensor, rows: int) -> tuple[Tensor, Callable[[], Tensor]]:
     """New memory that is the result."""
     output = like.new_empty((rows, *like.shape[1:]))
     return output, lambda: output
-
-
-def done(result: Any, async_op: bool) -> Any:
-    return Handle.of(result) if async_op else result  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
 
 
 def shown(tensor: Tensor | None) -> str:

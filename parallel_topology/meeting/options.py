@@ -51,6 +51,8 @@ class Options:
         if self.operation_timeout is not None:
             seconds_of("operation_timeout", self.operation_timeout)
         require_token(self.token)
+        for name in ("verify", "check_calls"):
+            require_flag(name, getattr(self, name))
         if not isinstance(self.name, str) or not self.name or "/" in self.name:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise GroupArgumentError(f"name={self.name!r}: expected a name without '/'")
         if self.local_rank is not None and (whole(self.local_rank) is None or self.local_rank < 0):
@@ -95,6 +97,17 @@ _PLAIN = GroupOptions()
 _NOT_COMPARED = {"local_rank", "token", "groups", "isolated", "backend", "device", "timeout", "operation_timeout"}
 """Each rank has its own local rank, and each proves the token; how long a rank is ready to wait for the others is its
 own affair; groups, backend and kind of device stand on the card as what they come to."""
+
+
+def require_flag(what: str, given: object) -> bool:
+    """`given`, which is True or False, and not what only counts as such: a text would, whatever it says.
+
+    Raises:
+        GroupArgumentError: it is neither; the message begins with `what`.
+    """
+    if not isinstance(given, bool):
+        raise GroupArgumentError(f"{what}={given!r}: expected True or False")
+    return given
 
 
 def process_identity() -> str:

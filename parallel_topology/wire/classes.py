@@ -118,6 +118,8 @@ def by_name(classes: Iterable[Class]) -> dict[str, Class]:
     Raises:
         GroupArgumentError: one is no such class, or two have one name.
     """
+    if not isinstance(classes, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise GroupArgumentError(f"models={classes!r}: expected classes, as in models=(Request,)")
     named: dict[str, Class] = {}
     for one in classes:
         if not isinstance(one, type) or not _kind_of(one):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -1,12 +1,16 @@
 """sglang.srt.distributed.parallel_state, served: its answers are those after its own initialisation.
 
-    pip install --no-deps --target FOLDER sglang==0.5.23 psutil pyzmq, and what it then finds missing
+    pip install --no-deps --target FOLDER sglang==0.5.23 psutil pyzmq orjson requests urllib3 certifi idna \
+        charset_normalizer pydantic_settings ipython traitlets fastapi starlette uvicorn aiohttp multidict yarl \
+        propcache aiohappyeyeballs aiosignal frozenlist pybase64 tqdm triton msgspec partial_json_parser pillow dill \
+        cloudpickle anyio sniffio h11
 
 It imports without a GPU; its layers, of which its initialisation asks two flags, do not: these two stand here.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -73,6 +77,9 @@ def _both(groups: GroupManager, widths: dict[str, int]) -> Any:
         ):
             theirs.initialize_model_parallel()
     theirs.set_custom_all_reduce(False)  # it is of a GPU
+    os.environ["SGLANG_NCCL_SO_PATH"] = (
+        "none"  # nor NCCL, which torch may have brought; without a library it does without
+    )
     for name, value in (
         ("dp_attention.is_allocation_symmetric", lambda: False),
         ("sampler.SYNC_TOKEN_IDS_ACROSS_TP", False),
