@@ -14,6 +14,7 @@ from torch import Tensor
 
 from parallel_topology.communicators.handle import Handle
 from parallel_topology.communicators.host_memory import process_of
+from parallel_topology.communicators.links import Call
 from parallel_topology.groups.group import ParallelGroup
 from parallel_topology.refit.slips import Loan, Peer, Slip
 from parallel_topology.refit.staging import Buffer, Shared, Staging, opened
@@ -123,7 +124,7 @@ class Neighbours:
         try:
             self._readers[target].wait(number)
         except RuntimeError as error:
-            raise self._group.failure("refit", error) from error
+            raise self._group.failure(Call("refit"), error) from error
 
     def wait_lent(self, source: int, number: int) -> tuple[Tensor, int]:
         """
@@ -134,7 +135,7 @@ class Neighbours:
         try:
             loan = slip.borrowed(number)
         except RuntimeError as error:
-            raise self._group.failure("refit", error) from error
+            raise self._group.failure(Call("refit"), error) from error
         return shared.buffer(loan.buffer), loan.digest
 
     def finish(self) -> None:
