@@ -290,10 +290,13 @@ class GroupManager(DeclaredView[ParallelGroup]):
             return cls(topology, store=partial(launched_store, info, joining=True), **options)
         topology = require_kind(topology, ParallelTopology, "topology")
         info = LaunchInfo.from_env(env)
-        if info.rank not in topology.world or max(topology.world) >= info.world_size:
+        needed = max(topology.world) + 1
+        if info.rank not in topology.world or needed > info.world_size:
+            many = f"start {needed} processes, or " if needed > info.world_size else ""
+            few = "" if many else ", or build managers only on its own ranks"
             raise RankError(
                 f"{info.launcher} started rank {info.rank} of {info.world_size}, but {topology} has {topology.world}; "
-                "give the topology as many ranks (an axis dp?), or build managers only on its own ranks"
+                f"{many}give the topology as many ranks as there are (an axis dp?){few}"
             )
         options.setdefault("local_rank", info.local_rank)
         options.setdefault("token", token_from(env))

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from errno import EADDRINUSE
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -48,7 +49,8 @@ def listener(host: str, port: int, *, named: bool, alone: bool = False) -> socke
             return _bound_to_this_host(str(addresses[0]), port)
         return _bound("", port)
     except OSError as error:
-        raise RendezvousError(f"cannot host the store at {host}:{port}: {error.strerror or error}") from error
+        hint = "; choose another port, or let the program end that listens there" if error.errno == EADDRINUSE else ""
+        raise RendezvousError(f"cannot host the store at {host}:{port}: {error.strerror or error}{hint}") from error
 
 
 def reach_of(host: str, port: int) -> str:
@@ -122,7 +124,10 @@ def _infos(host: str, port: int) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RendezvousError(f"cannot resolve the host {host!r}: {reason}") from error
+        raise RendezvousError(
+            f"cannot resolve the host {host!r}: {reason}; expected a name or an address of the first rank's host (in "
+            "MASTER_ADDR, where launchers say it), known on all others"
+        ) from error
 
 
 def _resolved(host: str, port: int) -> list[IPv4Address | IPv6Address]:

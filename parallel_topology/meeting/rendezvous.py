@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -36,11 +37,23 @@ def open_store(url: str, is_host: bool, timeout: float | Deadline) -> dist.Store
     except ValueError:  # brackets that do not close; a port that is not a number, or above 65535
         parts, host, port = None, None, None
     if parts and parts.scheme == "file" and parts.path and not parts.netloc:
-        return dist.FileStore(parts.path, -1)
+        return _file_store(parts.path)
     if parts is None or parts.scheme != "tcp" or not host or not port:
         hint = "; an IPv6 address stands in brackets, 'tcp://[::1]:29500'" if url.count(":") > 2 else ""
         raise RendezvousError(f"cannot read the address {url!r}: expected 'tcp://host:port' or 'file:///path'{hint}")
     return host_store(host, port, timeout) if is_host else join_store(host, port, timeout)
+
+
+def _file_store(path: str) -> dist.FileStore:
+    """torch's, of a file that is there: it waits for a folder that is not, for five minutes, whatever its timeout."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise RendezvousError(
+            f"cannot open the file {path!r}: {getattr(error, 'strerror', None) or error}; expected one that every rank "
+            "can read and write, in a folder that is there"
+        ) from error
+    return dist.FileStore(path, -1)
 
 
 class At:
@@ -76,7 +89,8 @@ def join_store(host: str, port: int, timeout: float | Deadline) -> dist.TCPStore
     def join() -> dist.TCPStore:
         return dist.TCPStore(host, port, timeout=deadline.timedelta(), wait_for_workers=False, is_master=False)
 
-    return _opened(join, f"cannot reach the store at {host}:{port}", deadline)
+    hint = "; has the process started that hosts it, the first rank's or the launcher's, and is this where it is?"
+    return _opened(join, f"cannot reach the store at {host}:{port}", deadline, hint)
 
 
 def launched_store(info: LaunchInfo, timeout: float | Deadline, *, joining: bool = False) -> dist.Store:
@@ -124,15 +138,15 @@ def _host(host: str, port: int, deadline: Deadline, *, named: bool, alone: bool 
     return _opened(host_it, f"cannot host the store at {host}:{port}", deadline)
 
 
-def _opened(make: Callable[[], T], what: str, deadline: Deadline) -> T:
+def _opened(make: Callable[[], T], what: str, deadline: Deadline, hint: str = "") -> T:
     try:
         return overtake(make, deadline, grace=0.2)
     except RendezvousError:
         raise
     except Overtaken:
-        raise RendezvousError(f"{what} within {deadline.seconds:g} s") from None
+        raise RendezvousError(f"{what} within {deadline.seconds:g} s{hint}") from None
     except RuntimeError as error:
-        raise RendezvousError(f"{what} within {deadline.seconds:g} s: {first_line(error)}") from error
+        raise RendezvousError(f"{what} within {deadline.seconds:g} s: {first_line(error)}{hint}") from error
 
 
 def _deadline(timeout: float | Deadline) -> Deadline:

@@ -446,8 +446,11 @@ def test_garbage_under_our_keys_is_a_named_error(key: str):
     found = run_threads(["rank"] * 2 * len(values), body, timeout=30)  # a job for each, side by side: they wait
     for value, outcomes in zip(values, zip(found[::2], found[1::2], strict=True), strict=True):
         harmless = not value or not key.endswith(("number", "live"))
-        if harmless and [one.error for one in outcomes] == ["", ""]:
-            continue  # it was written over before anybody looked; an empty count is a count of none
+        if harmless and "" in [one.error for one in outcomes]:
+            # It was written over before anybody looked; an empty count is a count of none. The other's time may have
+            # been up by then.
+            assert {one.error for one in outcomes} <= {"", "GroupTimeoutError"}, (value, outcomes)
+            continue
         for one in outcomes:
             assert one.error in {"RendezvousError", "GroupTimeoutError"}, (value, one)
             assert one.seconds < 1 + LATE, value

@@ -397,6 +397,13 @@ class TestWaysIn:
             ("tcp://127.0.0.1:x", "cannot read the address"),
             ("file://relative", "cannot read the address"),
             ("tcp://nowhere.invalid:80", "cannot resolve the host 'nowhere.invalid'"),
+            (
+                "file:///no/folder/x",
+                "cannot open the file '/no/folder/x': No such file or directory; expected one that ",
+            ),
+            ("file:///proc/self/status/x", "cannot open the file '/proc/self/status/x': Not a directory; expected"),
+            ("file:///", "cannot open the file '/': Is a directory; expected one that every rank can read and write"),
+            ("file:///a%00\0", "cannot open the file"),
         ],
     )
     def test_addresses_that_cannot_be_used(self, url: str, message: str):
@@ -408,13 +415,14 @@ class TestWaysIn:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             with pytest.raises(
-                RendezvousError, match=f"cannot host the store at 127.0.0.1:{port}: Address already in use"
+                RendezvousError,
+                match=f"cannot host the store at 127.0.0.1:{port}: Address already in use; choose another port",
             ):
                 GroupManager.connect(f"tcp://127.0.0.1:{port}", ParallelTopology(tp=2), rank=0, timeout=2)
 
     def test_a_host_that_never_comes(self):
         port = free_port()
-        with pytest.raises(RendezvousError, match=f"cannot reach the store at 127.0.0.1:{port} within 1 s"):
+        with pytest.raises(RendezvousError, match=f"cannot reach the store at 127.0.0.1:{port} within 1 s.*; has the"):
             GroupManager.connect(f"tcp://127.0.0.1:{port}", ParallelTopology(tp=2), rank=1, timeout=1)
 
     def test_from_env_without_a_launcher(self):
@@ -438,12 +446,16 @@ class TestWaysIn:
 
     def test_from_env_outside_the_topology(self):
         env = {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-        with pytest.raises(RankError, match=re.escape("env started rank 2 of 4, but tp2 has [0, 1]")):
+        with pytest.raises(
+            RankError, match=re.escape("env started rank 2 of 4, but tp2 has [0, 1]; give the topology as many ranks")
+        ):
             GroupManager.from_env(ParallelTopology(tp=2), env=env)
 
     def test_from_env_with_too_few_ranks(self):
         env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-        with pytest.raises(RankError, match=re.escape("env started rank 0 of 2, but tp4 has [0, 1, 2, 3]")):
+        with pytest.raises(
+            RankError, match=re.escape("env started rank 0 of 2, but tp4 has [0, 1, 2, 3]; start 4 processes, or")
+        ):
             GroupManager.from_env(ParallelTopology(tp=4), env=env)
 
     @pytest.mark.slow  # the program of docs/getting-started.md, which tests/test_docs.py runs, comes in so too

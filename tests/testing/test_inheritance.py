@@ -105,6 +105,5 @@ def test_what_ranks_print_is_there_at_once_and_carries_their_rank(
 
     monkeypatch.setattr(sys, "stdout", Out())
     run_ranks("tp2", _print, tmp_path, world=world, pool=rank_workers)
-    assert sorted("".join(printed).splitlines()) == [
-        f"rank {rank}: {text}" for rank in (0, 1) for text in ("an end", "one line")
-    ]
+    lines = [line for line in "".join(printed).splitlines() if "[Gloo]" not in line]  # torch before 2.13 has its say
+    assert sorted(lines) == [f"rank {rank}: {text}" for rank in (0, 1) for text in ("an end", "one line")]
