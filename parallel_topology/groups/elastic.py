@@ -213,8 +213,6 @@ class Change(Generic[M]):
         if self._succession is None:
             return True
         number = self.agreement.number if self.agreement is not None else None
-        if number is None:
-            self._succession.give_up(str(self.topology))
         return self._succession.call_off(number, why, Deadline(seconds), self._deadline)
 
     def stop(self) -> None:

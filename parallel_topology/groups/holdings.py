@@ -137,7 +137,6 @@ class Holdings:
             succession.leave(store)
             if joined.meeting.leave(store):  # the last one takes away what all shared
                 witness.clear(store)
-                succession.clear(store)
 
         control.at_end(leave)
         made: list[Creator] = []

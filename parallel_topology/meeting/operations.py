@@ -34,13 +34,11 @@ class Operations:
     Attributes:
         keys: the manager's alone.
         last: the last operation that this rank took part in; -1 for none.
-        given_up: topologies that this rank asked for, and gave up before it had taken part.
     """
 
     def __init__(self, keys: str, rank: int) -> None:
         self.keys = keys
         self.last = -1
-        self.given_up: set[str] = set()
         self._rank = rank
 
     def key(self, number: int, name: str) -> str:

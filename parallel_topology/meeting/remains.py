@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Sequence
 
 import torch.distributed as dist
 
 from parallel_topology.meeting import completion
 from parallel_topology.meeting.control import append, delete, keys_under, lines, read
+from parallel_topology.meeting.operations import Operations
 from parallel_topology.meeting.places import Places
 from parallel_topology.topology.layout import Ranks
 
-_OF_MANAGERS = (*completion.KEYS, "witness/failed", "next/number", "next/past", "next/left")
+_OF_MANAGERS = (*completion.KEYS, "witness/failed")
 """Keys that a manager puts below its own, whose names are always the same."""
 
 
@@ -34,6 +36,7 @@ class Remains:
         self._world = world
         self._rank = rank
         self._left = False
+        self._mark = secrets.token_hex(8)
 
     def tidy(self, store: dist.Store, round_: str) -> None:
         """Take away what this rank put into the store for the agreement, once all have been through it."""
@@ -57,9 +60,8 @@ class Remains:
             if not shared:
                 self._sweep(store, round_)
             append(store, f"{self._root}/ended", round_)
-        members = max(len(self._world) - len(self.absent), 1)
         here = f"{self._root}/{round_}"
-        if store.add(f"{here}/left", 1) < members and store.check([f"{here}/call"]):
+        if self._count_out(store, here) < len(self._world) and store.check([f"{here}/call"]):
             return False
         if read(store, f"{self._places.spot}/open") == round_.encode():
             delete(store, f"{self._places.spot}/open")
@@ -67,6 +69,16 @@ class Remains:
             self._places.clear(store, rank, round_)
         self._clear(store, [round_])
         return True
+
+    def _count_out(self, store: dist.Store, here: str) -> int:
+        """How many have left, this rank and those that never will included; each once, as who seems to be gone may
+        leave all the same, before the others know or after."""
+        absent = self.absent if self.absent and self._is_first_at(store, f"{here}/out/absent") else ()
+        new = [rank for rank in {*absent, self._rank} if self._is_first_at(store, f"{here}/out/{rank}")]
+        return store.add(f"{here}/left", len(new))
+
+    def _is_first_at(self, store: dist.Store, key: str) -> bool:
+        return store.compare_set(key, "", self._mark).decode(errors="replace") == self._mark
 
     def _sweep(self, store: dist.Store, round_: str) -> None:
         """Take away what is left of managers that the first rank has left, as others may have died and never will. Who
@@ -81,9 +93,11 @@ class Remains:
         root = self._root
         delete(store, *(f"{root}/{one}/call" for one in rounds))  # `Meeting.sign`
         lived = delete(store, *(f"{root}/{one}/live" for one in rounds))
-        acks = [f"ack/{rank}" for rank in self._world]
+        for one in rounds:
+            Operations(f"{root}/{one}/keys", self._rank).clear(store)
+        of_ranks = [f"{what}/{rank}" for what in ("ack", "out") for rank in self._world]
         keys = [f"keys/{key}" for key in _OF_MANAGERS]
-        known = ("end", "left", *acks, *keys)  # what a store that cannot list its keys is asked for
+        known = ("end", "left", "out/absent", *of_ranks, *keys)  # what a store that cannot list its keys is asked for
         delete(store, *(f"{root}/{one}/{key}" for one in rounds for key in known))
         delete(store, *keys_under(store, [f"{root}/{one}/" for one in rounds]))
         if lived and store.add(f"{root}/live", -lived) <= 0:

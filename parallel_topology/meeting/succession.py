@@ -149,23 +149,18 @@ class Succession:
             self._home.at_end(self.clear)
 
         def ask(store: dist.Store) -> Agreement:
-            self._require_ours(store, proposal.topology)
+            self._require_ours(store, f"it asked for {proposal.topology}")
             number = self._operations.last = self._open(store, proposal.topology, deadline)
-            self._operations.given_up.clear()
             append(
                 store,
                 self._operations.key(number, "votes"),
                 json.dumps([self._rank, proposal.objection()[:LONGEST], ""]),
             )
-            try:
-                found = self._wait(
-                    store, number, "agreed", partial(self._weigh, store, number, proposal, deadline), deadline
-                )
-            finally:
-                self._require_ours(store, proposal.topology)  # it may have ended meanwhile, so nobody came
+            weigh = partial(self._weigh, store, number, proposal, deadline)
+            found = self._wait(store, number, "agreed", weigh, deadline, before=f"it asked for {proposal.topology}")
             newcomers = {int(place): str(who) for place, who in found["newcomers"].items()}
             if self._rank in newcomers:
-                raise self._left_out(store, proposal.topology)
+                raise self._left_out(store, f"it asked for {proposal.topology}")
             return Agreement(number, proposal.members, newcomers, [int(rank) for rank in found["absent"]])
 
         return self.ask(ask, deadline)
@@ -181,7 +176,8 @@ class Succession:
         def ask(store: dist.Store) -> None:
             if self._rank in agreement.members or objection:
                 say_ready(store, self.keys, agreement.number, self._rank, objection)
-            self._wait(store, agreement.number, "built", partial(self._count, store, agreement, deadline), deadline)
+            count = partial(self._count, store, agreement, deadline)
+            self._wait(store, agreement.number, "built", count, deadline, before="all had built")
 
         self.ask(ask, deadline)
 
@@ -202,7 +198,7 @@ class Succession:
             _require(json.loads(found))
             if found == said and self._sign and not store.check([self._sign]):  # long ago, without this rank
                 delete(store, self._operations.key(number, "outcome"))
-                raise self._left_out(store, "what was prepared")
+                raise self._left_out(store, "it committed")
             for who in newcomers if found == said else ():  # the first one tells them
                 store.set(committed_key(who), "")
             append(store, self._operations.key(number, "over"), str(self._rank))
@@ -239,10 +235,6 @@ class Succession:
         said = f"rank {self._rank}: {why}"
         return self.ask(lambda store: self._operations.refuse(store, number, said, until, kind=CALLED_OFF), deadline)
 
-    def give_up(self, topology: str) -> None:
-        """This rank asks for it no longer, and perhaps never did: others may, until they do as this one."""
-        self._operations.given_up.add(topology)
-
     def leave(self, store: dist.Store) -> None:
         """Tell the others that this rank has closed its manager."""
         append(store, f"{self.keys}/next/left", str(self._rank))
@@ -270,24 +262,24 @@ class Succession:
         operations = self._operations
         mine = json.dumps([self._rank, topology])
         while True:
+            number = max(operations.counted(store), operations.last)  # before the look at what ended: it may end now
             if (missed := operations.missed(store, topology)) is not None:
                 operations.last, refused = missed
                 _require(refused)
-            number = max(operations.counted(store), operations.last)
             by, asked = json.loads(store.compare_set(operations.key(number, "asked"), "", mine))
             if operations.refusal(store, number) is not None:
                 operations.go_on(store, number)
             elif asked == topology:
                 return number
             elif not self._refuse_for(store, number, topology, by, asked, deadline):
-                raise self._left_out(store, asked)
+                raise self._left_out(store, f"it asked for {topology}")
 
     def _refuse_for(
         self, store: dist.Store, number: int, topology: str, by: int, asked: str, deadline: Deadline
     ) -> bool:
         """What is under way is something else: end it for this, if this rank had asked for it, too."""
         operations = self._operations
-        if number == operations.last or asked in operations.given_up:
+        if number == operations.last:
             return operations.refuse(store, number, f"rank {self._rank} asks for {topology} instead", deadline)
         why = f"rank {by} asks for {asked}, rank {self._rank} for {topology}"
         if not operations.refuse(store, number, why, deadline, kind="disagreement"):
@@ -295,28 +287,32 @@ class Succession:
         operations.last = number
         raise DisagreementError(f"the ranks disagree, and stay what they are: {why}")
 
-    def _require_ours(self, store: dist.Store, topology: str) -> None:
+    def _require_ours(self, store: dist.Store, before: str) -> None:
         """Raises: RebindError: this manager is over on all other ranks, so what was decided here is nobody's."""
         if self._sign and not store.check([self._sign]):
-            raise self._left_out(store, topology)
+            raise self._left_out(store, before)
 
-    def _left_out(self, store: dist.Store, topology: str) -> RebindError:
+    def _left_out(self, store: dist.Store, before: str) -> RebindError:
         who = self._operations.gone_over(store) or self._went_on(store) or "the others went on"
         return RebindError(
-            f"rank {self._rank} was left out: {who} without it, or with another in its place, before it asked for "
-            f"{topology}; abort this manager, and join theirs with joining=True"
+            f"rank {self._rank} was left out: {who} without it, or with another in its place, before {before}; abort "
+            "this manager, and join theirs with joining=True"
         )
 
     # What is decided
 
     def _wait(
         self, store: dist.Store, number: int, step: str, weigh: Callable[[bool], dict[str, Any] | None],
-        deadline: Deadline,
+        deadline: Deadline, *, before: str,
     ) -> dict[str, Any]:  # fmt: skip
         """What was decided; decided here, if this rank is the first to know.
 
         Args:
             weigh: what it comes to, or nothing yet; told whether it may look thoroughly.
+            before: what had not happened yet when this rank was left out, if it was.
+
+        Raises:
+            RebindError: it was: what was decided here is nobody's.
         """
         key, looks = self._operations.key(number, step), Patience(len(self._ranks))
         look = 0
@@ -326,7 +322,10 @@ class Succession:
                 decided = store.compare_set(key, "", json.dumps(verdict))
                 withdraw_if_over(store, self.keys, number, step)
                 break
+            if look % _THOROUGHLY == 0:
+                self._require_ours(store, before)
             looks.pause(deadline)
+        self._require_ours(store, before)
         found: dict[str, Any] = json.loads(decided)
         if found["why"]:
             self._operations.go_on(store, number)
