@@ -18,8 +18,9 @@ import pytest
 import torch.distributed as dist
 
 from parallel_topology import torch_private
-from parallel_topology.meeting.control import Patience
+from parallel_topology.meeting import control
 from parallel_topology.testing.threads import run_threads
+from tests.waiting import FAR
 
 ELSEWHERE = 0.01
 """Seconds after which a rank that has not come to the store is taken for one that waits for something else."""
@@ -45,7 +46,8 @@ def run_in_turns(
     dealer = threading.Thread(target=turns.deal, daemon=True)
     dealer.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Patience, "pause", lambda self, deadline: None)  # who looks again does so when it is its turn
+        patch.setattr(control.Patience, "pause", lambda self, deadline: None)  # who looks again waits for its turn
+        patch.setattr(control, "FAREWELL", FAR)  # turns take longer than operations
         try:
             return run_threads(["rank"] * len(bodies), body, timeout=timeout)
         finally:
@@ -123,10 +125,14 @@ class _Client(dist.Store):
         self._rank = rank
 
     def __getattribute__(self, name: str) -> Any:
-        if name not in ("get", "set", "add", "check", "compare_set", "delete_key"):
+        if name not in ("set", "add", "check", "compare_set", "delete_key"):
             return super().__getattribute__(name)
         turns, rank = self._turns, self._rank
         return lambda *arguments: turns.act(rank, lambda: getattr(turns.store, name)(*arguments))
+
+    def get(self, key: str) -> bytes:
+        self.wait([key])
+        return self._turns.act(self._rank, lambda: self._turns.store.get(key))
 
     def list_keys(self) -> list[str]:
         if not self._lists:

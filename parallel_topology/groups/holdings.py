@@ -185,11 +185,6 @@ class Holdings:
         creator = self.creator
         return creator.ended(ranks, thoroughly) if creator is not None else ()
 
-    def settle(self) -> None:
-        """It has followed on another one, as that was committed."""
-        if self.meeting is not None:
-            self.meeting.settled = True
-
     def is_broken(self) -> bool:
         """Whether an operation has failed at this rank."""
         return self.witness is not None and self.witness.failed

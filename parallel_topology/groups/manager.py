@@ -171,7 +171,6 @@ class GroupManager(DeclaredView[ParallelGroup]):
             self.__dict__.clear()
 
         self.newcomers = enter(opened, options, take, give_up)
-        self._holdings.settle()
 
     @plain_torch()
     def _build(
@@ -437,7 +436,6 @@ class GroupManager(DeclaredView[ParallelGroup]):
             mine, theirs = self._holdings, successor._holdings
             if mine.hosted is not None:
                 theirs.hosted, mine.hosted = mine.hosted, None
-            theirs.settle()
             successor.newcomers = change.newcomers
 
     def _follow(self, change: Change[Self]) -> Self:

@@ -56,7 +56,6 @@ class Meeting:
         build: builds what needs no others, and says of it what they need to know, as JSON; in each round anew.
         at: where those meet who follow on a manager together, so that nobody meets who was called to something that
             has come to nothing since; whose keys these are takes them away.
-        settled: whether they did follow on it, as it was committed.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Meeting:
     memory: str = ""
     build: Callable[[Called], str] = lambda _: ""
     at: str = ""
-    settled: bool = False
     round: str = ""
     _nonce: str = field(default_factory=lambda: secrets.token_hex(16))
     _turn: int = 0
@@ -154,11 +152,12 @@ class Meeting:
         return self._end(store)
 
     def _end(self, store: dist.Store) -> bool:
-        return self._remains.leave(store, self.round, shared=bool(self.at) and not self.settled)
+        return self._remains.leave(store, self.round)
 
     # The first rank calls.
 
     def _lead(self, store: dist.Store) -> Agreed:
+        self._remains.look(store)
         self._end_former(store)
         while True:
             entries, refused = self._gather(store)

@@ -193,6 +193,17 @@ def lines(store: dist.Store, key: str) -> list[str]:
     return (read(store, key) or b"").decode(errors="replace").splitlines()
 
 
+def drop_lines(store: dist.Store, key: str, unwanted: Callable[[str], bool]) -> None:
+    """Take lines away from what a key holds, whoever else does at the same time."""
+    held = (read(store, key) or b"").decode(errors="replace")
+    while any(map(unwanted, held.splitlines())):
+        kept = "".join(f"{line}\n" for line in held.splitlines() if not unwanted(line))
+        found = store.compare_set(key, held, kept).decode(errors="replace")
+        if found == kept:
+            return
+        held = found
+
+
 def absent(store: dist.Store, keys: Sequence[str], deadline: Deadline) -> list[str]:
     """Which keys are not there: a store says in one answer whether all are, so halves are asked for, and their halves.
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from parallel_topology.communicators.presence import is_gone, started
 from parallel_topology.errors import GroupTimeoutError, RendezvousError
 from parallel_topology.meeting.cards import UnreadableError, read_object
-from parallel_topology.meeting.control import append, delete, lines, read, read_when_there, wait_for
+from parallel_topology.meeting.control import append, delete, drop_lines, lines, read, read_when_there, wait_for
 from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.meeting.operations import key_of, withdraw_if_over
 from parallel_topology.meeting.options import host_identity
@@ -140,14 +140,7 @@ class Lobby:
         return Seals(self.token).of(self.name, "lobby", entry)
 
     def _forget(self, store: dist.Store, who: str) -> None:
-        """Take a line away, whoever else does at the same time."""
-        held = (read(store, self._here) or b"").decode(errors="replace")
-        while who in held:
-            kept = "".join(f"{line}\n" for line in held.splitlines() if who not in line)
-            found = store.compare_set(self._here, held, kept).decode(errors="replace")
-            if found == kept:
-                return
-            held = found
+        drop_lines(store, self._here, lambda line: who in line)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import torch.distributed as dist
 
 from parallel_topology.meeting import completion
-from parallel_topology.meeting.control import append, delete, keys_under, lines, read
+from parallel_topology.meeting.control import append, delete, drop_lines, keys_under, lines, read
 from parallel_topology.meeting.operations import Operations
 from parallel_topology.meeting.places import Places
 from parallel_topology.topology.layout import Ranks
@@ -36,6 +36,7 @@ class Remains:
         self._world = world
         self._rank = rank
         self._left = False
+        self._ended: list[str] = []
         self._mark = secrets.token_hex(8)
 
     def tidy(self, store: dist.Store, round_: str) -> None:
@@ -46,19 +47,19 @@ class Remains:
         for former in self.formers:
             delete(store, f"{self._root}/{former}/call", f"{self._root}/{former}/end")
 
-    def leave(self, store: dist.Store, round_: str, *, shared: bool) -> bool:
-        """Leave a round; whether nobody needs what is left of it: then that is taken away.
+    def look(self, store: dist.Store) -> None:
+        """See which managers the first rank has left by now, before it meets the others once more. Of those, nobody
+        waits any longer for what stands in the store; of one that it leaves later, some still may."""
+        self._ended = lines(store, f"{self._root}/ended")
 
-        Args:
-            shared: what was there before may still be in use.
-        """
+    def leave(self, store: dist.Store, round_: str) -> bool:
+        """Leave a round; whether nobody needs what is left of it: then that is taken away."""
         self.tidy(store, round_)
         if not round_ or self._left:
             return False
         self._left = True
         if self._rank == self._places.first:  # before it counts itself out, so that the last one takes this away, too
-            if not shared:
-                self._sweep(store, round_)
+            self._sweep(store)
             append(store, f"{self._root}/ended", round_)
         here = f"{self._root}/{round_}"
         if self._count_out(store, here) < len(self._world) and store.check([f"{here}/call"]):
@@ -80,13 +81,12 @@ class Remains:
     def _is_first_at(self, store: dist.Store, key: str) -> bool:
         return store.compare_set(key, "", self._mark).decode(errors="replace") == self._mark
 
-    def _sweep(self, store: dist.Store, round_: str) -> None:
-        """Take away what is left of managers that the first rank has left, as others may have died and never will. Who
-        only leaves late finds no call there, and takes away what it has put there since."""
-        ended = set(lines(store, f"{self._root}/ended")) - {round_}
-        if ended:
-            delete(store, f"{self._root}/ended")
-            self._clear(store, ended)
+    def _sweep(self, store: dist.Store) -> None:
+        """Take away what is left of managers that the first rank left long ago, as others may have died and never will.
+        Who only leaves late finds no call there, and takes away what it has put there since."""
+        if self._ended:
+            drop_lines(store, f"{self._root}/ended", self._ended.__contains__)
+            self._clear(store, self._ended)
 
     def _clear(self, store: dist.Store, rounds: Collection[str]) -> None:
         """Take away all of these rounds, and with the last manager what the place has for all."""
