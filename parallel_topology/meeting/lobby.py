@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -168,14 +169,15 @@ class Invitations(Invite):
                 continue
             if not free:
                 break
-            wanted = held + json.dumps([free[0], who, host, process, since]) + "\n"
+            mine = secrets.token_hex(4)  # or two that call the same one would both take themselves for the first
+            wanted = held + json.dumps([free[0], who, host, process, since, mine]) + "\n"
             if store.compare_set(key, held, wanted).decode(errors="replace") != wanted:
                 return  # another rank calls, too: who is left is seen at the next look
             held = wanted
             if self.lobby.call(store, who, self.call(number, free[0], seconds)):
                 free.pop(0)
 
-    def _may_come(self, store: dist.Store, here: str, who: str, host: str, process: int, since: int) -> bool:
+    def _may_come(self, store: dist.Store, here: str, who: str, host: str, process: int, since: int, _: str) -> bool:
         """Whether one that was called may still answer."""
         seen = self._seen.setdefault(who, time.monotonic())
         ended = host == here and is_gone(process, since)
