@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 import pytest
 from hypothesis import settings
 
 # torch's stores ask the name service who a new peer is, also on this host: where an answer is lost, that takes 5 s.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
+# A shell lets what it runs in the background ignore Ctrl-C, and so do all its children; some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A law does not fail because a machine is busy; what must be fast is measured in tests/benchmarks.
 settings.register_profile("suite", deadline=None, max_examples=40)

@@ -64,6 +64,7 @@ class World:
     def make(self, topology: str, **options: Any) -> None:
         """With deadlines that nobody is to wait for, unless told otherwise."""
         ranks, options = ParallelTopology.parse(topology).world, {"timeout": FAR, "operation_timeout": FAR} | options
+        self.require_well({rank: self.seat(rank).tell("held") for rank in ranks})  # they have started
         self.require_well({rank: self.seat(rank).tell("make", 0, topology, options) for rank in ranks})
 
     def tell(self, ranks: Any, what: str, *arguments: Any) -> dict[int, Future[Outcome]]:

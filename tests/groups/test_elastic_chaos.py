@@ -25,7 +25,7 @@ from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.meeting.rendezvous import join_store
 from parallel_topology.meeting.succession import Agreement, Refused, Succession
 from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat
-from tests.waiting import LATE, eventually
+from tests.waiting import FAR, LATE, eventually
 
 CREATION, OPERATION = 8.0, 2.0
 MOST = 5
@@ -129,6 +129,7 @@ class ElasticChaos(RuleBasedStateMachine):
         self._open()
         self._seats: dict[int, Any] = {rank: self._seat(rank) for rank in self._is.members}
         told = {"timeout": CREATION, "operation_timeout": OPERATION}
+        self._all_well(self._tell(self._is.members, "held"), FAR)  # they have started
         self._all_well(self._tell(self._is.members, "make", 0, "tp3", told), 60)
 
     def _open(self) -> None:
@@ -206,6 +207,7 @@ class ElasticChaos(RuleBasedStateMachine):
     @rule()
     def stand_by(self) -> None:
         seat = self._seat(9)
+        self._all_well([seat.tell("held")], FAR)
         self._spares.append(Spare(seat, seat.tell("join", 0, {"timeout": 120.0})))
 
     @precondition(lambda self: self.kills and self._waiting and not self._frozen_spares)
