@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
 from parallel_topology import Hosts, ParallelTopology, ParallelTopologyError
 from parallel_topology.refit import RefitPlan
@@ -57,6 +58,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "coordinate": partial(TOPOLOGY.coordinate, 0),
     "rank": partial(TOPOLOGY.rank, tp=0, dp=0, pp=0),
     "at": partial(TOPOLOGY.at, 0),
+    "of a rank": partial(VIEW.__getitem__, "tp"),
+    "shard_of": partial(VIEW.tp.shard_of, torch.ones(4, 4), 0, uneven="error"),
+    "position": partial(TOPOLOGY.position, 0),
+    "of_rank": partial(TOPOLOGY.plan().of_rank, 0),
     "groups": partial(TOPOLOGY.groups, "tp"),
     "group": partial(TOPOLOGY.group, "tp", rank=0),
     "group_name": partial(TOPOLOGY.group_name, "tp"),
@@ -75,6 +80,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "ranks_of": partial(HOSTS.ranks_of, 0),
     "host_of": partial(HOSTS.host_of, 0),
     "hosts_of": partial(HOSTS.hosts_of, [0, 1]),
+    "local_rank_of": partial(HOSTS.local_rank_of, 0),
     "spans": partial(HOSTS.spans, TOPOLOGY, "tp"),
     "require": partial(HOSTS.require, TOPOLOGY),
     "idle": partial(HOSTS.idle, TOPOLOGY),
@@ -115,6 +121,12 @@ CALLS: dict[str, Callable[..., Any]] = {
     "RefitPlan": partial(RefitPlan, WEIGHTS, TOPOLOGY, OTHER, source_as=None, target_as=None, hosts=HOSTS, without=()),
     "moves": partial(PLAN.moves, 0),
     "bytes_sent": partial(PLAN.bytes_sent, 0),
+    "bytes_received": partial(PLAN.bytes_received, 0),
+    "bytes_kept": partial(PLAN.bytes_kept, 0),
+    "bytes_into": partial(PLAN.bytes_into, 0),
+    "lower_bound_on": partial(PLAN.lower_bound_on, 0),
+    "lower_bound_into": partial(PLAN.lower_bound_into, 0),
+    "left_without": partial(PLAN.left_without, [0]),
     "explain": partial(PLAN.explain, "w"),
     "show": partial(show, TOPOLOGY),
     "svg": partial(svg, TOPOLOGY),

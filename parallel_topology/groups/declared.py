@@ -31,7 +31,7 @@ class DeclaredView(RankView, Generic[G]):
         return self[axis]
 
     def __getitem__(self, axes: str | tuple[str, ...]) -> G:
-        names = (axes,) if isinstance(axes, str) else axes
+        names = axes if isinstance(axes, tuple) else (axes,)
         name = axes if isinstance(axes, str) and axes in self._groups else self.topology.group_name(*names)
         if name in self._groups:
             return self._groups[name]

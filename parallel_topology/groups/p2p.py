@@ -12,7 +12,8 @@ from parallel_topology.communicators.channels import Source
 from parallel_topology.communicators.handle import Handle
 from parallel_topology.errors import GroupArgumentError
 from parallel_topology.groups.bound import BoundGroup, nothing
-from parallel_topology.groups.tensors import overlap
+from parallel_topology.groups.prepared import shown
+from parallel_topology.groups.tensors import overlap, values, write
 from parallel_topology.wire.frames import TAGS
 
 
@@ -115,7 +116,7 @@ class PointToPoint(BoundGroup):
         to = self._peer("dst", dst, dst_rank, self.rank + 1)
         by = self._peer("src", src, src_rank, self.rank - 1)
         if self._is_alone("send_recv"):
-            return tensor if output is None else output.copy_(tensor)
+            return self._to_itself(tensor, output)
         to, by = self._other("send_recv", to), self._other("send_recv", by)
         sent = self._values("send_recv", tensor)
         whole, finish = self._target("send_recv", torch.empty_like(sent) if output is None else output)
@@ -127,6 +128,20 @@ class PointToPoint(BoundGroup):
             sent = sent.clone()
         how = {"dst": to, "src": by, **self._tagged("send_recv", tag)}
         return self._issue("exchange", sent, finish, False, output=whole, **how)
+
+    def _to_itself(self, tensor: Tensor, output: Tensor | None) -> Tensor:
+        """What a member that is alone sends, as it comes."""
+        self._admit("send_recv", tensor)
+        if output is None:
+            return tensor
+        self._admit("send_recv", output)
+        if (output.numel(), output.dtype, output.device) != (tensor.numel(), tensor.dtype, tensor.device):
+            raise GroupArgumentError(
+                f"send_recv on {self.label}: a tensor {shown(tensor)}, its output {shown(output)}; expected one size, "
+                "dtype and device"
+            )
+        write(values(tensor.detach()).view(output.shape), output.detach())
+        return output
 
     def _tagged(self, operation: str, tag: int) -> dict[str, int]:
         """The argument for a communicator, which need not know tags where there is none."""

@@ -269,7 +269,7 @@ class RefitPlan:
     def left_without(self, lost: Iterable[int]) -> RefitPlan:
         """The same for those that are left when ranks are lost."""
         make, given = self._made()
-        return make(*given, without={*self.without, *lost})
+        return make(*given, without={*self.without, *require_each(0, "lost", lost)})
 
     def _made(self) -> tuple[partial[RefitPlan], tuple[Any, ...]]:
         """What makes this one, but for who is gone."""

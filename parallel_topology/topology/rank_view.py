@@ -155,7 +155,7 @@ class RankView:
         return group
 
     def __getitem__(self, axes: str | tuple[str, ...]) -> RankGroup:
-        names = (axes,) if isinstance(axes, str) else axes
+        names = axes if isinstance(axes, tuple) else (axes,)
         return self._group(self.topology.group_name(*names), self.topology.group(*names, rank=self.rank))
 
     def __setattr__(self, name: str, value: object, /) -> None:
