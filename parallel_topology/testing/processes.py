@@ -268,11 +268,13 @@ class _World:
                 self.clean.add(worker)
 
     def _suspect(self) -> ParallelTopologyError | None:
-        """That ranks wait in vain, unless threads live that may still call for them."""
-        if self._diagnosis is None or (found := self._diagnosis.suspect(self._ended)) is None:
+        """That ranks wait in vain, unless threads live that may still call for them, or it is not known whether."""
+        if self._diagnosis is None or self._diagnosis.suspect(self._ended) is None:
             return None
         self._ask(self._running())
-        return None if any(others for others, _ in self._stacks.values()) else found
+        if not self._running().keys() <= self._stacks.keys() or any(others for others, _ in self._stacks.values()):
+            return None
+        return self._diagnosis.suspect(self._ended)  # again: such a thread may have called meanwhile, and ended
 
     def _ask(self, workers: Mapping[int, Worker]) -> None:
         """Where these stand; those that do not answer are left out."""

@@ -86,11 +86,12 @@ def run_threads(
                 if time.monotonic() >= deadline:
                     break
                 over = set(range(len(labels))) - running
-                if diagnosis and all(map(has_left, failures.values())) and (cause := diagnosis.suspect(over)):
-                    if not others_alive([thread.ident for thread in threads]):
+                if diagnosis and all(map(has_left, failures.values())) and diagnosis.suspect(over):
+                    alive = others_alive([thread.ident for thread in threads])
+                    # Again: a thread that may have called for a rank may have done so meanwhile, and ended.
+                    if not alive and (cause := diagnosis.suspect(over)):
                         why = "the ranks wait for each other"
                         break
-                    cause = None
                 continue
             running.discard(position)
             results[position] = result

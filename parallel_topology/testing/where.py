@@ -65,7 +65,7 @@ def _waiting(innermost: FrameType) -> str:
     while frame is not None:
         module, local = frame.f_globals.get("__name__", ""), frame.f_locals
         if module == "parallel_topology.groups.bound" and frame.f_code.co_name == "_carry_out":
-            return f"{WAITING}in {local['operation']} on {local['self'].label} = {local['self'].ranks}, "
+            return f"{WAITING}in {local['call'].operation} on {local['self'].label} = {local['self'].ranks}, "
         if module == "parallel_topology.communicators.handle" and frame.f_code.co_name == "wait":
             return f"{WAITING}for {local['self']}, "
         if module == "parallel_topology.groups.manager" and frame.f_code.co_name == "__init__":

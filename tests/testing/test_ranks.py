@@ -16,7 +16,7 @@ import torch
 
 from parallel_topology import ClosedError, CollectiveError, GroupManager, ParallelTopology
 from parallel_topology.meeting import witness
-from parallel_topology.testing import WorkerPool, diagnosis, rank_generator, run_ranks, threads
+from parallel_topology.testing import WorkerPool, diagnosis, processes, rank_generator, run_ranks, threads
 from parallel_topology.testing.failures import (
     DeadlockError,
     DeadRankError,
@@ -26,6 +26,7 @@ from parallel_topology.testing.failures import (
 )
 from parallel_topology.testing.processes import run_processes
 from parallel_topology.testing.threads import run_threads
+from parallel_topology.testing.where import others_alive
 from tests.waiting import eventually
 
 
@@ -324,6 +325,25 @@ def test_no_deadlock_is_claimed_while_another_thread_may_still_call(
     """Both ranks wait in recv, for each other, until one's other thread sends."""
     monkeypatch.setattr(diagnosis, "PATIENCE", 0.2)
     run_ranks("tp2", _called_from_a_helper, world=world, pool=rank_workers)
+
+
+def test_no_deadlock_is_claimed_where_the_other_thread_calls_and_ends_as_one_looks_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def when_it_has_ended(ranks: Any) -> bool:
+        assert eventually(lambda: not any(isinstance(thread, threading.Timer) for thread in threading.enumerate()))
+        return others_alive(ranks)
+
+    monkeypatch.setattr(diagnosis, "PATIENCE", 0.2)
+    monkeypatch.setattr(threads, "others_alive", when_it_has_ended)
+    run_ranks("tp2", _called_from_a_helper)
+
+
+def test_no_deadlock_is_claimed_while_ranks_do_not_answer(rank_workers: WorkerPool, monkeypatch: pytest.MonkeyPatch):
+    """They may be too busy to say that another thread lives."""
+    monkeypatch.setattr(diagnosis, "PATIENCE", 0.2)
+    monkeypatch.setattr(processes, "ANSWER", 0.0)
+    run_ranks("tp2", _called_from_a_helper, world="processes", pool=rank_workers)
 
 
 def test_the_grace_after_a_failure_is_bounded(monkeypatch: pytest.MonkeyPatch):
