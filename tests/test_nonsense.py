@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from parallel_topology import Hosts, ParallelTopology, ParallelTopologyError
+from parallel_topology.ray import Place, RayActors, RayEngine, rank_order
 from parallel_topology.refit import RefitPlan
 from parallel_topology.render.html import html
 from parallel_topology.render.svg import svg
@@ -44,6 +45,17 @@ WEIGHTS = Weights(
 STORAGE, MODEL = Storage(WEIGHTS), Model.from_config(configurations.LLAMA_2_7B)
 PLAN = RefitPlan(WEIGHTS, TOPOLOGY, OTHER)
 VIEW = TOPOLOGY.at(0)
+
+
+class Actor:
+    """As a handle of Ray's: what it can do has a `remote`. Nothing that can be called comes so far as to be called."""
+
+    class join:  # noqa: N801
+        remote = staticmethod(lambda *_: "no reference")
+
+
+ACTORS = RayActors((Actor(),), (Place("a", "10.0.0.9"),))
+ENGINE = RayEngine(ACTORS, ParallelTopology(tp=1))
 
 CALLS: dict[str, Callable[..., Any]] = {
     "ParallelTopology": partial(ParallelTopology, tp=2, pp=2, order="tp-pp", first_rank=0, world_size=4, views={}),
@@ -128,6 +140,14 @@ CALLS: dict[str, Callable[..., Any]] = {
     "lower_bound_into": partial(PLAN.lower_bound_into, 0),
     "left_without": partial(PLAN.left_without, [0]),
     "explain": partial(PLAN.explain, "w"),
+    "Place": partial(Place, "a", "10.0.0.9", ("1",), "b"),
+    "rank_order": partial(rank_order, [Place("a", "10.0.0.9")], first_node="a"),
+    "RayActors.find": partial(RayActors.find, [Actor()], first_node="a", timeout=1),
+    "part of RayActors": partial(ACTORS.__getitem__, slice(0, 1)),
+    "RayEngine": partial(RayEngine, ACTORS, ParallelTopology(tp=1), name="engine", timeout=1),
+    "admit": partial(ENGINE.admit, "join", timeout=1),
+    "call": partial(ENGINE.call, "join", timeout=1),
+    "gather": partial(ENGINE.gather, ["no reference"], timeout=1),
     "show": partial(show, TOPOLOGY),
     "svg": partial(svg, TOPOLOGY),
     "html": partial(html, TOPOLOGY),

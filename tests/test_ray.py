@@ -17,6 +17,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,6 +147,24 @@ def test_a_ticket_travels_and_does_not_show_its_token():
     ticket = Ticket(topology, 9, 1, "actor", ("127.0.0.1", 4567), 30.0, "a secret")
     assert pickle.loads(pickle.dumps(ticket)) == ticket
     assert "secret" not in repr(ticket)
+
+
+def test_what_is_mistaken_is_said_before_anybody_is_called():
+    actor: Any = SimpleNamespace(join=SimpleNamespace(remote=pytest.fail))
+    actors = RayActors((actor,), (Place("a", "10.0.0.9"),))
+    engine = RayEngine(actors, ParallelTopology(tp=1), name="trainer")
+    untyped: Any = actors
+    for mistake, said in (
+        (lambda: RayActors.find(actor), "expected a list of them, as Worker.remote() returns each"),
+        (lambda: RayActors.find([actor]), "is no actor: expected handles, such as Worker.remote() returns"),
+        (lambda: untyped[0], "actors[0]: expected a part, as in actors[:4]; the handle of one is in actors.handles"),
+        (lambda: RayEngine(actor, ParallelTopology(tp=1)), "expected RayActors, as RayActors.find(handles) makes"),
+        (lambda: RayEngine(actors, ParallelTopology(tp=1), name="a/b"), "name='a/b': expected a name without '/'"),
+        (lambda: engine.call("joins"), "'joins' on trainer: namespace(join=namespace("),
+        (lambda: engine.admit("join", timeout=0), "timeout=0"),
+    ):
+        with pytest.raises(GroupArgumentError, match=re.escape(said)):
+            mistake()
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -53,8 +53,7 @@ class Options:
         require_token(self.token)
         for name in ("verify", "check_calls"):
             require_flag(name, getattr(self, name))
-        if not isinstance(self.name, str) or not self.name or "/" in self.name:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise GroupArgumentError(f"name={self.name!r}: expected a name without '/'")
+        require_name(self.name)
         if self.local_rank is not None and (whole(self.local_rank) is None or self.local_rank < 0):
             raise GroupArgumentError(f"local_rank={self.local_rank!r}: expected a whole number of at least 0")
         if isinstance(self.groups, str) or not isinstance(self.groups, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -97,6 +96,17 @@ _PLAIN = GroupOptions()
 _NOT_COMPARED = {"local_rank", "token", "groups", "isolated", "backend", "device", "timeout", "operation_timeout"}
 """Each rank has its own local rank, and each proves the token; how long a rank is ready to wait for the others is its
 own affair; groups, backend and kind of device stand on the card as what they come to."""
+
+
+def require_name(name: object) -> str:
+    """`name`, which may be that of a manager.
+
+    Raises:
+        GroupArgumentError: it may not.
+    """
+    if not isinstance(name, str) or not name or "/" in name:
+        raise GroupArgumentError(f"name={name!r}: expected a name without '/'")
+    return name
 
 
 def require_flag(what: str, given: object) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from parallel_topology.errors import ClosedError, DeadRankError, GroupArgumentError, RanksFailedError, TopologyError
 from parallel_topology.hosts.hosts import Hosts
 from parallel_topology.meeting.deadline import seconds_of
-from parallel_topology.meeting.options import DEFAULT_TIMEOUT
+from parallel_topology.meeting.options import DEFAULT_TIMEOUT, require_name
 from parallel_topology.meeting.rendezvous import host_store
 from parallel_topology.ray.calls import (
     GRACE,
@@ -27,7 +27,9 @@ from parallel_topology.ray.calls import (
 )
 from parallel_topology.ray.places import Place, hosts_of, rank_order
 from parallel_topology.ray.ticket import Ticket
+from parallel_topology.topology.kinds import require_kind
 from parallel_topology.topology.topology import ParallelTopology
+from parallel_topology.topology.whole import quoted
 
 _log = logging.getLogger("parallel_topology.ray")
 
@@ -61,13 +63,17 @@ class RayActors:
             TopologyError: none of the actors is on `first_node`.
             RanksFailedError: actors died, or did not answer in time; `ranks` are their places in `handles`.
         """
-        require_ray()
         timeout = seconds_of("timeout", timeout)
+        if not isinstance(handles, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GroupArgumentError(
+                f"handles={quoted(handles)}: expected a list of them, as Worker.remote() returns each"
+            )
         for index, handle in enumerate(handles):
             if not hasattr(getattr(handle, "__ray_call__", None), "remote"):  # actor classes have one without it
                 raise GroupArgumentError(f"{handle!r} is no actor: expected handles, such as Worker.remote() returns")
             if handle in handles[:index]:
                 raise GroupArgumentError(f"actor {index} is {handle!r}, which is there before; expected each once")
+        require_ray()
         labels = {index: f"actor {index} of those given, {handle!r}" for index, handle in enumerate(handles)}
         answers = {index: handle.__ray_call__.remote(_own_place) for index, handle in enumerate(handles)}
 
@@ -87,6 +93,15 @@ class RayActors:
         return len(self.handles)
 
     def __getitem__(self, part: slice) -> Self:
+        """Some of them, in the same order.
+
+        Raises:
+            GroupArgumentError: `part` is no slice.
+        """
+        if not isinstance(part, slice):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GroupArgumentError(
+                f"actors[{quoted(part)}]: expected a part, as in actors[:4]; the handle of one is in actors.handles"
+            )
         return type(self)(self.handles[part], self.places[part])
 
 
@@ -112,6 +127,7 @@ class RayEngine:
 
     Raises:
         TopologyError: there are more or fewer actors than ranks.
+        GroupArgumentError: these are no `RayActors`, or `name` or `timeout` is none.
         RanksFailedError: the process in which the ranks meet could not be started.
     """
 
@@ -119,6 +135,10 @@ class RayEngine:
         self, actors: RayActors, topology: ParallelTopology, *, name: str = "engine", timeout: float = DEFAULT_TIMEOUT
     ) -> None:
         timeout = seconds_of("timeout", timeout)
+        name = require_name(name)
+        topology = require_kind(topology, ParallelTopology, "topology")
+        if not isinstance(actors, RayActors):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GroupArgumentError(f"actors={quoted(actors)}: expected RayActors, as RayActors.find(handles) makes")
         if len(actors) != topology.world_size:
             raise TopologyError(
                 f"{name}: {topology} has {topology.world_size} ranks, but there are {len(actors)} actors; "
@@ -144,9 +164,9 @@ class RayEngine:
 
     def admit(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> list[Any]:
         """Call `method(ticket, *args, **kwargs)` on every actor, each with its own ticket; else like `call`."""
-        self._require_settled(method)
-        calls = zip(self.actors, self.tickets, strict=True)
-        refs = [getattr(actor, method).remote(ticket, *args, **kwargs) for actor, ticket in calls]
+        methods, timeout = self._called(method, timeout)
+        calls = zip(methods, self.tickets, strict=True)
+        refs = [called.remote(ticket, *args, **kwargs) for called, ticket in calls]
         return self.gather(refs, timeout=timeout, doing=method)
 
     def call(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> list[Any]:
@@ -164,10 +184,11 @@ class RayEngine:
         Raises:
             RanksFailedError: some died, were restarted, raised an error, or did not answer in time; the deaths come
                 first. Also, before anybody is called: an earlier call failed, and was not settled.
+            GroupArgumentError: the actors have no such method; nobody was called.
             ClosedError: the engine was closed.
         """
-        self._require_settled(method)
-        refs = [getattr(actor, method).remote(*args, **kwargs) for actor in self.actors]
+        methods, timeout = self._called(method, timeout)
+        refs = [called.remote(*args, **kwargs) for called in methods]
         return self.gather(refs, timeout=timeout, doing=method)
 
     def gather(self, refs: Sequence[Any], *, timeout: float | None = None, doing: str = "gather") -> list[Any]:
@@ -177,14 +198,10 @@ class RayEngine:
             doing: what errors say was done.
 
         Raises:
-            GroupArgumentError: there are more or fewer references than ranks.
+            GroupArgumentError: these are not as many references as ranks, each another one.
         """
-        timeout = self.timeout + 2 * GRACE if timeout is None else timeout
-        timeout = seconds_of("timeout", timeout)
-        if len(refs) != len(self.actors):
-            raise GroupArgumentError(
-                f"{doing} on {self.name}: {len(refs)} references for {len(self.actors)} ranks; expected one for each"
-            )
+        timeout = self._patience(timeout)
+        self._require_references(refs, doing)
         answers = collect(dict(zip(self.topology.world, refs, strict=True)), timeout)
         if not answers.failures and not answers.waiting:
             return [answers.results[rank] for rank in self.topology.world]
@@ -212,7 +229,7 @@ class RayEngine:
             ClosedError: the engine was closed.
         """
         self._require_open("settle")
-        timeout = seconds_of("timeout", self.timeout + 2 * GRACE if timeout is None else timeout)
+        timeout = self._patience(timeout)
         deadline = time.monotonic() + timeout
         while self._waiting and time.monotonic() < deadline:  # what they answer is the failure's, and was told
             self._waiting = collect(self._waiting, deadline - time.monotonic()).waiting
@@ -234,6 +251,36 @@ class RayEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _patience(self, timeout: float | None) -> float:
+        """Seconds; without any a little more than the engine's."""
+        return seconds_of("timeout", self.timeout + 2 * GRACE if timeout is None else timeout)
+
+    def _called(self, method: str, timeout: float | None) -> tuple[list[Any], float]:
+        """The actors' methods of that name, and how long their answers are waited for, before any is called."""
+        if not isinstance(method, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GroupArgumentError(f"method={quoted(method)} on {self.name}: expected the name of a method")
+        self._require_settled(method)
+        seconds = self._patience(timeout)
+        methods = [getattr(actor, method, None) for actor in self.actors]
+        for actor, called in zip(self.actors, methods, strict=True):
+            if not hasattr(called, "remote"):
+                raise GroupArgumentError(f"{method!r} on {self.name}: {actor!r} has no such method")
+        return methods, seconds
+
+    def _require_references(self, refs: Sequence[Any], doing: str) -> None:
+        if not isinstance(refs, Sequence) or len(refs) != len(self.actors):  # pyright: ignore[reportUnnecessaryIsInstance]
+            given = len(refs) if isinstance(refs, Sequence) else f"{quoted(refs)} as"  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GroupArgumentError(
+                f"{doing} on {self.name}: {given} references for {len(self.actors)} ranks; expected one for each"
+            )
+        kind = require_ray().ObjectRef
+        if wrong := [ref for ref in refs if not isinstance(ref, kind)]:
+            raise GroupArgumentError(
+                f"{doing} on {self.name}: {quoted(wrong[0])} is no reference, as .remote() returns"
+            )
+        if len(set(refs)) != len(refs):
+            raise GroupArgumentError(f"{doing} on {self.name}: one reference stands for several ranks")
 
     def _require_open(self, doing: str) -> None:
         if self._closed:

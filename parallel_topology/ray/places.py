@@ -9,6 +9,8 @@ from itertools import groupby
 
 from parallel_topology.errors import TopologyError
 from parallel_topology.hosts.hosts import Hosts
+from parallel_topology.topology.kinds import require_kind
+from parallel_topology.topology.whole import quoted
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,22 @@ class Place:
         address: the node's IP address.
         devices: the ids of the accelerators that Ray gave the actor.
         worker: Ray's id of the process, another one after a restart.
+
+    Raises:
+        TopologyError: one of them is no text.
     """
 
     node: str
     address: str
     devices: tuple[str, ...] = ()
     worker: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("node", "address", "worker"):
+            if not isinstance(getattr(self, name), str):
+                raise TopologyError(f"{name}={quoted(getattr(self, name))}: expected a text, as Ray writes it")
+        if type(self.devices) is not tuple or not all(isinstance(device, str) for device in self.devices):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TopologyError(f"devices={quoted(self.devices)}: expected a tuple of texts, as in ('0', '1')")
 
 
 def rank_order(places: Sequence[Place], *, first_node: str | None = None) -> list[int]:
@@ -43,8 +55,12 @@ def rank_order(places: Sequence[Place], *, first_node: str | None = None) -> lis
         first_node: the id of the node that gets the first ranks, whatever its address.
 
     Raises:
-        TopologyError: none of the actors is on `first_node`.
+        TopologyError: none of the actors is on `first_node`, or something is no place.
     """
+    if not isinstance(places, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TopologyError(f"places={quoted(places)}: expected a list of Place")
+    for place in places:
+        require_kind(place, Place, "one of places")
     if first_node is not None and all(place.node != first_node for place in places):
         on = ", ".join(dict.fromkeys(f"{place.node} ({place.address})" for place in places))
         raise TopologyError(f"first_node={first_node!r} holds none of the actors; they are on {on}")
