@@ -89,31 +89,33 @@ class Volume:
     """Flows of one layout, summed, to be put on hosts in several orders of its axes."""
 
     def __init__(self, sent: Iterable[Flow]) -> None:
-        self._sent: dict[tuple[tuple[str, ...], Pattern], dict[tuple[int, ...] | None, Fraction]] = {}
+        self._sent: dict[tuple[str, ...], dict[tuple[Pattern, tuple[int, ...] | None], Fraction]] = {}
         for flow in sent:
-            of_stages = self._sent.setdefault((flow.axes, flow.pattern), {})
-            of_stages[flow.stages] = of_stages.get(flow.stages, Fraction()) + flow.nbytes
+            along, key = self._sent.setdefault(flow.axes, {}), (flow.pattern, flow.stages)
+            along[key] = along.get(key, Fraction()) + flow.nbytes
 
     def total(self, topology: ParallelTopology) -> Fraction:
         """Bytes that all ranks send; the same in each order."""
         count, found = topology.size(pipeline_axis(topology)), Fraction()
-        for (axes, _), of_stages in self._sent.items():
+        for axes, those in self._sent.items():
             groups = Fraction(topology.world_size, topology.size(*axes))
-            for stages, nbytes in of_stages.items():
+            for (_, stages), nbytes in those.items():
                 found += nbytes * groups * (1 if stages is None else Fraction(len(stages), count))
         return found
 
     def across(self, topology: ParallelTopology, crossings: Crossings) -> Fraction:
         """Those of them that go to another host, in the order of `topology`."""
         found, plain = Fraction(), topology.world.placement is None
-        for (axes, pattern), of_stages in self._sent.items():
+        for axes, those in self._sent.items():
             along = _Along(topology, axes)
-            for stages, nbytes in of_stages.items():
-                begun = Counter(map(along.start, stages or (0,)))
-                if plain:  # where in a host is all that counts
-                    begun = Counter(map(crossings.place, begun.elements()))
-                crossing = sum(count * crossings.of(along.groups(start), pattern) for start, count in begun.items())
-                found += nbytes * crossing / (along.parts * messages(along.size, pattern))
+            begun: dict[tuple[int, ...] | None, Counter[int]] = {}  # where groups begin -> how many stages' do
+            for (pattern, stages), nbytes in those.items():
+                if stages not in begun:
+                    starts = map(along.start, stages or (0,))
+                    begun[stages] = Counter(map(crossings.place, starts) if plain else starts)  # the place is all then
+                crossing = sum(count * crossings.of(along.groups(at), pattern) for at, count in begun[stages].items())
+                if crossing:
+                    found += nbytes * Fraction(crossing, along.parts * messages(along.size, pattern))
         return found
 
 
