@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from parallel_topology import ParallelTopology, torch_private
 from parallel_topology.meeting.rendezvous import join_store
-from tests.groups.seats import CREATION, OPERATION, Outcome, ProcessSeat, StoreSeat, ThreadSeat
+from tests.groups.seats import CREATION, OPERATION, Outcome, ProcessSeat, StoreSeat, ThreadSeat, await_start
 from tests.ports import free_port, kept
 from tests.waiting import LATE, eventually
 
@@ -417,7 +417,7 @@ class ChaosOnProcesses(Chaos):
         self._host = StoreSeat()
         self._store = join_store("127.0.0.1", self._host.port, CREATION)
         self._seats = [ProcessSeat(rank, self._host.port) for rank in range(RANKS)]
-        self._all_well({seat: seat.tell("held") for seat in self._seats}, 60)  # they have started
+        await_start(self._seats)
         self._end(self._make("tp4", "first"), ["close"] * RANKS)
         self._begin()
         self._used = {seat: outcome.value for seat, outcome in self._all_held().items()}
@@ -442,7 +442,7 @@ class ChaosOnProcesses(Chaos):
             one.dead += (rank,)
         self._seats[rank].leave()
         self._seats[rank] = ProcessSeat(rank, self._host.port)
-        self._all_well({rank: self._seats[rank].tell("held")}, 60)
+        await_start([self._seats[rank]])
 
     @precondition(lambda self: self._whole)
     @rule(which=picks, who=picks, after=st.sampled_from([0.0, 0.05, 0.3]))

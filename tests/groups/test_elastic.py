@@ -36,7 +36,7 @@ from parallel_topology.meeting.rendezvous import join_store
 from parallel_topology.refit import RefitPlan, refit
 from parallel_topology.testing.threads import run_threads
 from parallel_topology.weights import Weight, Weights
-from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat
+from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat, await_start
 from tests.ports import free_port
 from tests.waiting import FAR, LATE, SOON, eventually, soon
 
@@ -64,7 +64,7 @@ class World:
     def make(self, topology: str, **options: Any) -> None:
         """With deadlines that nobody is to wait for, unless told otherwise."""
         ranks, options = ParallelTopology.parse(topology).world, {"timeout": FAR, "operation_timeout": FAR} | options
-        self.require_well({rank: self.seat(rank).tell("held") for rank in ranks})  # they have started
+        await_start(map(self.seat, ranks))
         self.require_well({rank: self.seat(rank).tell("make", 0, topology, options) for rank in ranks})
 
     def tell(self, ranks: Any, what: str, *arguments: Any) -> dict[int, Future[Outcome]]:

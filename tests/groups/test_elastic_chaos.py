@@ -24,8 +24,8 @@ from parallel_topology import torch_private
 from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.meeting.rendezvous import join_store
 from parallel_topology.meeting.succession import Agreement, Refused, Succession
-from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat
-from tests.waiting import FAR, LATE, eventually
+from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, ThreadSeat, await_start
+from tests.waiting import LATE, eventually
 
 CREATION, OPERATION = 8.0, 2.0
 MOST = 5
@@ -129,7 +129,7 @@ class ElasticChaos(RuleBasedStateMachine):
         self._open()
         self._seats: dict[int, Any] = {rank: self._seat(rank) for rank in self._is.members}
         told = {"timeout": CREATION, "operation_timeout": OPERATION}
-        self._all_well(self._tell(self._is.members, "held"), FAR)  # they have started
+        await_start(self._seats.values())
         self._all_well(self._tell(self._is.members, "make", 0, "tp3", told), 60)
 
     def _open(self) -> None:
@@ -207,7 +207,7 @@ class ElasticChaos(RuleBasedStateMachine):
     @rule()
     def stand_by(self) -> None:
         seat = self._seat(9)
-        self._all_well([seat.tell("held")], FAR)
+        await_start([seat])
         self._spares.append(Spare(seat, seat.tell("join", 0, {"timeout": 120.0})))
 
     @precondition(lambda self: self.kills and self._waiting and not self._frozen_spares)

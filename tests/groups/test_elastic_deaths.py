@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.groups.seats import Outcome, ProcessSeat, StoreSeat
+from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, await_start
 from tests.waiting import LATE
 
 TIMEOUT = 6.0
@@ -55,6 +55,7 @@ class Engine:
     def __init__(self, ranks: int) -> None:
         self.store = StoreSeat()
         self.seats = {rank: ProcessSeat(rank, self.store.port) for rank in range(ranks)}
+        await_start(self.seats.values())
         self.all_well(self.tell(range(ranks), "make", 0, f"tp{ranks}", {"timeout": TIMEOUT, "operation_timeout": 1.0}))
 
     def tell(self, ranks: Any, what: str, *arguments: Any) -> Told:
@@ -86,6 +87,7 @@ class Engine:
         self.add_up(others)
         self.seats[lost].leave()
         self.seats[lost] = ProcessSeat(lost, self.store.port)
+        await_start([self.seats[lost]])
         joining = self.tell([lost], "join", 0, {"timeout": 60.0})
         self.all_well(self.tell(others, "rebind", 0, topology))
         assert self.all_well(joining)[lost].value == lost

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.groups.seats import Outcome, ProcessSeat, StoreSeat
+from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, await_start
 from tests.real_hosts.namespaces import Network, why_not
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(120)]
@@ -41,6 +41,7 @@ class Engine:
             rank: ProcessSeat(rank, self.store.port, network.addresses[4], network.names[host])
             for rank, host in enumerate(hosts)
         }
+        await_start(self.seats.values())
         self.all_well(self.tell(range(4), "make", 0, "dp4", {"timeout": 20.0, "operation_timeout": WAITS}))
         self.all_well(self.tell(range(4), "sum", 0, "world", 5))
 

@@ -14,15 +14,13 @@ from typing import Any
 
 import pytest
 
-from tests.groups.seats import Outcome, ProcessSeat, StoreSeat
+from tests.groups.seats import Outcome, ProcessSeat, StoreSeat, await_start
 from tests.real_hosts.namespaces import Network, why_not
-from tests.waiting import eventually
+from tests.waiting import LATE, eventually
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(240)]
 
 TIMEOUT = 4.0
-SLACK = 2.0
-"""Seconds after its timeout at which a wait has ended at the latest, on a busy machine."""
 GONE = {"GroupTimeoutError", "CollectiveError"}
 ROUNDS = 6
 Told = Mapping[int, Future[Outcome]]
@@ -44,6 +42,7 @@ class Cluster:
         self.store = StoreSeat(network.names[store_at])
         address = network.addresses[store_at]
         self.seats = {rank: ProcessSeat(rank, self.store.port, address, network.names[rank]) for rank in range(4)}
+        await_start(self.seats.values())
         options = {"timeout": TIMEOUT, "operation_timeout": TIMEOUT / 2}
         self.all_well(self.tell(range(4), "make", 0, "dp4", options), 60)
         self.add_up(range(4))
@@ -52,13 +51,13 @@ class Cluster:
         return {rank: self.seats[rank].tell(what, *arguments) for rank in ranks}
 
     def all_well(self, told: Told, within: float = TIMEOUT) -> dict[int, Outcome]:
-        found = {rank: one.result(within + SLACK) for rank, one in told.items()}
+        found = {rank: one.result(within + LATE) for rank, one in told.items()}
         assert {rank: outcome for rank, outcome in found.items() if outcome.error} == {}
         return found
 
     def all_fail(self, told: Told, errors: set[str], words: str = "") -> None:
         for rank, one in told.items():
-            outcome = one.result(TIMEOUT + SLACK)
+            outcome = one.result(TIMEOUT + LATE)
             assert outcome.error in errors, (rank, outcome)
             assert words in outcome.text, (rank, outcome)
 
@@ -152,7 +151,7 @@ def test_a_partition_at_any_moment_of_a_change_lets_one_half_go_on_at_most(clust
         told = cluster.tell(range(4), how, 0, *(["pp4"] if how == "rebind" else []))
         time.sleep(turn * 0.02)  # it falls into another moment each time
         cluster.network.split(2, 3)
-        found = {rank: one.result(2 * TIMEOUT + SLACK) for rank, one in told.items()}
+        found = {rank: one.result(2 * TIMEOUT + LATE) for rank, one in told.items()}
         went_on = {rank for rank, outcome in found.items() if not outcome.error}
         assert not went_on or {0, 1} <= went_on, found
         for rank in {2, 3} - went_on if went_on else ():  # it had built: it is told who may have gone on
