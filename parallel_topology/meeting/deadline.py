@@ -75,8 +75,8 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
     """What `act` returns or raises; waited for until the deadline and, as it may be about to say why, `grace` seconds.
 
     It runs on a thread of its own, because no call of torch's can be interrupted, by Ctrl-C or otherwise, and some
-    never end. A thread that is left behind is a daemon; what it returns or raises in the end is dropped, and an
-    interpreter that ends waits for it, for `LAST` seconds.
+    never end. A thread that is left behind is a daemon; what it returns or raises in the end is dropped. When the
+    interpreter ends, all deadlines have passed, and it waits for such threads, for `LAST` seconds.
 
     Raises:
         Overtaken: it was still running.
@@ -90,7 +90,7 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
         except BaseException as error:  # it is raised again, in the caller's thread
             done.put((None, error))
 
-    thread = _Called(target=run, name="parallel_topology", daemon=True)
+    thread = _Called(run, deadline)
     thread.start()
     over: float | None = None
     while True:
@@ -117,12 +117,20 @@ def overtake(act: Callable[[], T], deadline: Deadline, *, grace: float = 0.0) ->
 class _Called(threading.Thread):
     """What `overtake` calls something on."""
 
+    def __init__(self, run: Callable[[], None], deadline: Deadline) -> None:
+        super().__init__(target=run, name="parallel_topology", daemon=True)
+        self.deadline = deadline
+
 
 @atexit.register
-def _wait_for_those_left_behind() -> None:
+def _end_those_that_still_run() -> None:
     """A thread that comes back from torch while the interpreter ends is ended there and then, up to Python 3.13, which
     C++ answers with SIGABRT: "terminate called without an active exception"."""
-    deadline = Deadline(LAST)
-    for thread in threading.enumerate():
-        if isinstance(thread, _Called):
-            thread.join(deadline.left())
+    last = Deadline(LAST)
+    while not last.passed():
+        called = [thread for thread in threading.enumerate() if isinstance(thread, _Called)]
+        if not called:
+            return
+        for thread in called:
+            thread.deadline.expire()
+        called[0].join(min(last.left(), LOOK))

@@ -43,6 +43,8 @@ sys.stdin.read()
 """
 
 LEFT_BEHIND = """
+import sys, threading
+from contextlib import suppress
 import torch.distributed as dist
 from parallel_topology.meeting.deadline import Deadline, Overtaken, overtake
 
@@ -52,11 +54,15 @@ def ask():
     while not over.passed():
         store.check(["key"])
 
-over = Deadline(0.5)
-try:
-    overtake(ask, Deadline(0.01))
-except Overtaken:
-    pass
+def wait(deadline):
+    with suppress(Overtaken):
+        overtake(ask, deadline)
+
+over = Deadline(0.5 if sys.argv[1] == "overtaken" else 60)
+if sys.argv[1] == "overtaken":
+    wait(Deadline(0.01))
+else:  # in a thread of the program, which does not wait for it
+    threading.Thread(target=wait, args=[over], daemon=True).start()
 """
 
 
@@ -104,9 +110,11 @@ class TestOvertake:
 
         assert overtake(late, deadline, grace=5) == "last words"
 
-    def test_who_is_left_behind_in_torch_does_not_abort_an_interpreter_that_ends(self):
-        """It comes back from the store again and again, as one does whose farewell took a busy store too long."""
-        done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True, timeout=FAR)
+    @pytest.mark.parametrize("how", ["overtaken", "waiting"])
+    def test_who_is_in_torch_when_the_interpreter_ends_does_not_abort_it(self, how: str):
+        """It comes back from the store again and again, as one does whose farewell took a busy store too long, or who
+        waits for a place."""
+        done = subprocess.run([sys.executable, "-c", LEFT_BEHIND, how], capture_output=True, text=True, timeout=FAR)
         assert (done.returncode, done.stderr) == (0, "")
 
     @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "5", None, timedelta(0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -103,7 +104,7 @@ def require_right(found: dict[int, list[Any]], faulty: int, step: str, source: P
         else:
             written = "nothing was" if step == "agreeing" else "what was to be written is half"
             assert f"no copy is left, they were on ranks [{faulty}]; {written} written" in said, said
-            assert f"rank {faulty}" in said
+            assert re.search(rf"ranks? ([0-9], )*{faulty}\b", said), said  # others may be late on a busy machine
     assert len({said.partition("; before that: ")[0] for said, *_ in found.values()}) == 1
 
 
