@@ -405,7 +405,7 @@ def test_fault(fault: Callable[[int, int], Outcome], tmp_path: Path, rank_worker
         assert found.seconds < TIMEOUT + LATE, (rank, found)
     raised = {rank for rank, found in outcomes.items() if found is not None and found.error}
     assert raised == set(who), outcomes
-    if kind is GroupTimeoutError:
+    if kind is GroupTimeoutError and fault is not does_not_take_part:  # there the first may be who is elsewhere
         assert kind.__name__ in {found.error for found in outcomes.values() if found is not None}, outcomes
     if fault is another_operation:  # who failed long before the other looks no more; the other finds it all the same
         assert " was in " in "".join(found.text for found in outcomes.values() if found)

@@ -307,7 +307,7 @@ class TestTheEnd:
             "threads = [threading.Thread(target=rank, args=(r,)) for r in range(2)]\n"
             "[t.start() for t in threads]; [t.join() for t in threads]\n"
         )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == "" or torch_private.GLOO_TELLS
 
