@@ -25,7 +25,7 @@ from parallel_topology.meeting.control import FAREWELL, Control
 from parallel_topology.meeting.creation import Former, WorldCreator
 from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.meeting.lobby import Call, Invitations, Lobby
-from parallel_topology.meeting.operations import meeting_place
+from parallel_topology.meeting.operations import CALLED_OFF, meeting_place
 from parallel_topology.meeting.succession import Agreement, Proposal, Refused
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.topology.wording import shown_ranks
@@ -85,7 +85,7 @@ class Change(Generic[M]):
         self._deadline = deadline
         self._members = list(topology.world)
         self._connects = connects
-        self._cancelled = ""
+        self._cancelled = "", ""  # why, and of which kind that is
         self._after = after
 
     @property
@@ -127,7 +127,11 @@ class Change(Generic[M]):
             try:
                 self.agreement = succession.agree(
                     Proposal(
-                        str(self.topology), self._members, lambda: _said(objection) or self._cancelled, invite, missed
+                        str(self.topology),
+                        self._members,
+                        lambda: (_said(objection), "") if objection else self._cancelled,
+                        invite,
+                        missed,
                     ),
                     self._deadline,
                 )
@@ -203,17 +207,17 @@ class Change(Generic[M]):
             "says so; if they did, join them with joining=True"
         )
 
-    def call_off(self, why: str, seconds: float = FAREWELL) -> bool:
+    def call_off(self, why: str, seconds: float = FAREWELL, *, kind: str = CALLED_OFF) -> bool:
         """Let it come to nothing on all ranks; False if it is committed. Before this rank has agreed, it will object.
 
         Raises:
             RendezvousError: the store is gone, or does not answer.
         """
-        self._cancelled = why  # before it is known which operation this is: either is seen by the other
+        self._cancelled = why, kind  # before it is known which operation this is: either is seen by the other
         if self._succession is None:
             return True
         number = self.agreement.number if self.agreement is not None else None
-        return self._succession.call_off(number, why, Deadline(seconds), self._deadline)
+        return self._succession.call_off(number, why, Deadline(seconds), self._deadline, kind=kind)
 
     def stop(self) -> None:
         """It was called off: what this rank is building for it is given up as soon as that can be."""
@@ -225,6 +229,15 @@ class Change(Generic[M]):
         if self._succession is None or self.agreement is None:
             return ""
         return self._succession.called_off(self.agreement.number, Deadline(FAREWELL), only=only)
+
+    def is_replaced(self) -> bool:
+        """Whether it came to nothing as another rank asks for another topology, or has closed its manager.
+
+        Raises:
+            RendezvousError: the store is gone, or does not answer.
+        """
+        number = self.agreement.number if self.agreement is not None else None
+        return self._succession is not None and self._succession.is_replaced(number, Deadline(FAREWELL))
 
     def end(self) -> None:
         """Nothing more happens at the store."""

@@ -29,6 +29,7 @@ from parallel_topology.errors import (
     LiveGraphError,
     NotPicklableError,
     RankError,
+    RebindError,
     RendezvousError,
     TopologyError,
 )
@@ -354,7 +355,12 @@ class GroupManager(DeclaredView[ParallelGroup]):
         """
         standby = self._standby
         if standby is not None and standby.is_for(topology):
-            return standby.commit()
+            try:
+                return standby.commit()
+            except RebindError:
+                if not standby.is_replaced():
+                    raise
+            # All are to hear of who asks for another one; and who has closed its manager is not waited for again.
         change = self._change(topology, "rebind")
         change.agree()
         change.build()
@@ -387,7 +393,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             raise ClosedError(f"{what}: {self.name} was closed; build a new manager instead")
         after = None
         if self._standby is not None:
-            self._standby.cancel(f"rank {self.rank} asks for {topology} instead")
+            self._standby.replace(f"rank {self.rank} asks for {topology} instead")
             after, self._standby = self._standby.wait_until_given_up, None
         deadline = Deadline(self._holdings.options.seconds)
         if list(topology.world) != [self.rank]:

@@ -13,6 +13,7 @@ from parallel_topology.errors import ParallelTopologyError, RebindError, Rendezv
 from parallel_topology.groups.elastic import Change
 from parallel_topology.groups.life import Life
 from parallel_topology.meeting.deadline import LAST, Deadline
+from parallel_topology.meeting.operations import CALLED_OFF, REPLACED
 from parallel_topology.topology.topology import ParallelTopology
 
 M = TypeVar("M")
@@ -114,13 +115,26 @@ class Standby(Generic[M]):
             RebindError: it is committed, perhaps by another rank: all go over, and so has this one.
             RendezvousError: the store is gone, or does not answer; on this rank it is cancelled all the same.
         """
+        self._call_off(why, CALLED_OFF)
+
+    def replace(self, why: str) -> None:
+        """As `cancel`, as this rank asks for another topology instead: those that ask for this one are to hear that."""
+        self._call_off(why, REPLACED)
+
+    def is_replaced(self) -> bool:
+        """Whether it came to nothing as another rank asks for another topology, or has closed its manager."""
+        with suppress(RendezvousError):
+            return self._state != "committed" and self._change.is_replaced()
+        return False
+
+    def _call_off(self, why: str, kind: str) -> None:
         with self._lock:
             if self._state == "committed":
                 raise RebindError(f"standby for {self.topology}: it is committed, and cannot be cancelled")
             if self._state not in ("building", "ready"):
                 return
             try:
-                if not self._change.call_off(why):
+                if not self._change.call_off(why, kind=kind):
                     raise RebindError(
                         f"standby for {self.topology}: another rank has committed it, so it cannot be cancelled: call "
                         "commit() here, too"
@@ -147,7 +161,7 @@ class Standby(Generic[M]):
     def leave(self, why: str) -> None:
         """The manager ends: call it off, as far as that is still possible."""
         with suppress(ParallelTopologyError):
-            self.cancel(why)
+            self._call_off(why, REPLACED)
         self.wait_until_given_up(Deadline(LAST))
 
     def all_over(self) -> None:

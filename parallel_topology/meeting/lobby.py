@@ -190,10 +190,10 @@ class Invitations(Invite):
 def answer(store: dist.Store, call: Call, who: str) -> bool:
     """A newcomer takes the place that it was called to; False if another one was called to it, too, and has it."""
     key = key_of(call.keys, call.number, "votes")
-    append(store, key, json.dumps([call.place, "", who]))
+    append(store, key, json.dumps([call.place, "", who, ""]))
     withdraw_if_over(store, call.keys, call.number, "votes")
-    votes: list[tuple[int, str, str]] = [json.loads(line) for line in lines(store, key)]
-    return who == next((one for place, _, one in votes if one and place == call.place), who)
+    votes: list[tuple[int, str, str, str]] = [json.loads(line) for line in lines(store, key)]
+    return who == next((one for place, _, one, _ in votes if one and place == call.place), who)
 
 
 def agreed(store: dist.Store, call: Call, who: str, deadline: Deadline) -> dict[int, str] | None:

@@ -21,7 +21,9 @@ from parallel_topology.topology.wording import shown_ranks
 
 KEPT = 2
 """Operations that came to nothing whose keys stay in the store, as ranks may still be about to read them."""
-CALLED_OFF = "called off"
+CALLED_OFF, REPLACED = "called off", "replaced"
+"""How a rank let an operation come to nothing: nobody is to have it; or this rank asks for another topology instead, or
+has closed its manager, and whoever wants this one is to ask afresh."""
 LONGEST = 2000
 """Characters of an objection that the others are told."""
 STEPS = ("agreed", "built", "outcome")

@@ -28,6 +28,7 @@ from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.meeting.operations import (
     CALLED_OFF,
     LONGEST,
+    REPLACED,
     Operations,
     committed_key,
     no,
@@ -69,7 +70,7 @@ class Proposal:
     Attributes:
         topology: as its text.
         members: the ranks that go on in it.
-        objection: why this rank may not; empty if it may. Asked at the last moment.
+        objection: why this rank may not, empty if it may, and of which kind that is. Asked at the last moment.
         invite: gives places to newcomers.
         suspects: ranks that were missed before; who is to leave is not waited for if it is one of these, else for half
             of the time, and a newcomer may have its place.
@@ -77,7 +78,7 @@ class Proposal:
 
     topology: str
     members: Sequence[int]
-    objection: Callable[[], str] = str
+    objection: Callable[[], tuple[str, str]] = lambda: ("", "")
     invite: Invite = field(default_factory=Invite)
     suspects: Collection[int] = ()
 
@@ -151,11 +152,9 @@ class Succession:
         def ask(store: dist.Store) -> Agreement:
             self._require_ours(store, f"it asked for {proposal.topology}")
             number = self._operations.last = self._open(store, proposal.topology, deadline)
-            append(
-                store,
-                self._operations.key(number, "votes"),
-                json.dumps([self._rank, proposal.objection()[:LONGEST], ""]),
-            )
+            why, kind = proposal.objection()
+            vote = [self._rank, why[:LONGEST], "", kind]
+            append(store, self._operations.key(number, "votes"), json.dumps(vote))
             weigh = partial(self._weigh, store, number, proposal, deadline)
             found = self._wait(store, number, "agreed", weigh, deadline, before=f"it asked for {proposal.topology}")
             newcomers = {int(place): str(who) for place, who in found["newcomers"].items()}
@@ -208,7 +207,14 @@ class Succession:
     def called_off(self, number: int, deadline: Deadline, *, only: bool) -> str:
         """Why an operation came to nothing; empty if it did not. `only`: if a rank called it off, and not else."""
         refused = self.ask(lambda store: self._operations.refusal(store, number), deadline)
-        return refused["why"] if refused is not None and (not only or refused["kind"] == CALLED_OFF) else ""
+        return refused["why"] if refused is not None and (not only or refused["kind"] in (CALLED_OFF, REPLACED)) else ""
+
+    def is_replaced(self, number: int | None, deadline: Deadline) -> bool:
+        """Whether an operation, the last one this rank took part in if none is given, came to nothing as another rank
+        asks for another topology, or has closed its manager."""
+        number = self._operations.last if number is None else number
+        refused = self.ask(lambda store: self._operations.refusal(store, number), deadline) if number >= 0 else None
+        return refused is not None and refused["kind"] == REPLACED
 
     def wait_until_all_are_over(self, agreement: Agreement, deadline: Deadline, given_up: Callable[[], bool]) -> bool:
         """Wait until all ranks of this manager that agreed have gone over, or have ended; whether they have in time."""
@@ -229,14 +235,16 @@ class Succession:
 
         return self.ask(ask, deadline)
 
-    def call_off(self, number: int | None, why: str, deadline: Deadline, until: Deadline) -> bool:
+    def call_off(
+        self, number: int | None, why: str, deadline: Deadline, until: Deadline, *, kind: str = CALLED_OFF
+    ) -> bool:
         """Let an operation, the last one this rank took part in if none is given, come to nothing; whether that is so,
         as it may have been committed. Who asks for it before `until` hears of that, and begins no other one."""
         number = self._operations.last if number is None else number
         if number < 0:
             return True
         said = f"rank {self._rank}: {why}"
-        return self.ask(lambda store: self._operations.refuse(store, number, said, until, kind=CALLED_OFF), deadline)
+        return self.ask(lambda store: self._operations.refuse(store, number, said, until, kind=kind), deadline)
 
     def leave(self, store: dist.Store) -> None:
         """Tell the others that this rank has closed its manager."""
@@ -338,17 +346,17 @@ class Succession:
     def _weigh(
         self, store: dist.Store, number: int, proposal: Proposal, deadline: Deadline, late: bool
     ) -> dict[str, Any] | None:
-        said: dict[int, str] = {}
+        said: dict[int, tuple[str, str]] = {}
         newcomers: dict[int, str] = {}
         for line in lines(store, self._operations.key(number, "votes")):
-            who, objection, newcomer = json.loads(line)
+            who, objection, newcomer, kind = json.loads(line)
             if newcomer:
                 newcomers.setdefault(who, newcomer)
             else:
-                said[who] = objection
-        for rank, why in said.items():
+                said[who] = objection, kind
+        for rank, (why, kind) in said.items():
             if why:
-                return no(f"rank {rank}: {why}", deadline)
+                return no(f"rank {rank}: {why}", deadline, kind)
         silent = [rank for rank in self._ranks if rank not in said]
         gone = self._gone(store, silent, late) if silent else set[int]()
         lacking = [rank for rank in proposal.members if rank not in said and rank not in newcomers]
@@ -402,7 +410,7 @@ def _require(decided: Mapping[str, Any]) -> None:
     if decided["why"] and decided["kind"] == "disagreement":
         raise DisagreementError(f"the ranks disagree, and stay what they are: {decided['why']}")
     if decided["why"]:
-        raise Refused(decided["why"], called_off=decided["kind"] == CALLED_OFF)
+        raise Refused(decided["why"], called_off=decided["kind"] in (CALLED_OFF, REPLACED))
 
 
 def _its(ranks: Sequence[int]) -> str:

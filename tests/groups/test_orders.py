@@ -74,6 +74,20 @@ def called_off(rank: int, store: dist.Store) -> object:
     return [total_of(groups.rebind(parse("dp3")))]
 
 
+def not_what_was_prepared(rank: int, store: dist.Store) -> object:
+    """The others ask for another one; or the one that asks for it has committed it before they do."""
+    groups = made("tp3", rank, store)
+    standby = groups.prepare(parse("pp3"))
+    error = told(lambda: groups.rebind(parse("pp3" if rank == 1 else "dp3")))
+    if error == "RebindError":
+        error = standby.commit()
+    if isinstance(error, GroupManager):
+        groups = error
+    else:
+        assert error == "DisagreementError"
+    return [total_of(groups)]
+
+
 def disagreeing(rank: int, store: dist.Store) -> object:
     with made("tp3", rank, store) as groups:
         assert told(lambda: groups.rebind(parse("pp3" if rank == 2 else "dp3"))) == "DisagreementError"
@@ -106,16 +120,30 @@ def replacing(rank: int, store: dist.Store) -> object:
     return [total_of(groups.rebind(parse("dp3")))]
 
 
+def losing_meanwhile(rank: int, store: dist.Store) -> object:
+    """What was prepared with the one that leaves comes to nothing, and who asks for it now has it with the newcomer."""
+    if rank == 3:
+        return [joins(store)]
+    groups = made("tp3", rank, store)
+    groups.prepare(parse("dp3"))
+    if rank == 1:
+        groups.abort()
+        return [6]
+    return [total_of(groups.rebind(parse("dp3")))]
+
+
 LIVES: dict[Life, tuple[int, list[int]]] = {
     one_after_the_other: (3, [6, 6, 6]),
     two_at_once: (3, [6, 6, 6]),
     another_one_instead: (3, [6]),
     called_off: (3, [6]),
+    not_what_was_prepared: (3, [6]),
     disagreeing: (3, [6, 6]),
     growing: (4, [10]),
     growing_meanwhile: (4, [10]),
     losing: (3, [4]),
     replacing: (4, [6]),
+    losing_meanwhile: (4, [6]),
 }
 """How many ranks live so, and what each has to tell in the end."""
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from parallel_topology import RebindError, torch_private
 from parallel_topology.meeting.control import Control
 from parallel_topology.meeting.deadline import Deadline
-from parallel_topology.meeting.operations import KEPT
+from parallel_topology.meeting.operations import CALLED_OFF, KEPT
 from parallel_topology.meeting.succession import Proposal, Refused, Succession
 from parallel_topology.testing.threads import run_threads
 from tests.waiting import eventually
@@ -26,8 +26,8 @@ def succession(store: dist.Store, rank: int) -> Succession:
 def call_off(store: dist.Store, one: Succession, topology: str, until: float) -> None:
     """A rank asks for it, alone, and calls it off at once."""
 
-    def stop() -> str:
-        return "changed its mind"
+    def stop() -> tuple[str, str]:
+        return "changed its mind", CALLED_OFF
 
     with pytest.raises(Refused):
         one.agree(Proposal(topology, [0, 1], stop), Deadline(until))
@@ -65,7 +65,7 @@ def test_both_ask_for_the_same_again_after_it_was_called_off():
 
     def body(rank: int) -> int:
         with pytest.raises(Refused):
-            ranks[rank].agree(Proposal("pp2", [0, 1], lambda: "no" if rank else ""), Deadline(20))
+            ranks[rank].agree(Proposal("pp2", [0, 1], lambda: ("no" if rank else "", "")), Deadline(20))
         return ranks[rank].agree(Proposal("pp2", [0, 1]), Deadline(20)).number
 
     assert run_threads(["rank"] * 2, body, timeout=30) == [1, 1]

@@ -36,7 +36,7 @@ def ranks_of(body: Callable[[Succession, int], object], ranks: int, seed: int) -
 def ask(one: Succession, topology: str, ranks: int, objection: str = "") -> Any:
     """The operation that was agreed on, or the error."""
     try:
-        return one.agree(Proposal(topology, range(ranks), lambda: objection), Deadline(FAR)).number
+        return one.agree(Proposal(topology, range(ranks), lambda: (objection, "")), Deadline(FAR)).number
     except (Refused, DisagreementError, RebindError) as error:
         return error
 
