@@ -393,7 +393,7 @@ class GroupManager(DeclaredView[ParallelGroup]):
             raise ClosedError(f"{what}: {self.name} was closed; build a new manager instead")
         after = None
         if self._standby is not None:
-            self._standby.replace(f"rank {self.rank} asks for {topology} instead")
+            self._standby.replace(f"rank {self.rank} asks for {topology} instead", self._holdings.options.seconds)
             after, self._standby = self._standby.wait_until_given_up, None
         deadline = Deadline(self._holdings.options.seconds)
         if list(topology.world) != [self.rank]:

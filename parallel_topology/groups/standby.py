@@ -12,6 +12,7 @@ from typing import Generic, Literal, TypeVar
 from parallel_topology.errors import ParallelTopologyError, RebindError, RendezvousError
 from parallel_topology.groups.elastic import Change
 from parallel_topology.groups.life import Life
+from parallel_topology.meeting.control import FAREWELL
 from parallel_topology.meeting.deadline import LAST, Deadline
 from parallel_topology.meeting.operations import CALLED_OFF, REPLACED
 from parallel_topology.topology.topology import ParallelTopology
@@ -117,9 +118,9 @@ class Standby(Generic[M]):
         """
         self._call_off(why, CALLED_OFF)
 
-    def replace(self, why: str) -> None:
-        """As `cancel`, as this rank asks for another topology instead: those that ask for this one are to hear that."""
-        self._call_off(why, REPLACED)
+    def replace(self, why: str, seconds: float) -> None:
+        """As `cancel`, in that time, as this rank asks for another topology: who asks for this one hears of it."""
+        self._call_off(why, REPLACED, seconds)
 
     def is_replaced(self) -> bool:
         """Whether it came to nothing as another rank asks for another topology, or has closed its manager."""
@@ -127,14 +128,14 @@ class Standby(Generic[M]):
             return self._state != "committed" and self._change.is_replaced()
         return False
 
-    def _call_off(self, why: str, kind: str) -> None:
+    def _call_off(self, why: str, kind: str, seconds: float = FAREWELL) -> None:
         with self._lock:
             if self._state == "committed":
                 raise RebindError(f"standby for {self.topology}: it is committed, and cannot be cancelled")
             if self._state not in ("building", "ready"):
                 return
             try:
-                if not self._change.call_off(why, kind=kind):
+                if not self._change.call_off(why, seconds, kind=kind):
                     raise RebindError(
                         f"standby for {self.topology}: another rank has committed it, so it cannot be cancelled: call "
                         "commit() here, too"

@@ -301,7 +301,9 @@ class Succession:
     def _require_ours(self, store: dist.Store, before: str) -> None:
         """Raises: RebindError: this manager is over on all other ranks, so what was decided here is nobody's."""
         if self._sign and not store.check([self._sign]):
-            raise self._left_out(store, before)
+            error = self._left_out(store, before)
+            self.clear(store)  # what this rank has put there since all was taken away
+            raise error
 
     def _left_out(self, store: dist.Store, before: str) -> RebindError:
         who = self._operations.gone_over(store) or self._went_on(store) or "the others went on"
