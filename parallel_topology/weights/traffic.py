@@ -91,8 +91,9 @@ class Volume:
     def __init__(self, sent: Iterable[Flow]) -> None:
         self._sent: dict[tuple[str, ...], dict[tuple[Pattern, tuple[int, ...] | None], Fraction]] = {}
         for flow in sent:
-            along, key = self._sent.setdefault(flow.axes, {}), (flow.pattern, flow.stages)
-            along[key] = along.get(key, Fraction()) + flow.nbytes
+            along = self._sent.setdefault(flow.axes, {})
+            before = along.get((flow.pattern, flow.stages), Fraction())
+            along[flow.pattern, flow.stages] = before + flow.nbytes
 
     def total(self, topology: ParallelTopology) -> Fraction:
         """Bytes that all ranks send; the same in each order."""
