@@ -133,4 +133,8 @@ def _end_those_that_still_run() -> None:
             return
         for thread in called:
             thread.deadline.expire()
-        called[0].join(min(last.left(), LOOK))
+        begun = [thread for thread in called if thread.is_alive()]
+        if begun:
+            begun[0].join(min(last.left(), LOOK))
+        else:  # who starts it waits until it runs, and it cannot be joined before
+            time.sleep(0.001)
