@@ -187,7 +187,7 @@ class Newcomer:
 
     def _is_refused(self, store: dist.Store) -> bool:
         call = self._call
-        return call is not None and Operations(call.keys, call.place).is_over(store, call.number)
+        return call is not None and Operations(call.keys).is_over(store, call.number)
 
     def _is_committed(self, store: dist.Store, call: Call) -> bool:
         """Wait for it; where this one's time is up first, it is called off, unless it is committed.

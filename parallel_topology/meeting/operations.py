@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from parallel_topology.meeting.control import append, delete, lines, read
+from parallel_topology.meeting.control import append, delete, drop_lines, lines, read
 from parallel_topology.meeting.deadline import Deadline
 from parallel_topology.topology.wording import shown_ranks
 
@@ -38,10 +38,9 @@ class Operations:
         last: the last operation that this rank took part in; -1 for none.
     """
 
-    def __init__(self, keys: str, rank: int) -> None:
+    def __init__(self, keys: str) -> None:
         self.keys = keys
         self.last = -1
-        self._rank = rank
 
     def key(self, number: int, name: str) -> str:
         """Where one of an operation's keys is."""
@@ -85,12 +84,11 @@ class Operations:
                 return True
         return False
 
-    def go_on(self, store: dist.Store, number: int) -> int:
-        """An operation came to nothing; the number of the next one."""
+    def go_on(self, store: dist.Store, number: int) -> None:
+        """An operation came to nothing: the next one may begin."""
         store.compare_set(self._number_key, str(number) if number else "", str(number + 1))
         self._remember(store, number - KEPT)
         self._delete(store, number - KEPT)
-        return number + 1
 
     def gone_over(self, store: dist.Store) -> str:
         """Who went on to what, in words, if that still stands there."""
@@ -129,10 +127,7 @@ class Operations:
         refused, asked = self.refusal(store, number), read(store, self.key(number, "asked"))
         if refused is not None and asked is not None:
             append(store, self._past_key, json.dumps([number, json.loads(asked)[1], refused]))
-        held = (read(store, self._past_key) or b"").decode(errors="replace")
-        kept = "".join(f"{line}\n" for line in held.splitlines() if time.time() < json.loads(line)[2]["until"])
-        if kept != held:
-            store.compare_set(self._past_key, held, kept)
+        drop_lines(store, self._past_key, lambda line: time.time() >= json.loads(line)[2]["until"])
 
     def _delete(self, store: dist.Store, number: int) -> None:
         if number < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch.distributed as dist
 
@@ -94,14 +94,17 @@ class Remains:
         delete(store, *(f"{root}/{one}/call" for one in rounds))  # `Meeting.sign`
         lived = delete(store, *(f"{root}/{one}/live" for one in rounds))
         for one in rounds:
-            Operations(f"{root}/{one}/keys", self._rank).clear(store)
-        of_ranks = [f"{what}/{rank}" for what in ("ack", "out") for rank in self._world]
-        keys = [f"keys/{key}" for key in _OF_MANAGERS]
-        known = ("end", "left", "out/absent", *of_ranks, *keys)  # what a store that cannot list its keys is asked for
-        delete(store, *(f"{root}/{one}/{key}" for one in rounds for key in known))
-        delete(store, *keys_under(store, [f"{root}/{one}/" for one in rounds]))
+            Operations(f"{root}/{one}/keys").clear(store)
+        there = keys_under(store, [f"{root}/{one}/" for one in rounds])
+        delete(store, *(there or (f"{root}/{one}/{key}" for one in rounds for key in self._known())))
         if lived and store.add(f"{root}/live", -lived) <= 0:
             delete(store, *(f"{root}/{key}" for key in ("live", "number", "met", "ended")))
+
+    def _known(self) -> Iterator[str]:
+        """Of a round: what a store that cannot list its keys is asked for."""
+        yield from ("end", "left", "out/absent")
+        yield from (f"{what}/{rank}" for what in ("ack", "out") for rank in self._world)
+        yield from (f"keys/{key}" for key in _OF_MANAGERS)
 
     @property
     def _root(self) -> str:

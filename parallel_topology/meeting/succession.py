@@ -125,7 +125,7 @@ class Succession:
         self._ended = ended
         self._sign = sign
         self._went_on = went_on
-        self._operations = Operations(keys, rank)
+        self._operations = Operations(keys)
 
     def over(self, control: Control) -> Succession:
         """The same, on another way to the store, which nothing else waits for."""
@@ -195,7 +195,7 @@ class Succession:
             said = json.dumps({"why": "", "by": self._rank})
             found = store.compare_set(self._operations.key(number, "outcome"), "", said).decode(errors="replace")
             _require(json.loads(found))
-            if found == said and self._sign and not store.check([self._sign]):  # long ago, without this rank
+            if found == said and self._is_over(store):  # long ago, without this rank
                 delete(store, self._operations.key(number, "outcome"))
                 raise self._left_out(store, "it committed")
             for who in newcomers if found == said else ():  # the first one tells them
@@ -228,7 +228,7 @@ class Succession:
                 late = look % _THOROUGHLY == 0
                 if not lacking or self._gone(store, sorted(lacking), late).issuperset(lacking):
                     return True
-                if late and self._sign and not store.check([self._sign]):
+                if late and self._is_over(store):
                     return True
                 looks.pause(deadline)
             return False
@@ -298,9 +298,13 @@ class Succession:
         operations.last = number
         raise DisagreementError(f"the ranks disagree, and stay what they are: {why}")
 
+    def _is_over(self, store: dist.Store) -> bool:
+        """Whether all others have left this manager, and what it had in the store was taken away."""
+        return bool(self._sign) and not store.check([self._sign])
+
     def _require_ours(self, store: dist.Store, before: str) -> None:
         """Raises: RebindError: this manager is over on all other ranks, so what was decided here is nobody's."""
-        if self._sign and not store.check([self._sign]):
+        if self._is_over(store):
             error = self._left_out(store, before)
             self.clear(store)  # what this rank has put there since all was taken away
             raise error
