@@ -221,6 +221,6 @@ def gloo_of(links: Links, operation: str) -> Any:
     Raises:
         Refusal: a ClosedError, there is none any more.
     """
-    if links.cpu_group is None:
+    if (group := links.cpu_group) is None:
         raise Refusal(ClosedError, f"{operation} on", ": its manager was closed")
-    return links.cpu_group
+    return group

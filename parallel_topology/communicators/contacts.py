@@ -56,32 +56,40 @@ class Contacts:
         self._size = size
         self._told = [bytes(store.get(self._key(index, rank))) for index in range(devices)]
         self.mine: list[Address] = [torch_private.gloo_address(told) for told in self._told]
-        self._theirs: list[Address] = []  # by position, on the first device
+        self._theirs: dict[int, Address] = {}  # on the first device
         self.met: set[int] = set()
         self._lock = threading.Lock()
         self._pending: dict[int, deque[Later]] = {}
         self._meeting: set[threading.Thread] = set()
         self._ended = False
 
-    def introduce(self, addresses: Sequence[Sequence[Address]]) -> None:
-        """Tell gloo where each member listens, on each device, by position.
+    def introduce(self, addresses: Mapping[int, Sequence[Address]]) -> None:
+        """Tell gloo where members listen, on each device, by position. What waits in gloo for one of these goes on.
 
         Raises:
             CreationError: what one said is no address, or of another kind than this member's.
         """
         kinds = [":" in host for host, _ in self.mine]
-        for position, theirs in enumerate(addresses):
+        for position, theirs in addresses.items():
             if [":" in host for host, _ in theirs] != kinds:
                 raise CreationError(
                     f"member {position} listens at {_shown(theirs)}, this one at {_shown(self.mine)}: expected as many "
                     "addresses, and of the same version of IP; set GLOO_SOCKET_IFNAME alike on all ranks"
                 )
+        others = [position for position in addresses if position != self._rank]
         told: dict[str, bytes] = {}
         for index, mine in enumerate(self._told):
-            blobs = torch_private.gloo_blobs(mine, (theirs[index] for theirs in addresses))
-            told |= {self._key(index, position): blob for position, blob in enumerate(blobs) if position != self._rank}
-        torch_private.multi_set(self._store, told)
-        self._theirs = [theirs[0] for theirs in addresses]
+            blobs = torch_private.gloo_blobs(mine, (addresses[position][index] for position in others))
+            told |= {self._key(index, position): blob for position, blob in zip(others, blobs, strict=True)}
+        with self._lock:
+            if not self._ended:
+                torch_private.multi_set(self._store, told)
+                self._theirs |= {position: addresses[position][0] for position in others}
+
+    def give_up(self, positions: Iterable[int]) -> None:
+        """These members will not come: what waits in gloo for one of them fails."""
+        with self._lock:
+            self._lead_nowhere(positions)
 
     def post(self, peer: int, begin: Callable[[], Work]) -> Work:
         """Begin a message to or from a member, which must not wait for anything once they are connected."""
@@ -131,13 +139,12 @@ class Contacts:
         """Which members, of those that no message went to or came from, do not listen any more: they have ended."""
         unmet = [peer for peer in (range(self._size) if peers is None else peers) if self._is_stranger(peer)]
         refused: list[int] = []
-        for start in range(0, len(unmet) if self._theirs else 0, _AT_ONCE):
-            some = {peer: self._theirs[peer] for peer in unmet[start : start + _AT_ONCE]}
-            refused += refusing(some)
+        for start in range(0, len(unmet), _AT_ONCE):
+            refused += refusing({peer: self._theirs[peer] for peer in unmet[start : start + _AT_ONCE]})
         return refused
 
     def _is_stranger(self, peer: int) -> bool:
-        return peer != self._rank and peer not in self.met
+        return peer in self._theirs and peer not in self.met
 
     def end(self, *, waited_for: bool = True) -> None:
         """From now on nobody waits for a connection in this group, and nobody makes one.
@@ -150,12 +157,14 @@ class Contacts:
                 return
             self._ended = True
             pending = set(self._pending)
-        others = [position for position in range(self._size) if position != self._rank]
-        nowhere = [torch_private.gloo_nowhere(told) for told in self._told]
-        told = {self._key(index, position): told for index, told in enumerate(nowhere) for position in others}
-        torch_private.multi_set(self._store, told)
+            self._lead_nowhere(position for position in range(self._size) if position != self._rank)
         for peer in filter(self._is_stranger, range(self._size) if waited_for else pending):
             self._free(peer)
+
+    def _lead_nowhere(self, positions: Iterable[int]) -> None:
+        nowhere = list(enumerate(map(torch_private.gloo_nowhere, self._told)))
+        told = {self._key(index, position): told for position in positions for index, told in nowhere}
+        torch_private.multi_set(self._store, told)
 
     def _free(self, peer: int) -> None:
         """Give who waits for this member to connect a connection, which has ended."""
@@ -169,7 +178,8 @@ class Contacts:
 
 
 def open_gloo(devices: Sequence[Any], rank: int, size: int, timeout: timedelta) -> tuple[Any, Contacts]:
-    """A gloo backend that waits for nobody: its members are to be introduced to each other.
+    """A gloo backend that waits for nobody: its members are to be introduced to each other, before they use it or
+    meanwhile.
 
     Args:
         devices: for this group alone.
@@ -177,6 +187,7 @@ def open_gloo(devices: Sequence[Any], rank: int, size: int, timeout: timedelta) 
         timeout: of its operations.
     """
     store = dist.HashStore()
+    store.set_timeout(timeout)
     backend = torch_private.gloo_backend(store, rank, size, timeout, *devices)
     return backend, Contacts(store, len(devices), rank, size)
 
@@ -221,6 +232,34 @@ class Later:
 
     def is_completed(self) -> bool:
         return self._begun.is_set() and (self._work is None or self._work.is_completed())
+
+
+def words_for(addresses: Sequence[Address]) -> str:
+    """Addresses as members tell each other: `127.0.0.1 4711`, one after the other."""
+    return " ".join(f"{host} {port}" for host, port in addresses)
+
+
+def addresses_in(said: str, known: dict[str, str] | None = None) -> list[Address]:
+    """What `words_for` was given.
+
+    Args:
+        known: hosts as they were said -> as they are written; most members have one of few.
+
+    Raises:
+        ValueError, OSError: it is something else.
+    """
+    known = {} if known is None else known
+    fields = said.split(" ")
+    found: list[Address] = []
+    for name, port in zip(fields[::2], map(int, fields[1::2]), strict=True):
+        host = known.get(name)
+        if host is None:  # `ipaddress` takes ten times as long
+            family = socket.AF_INET6 if ":" in name else socket.AF_INET
+            host = known[name] = socket.inet_ntop(family, socket.inet_pton(family, name))
+        if not 0 < port < 2**16:
+            raise ValueError(f"its port is {port!s:.40}")
+        found.append((host, port))
+    return found
 
 
 def refusing(addresses: Mapping[int, Address]) -> list[int]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from parallel_topology.communicators import futex
 from parallel_topology.communicators.presence import started
 from parallel_topology.wire.frames import PIECE as FIRST_PIECE
 
@@ -110,13 +111,25 @@ class Region:
 
     WORDS = 128
     """Bytes of the member's own words."""
+    SAID = 1024
+    """Bytes of what the member says to the others, with its length before it."""
     HEADER = 256
     """Bytes of a slot's header."""
 
     @property
+    def bell(self) -> int:
+        """Where the word is that changes when another member says something."""
+        return self.start + self.WORDS // 2
+
+    @property
+    def said(self) -> int:
+        """Where stands what the member says."""
+        return self.start + self.WORDS
+
+    @property
     def sleepers(self) -> int:
         """Where a byte for each member is, which says that it sleeps until this one's word changes."""
-        return self.start + self.WORDS
+        return self.said + self.SAID
 
     @property
     def headers(self) -> int:
@@ -174,6 +187,7 @@ class HostMemory:
         self._places = {one: place for place, one in enumerate(self.ranks)}
         self._area_bytes = max((region.end for region in regions.values()), default=PAGE)
         self._offer = offer
+        self._fence = futex.Fence()
         try:
             found = mapped(taken, PAGE + len(self.ranks) * self._area_bytes)
         except (OSError, ValueError):
@@ -209,6 +223,52 @@ class HostMemory:
         """A rank's process, and when that began."""
         at = self.area(rank) // 8
         return self.words[at + 1], self.words[at + 2]
+
+    def say(self, family: str, ranks: Sequence[int], rank: int, text: str) -> None:
+        """Tell the members of a group something, which is told once.
+
+        Raises:
+            ValueError: it is longer than there is room for.
+        """
+        encoded, at = text.encode(), self.area(rank) + self.regions[family].said
+        if len(encoded) > Region.SAID - 16:
+            raise ValueError(f"{len(encoded)} bytes are to be told, expected at most {Region.SAID - 16}")
+        self.bytes[at + 16 : at + 16 + len(encoded)] = encoded
+        self._tell(family, ranks, at, len(encoded) + 1)
+
+    def unsay(self, family: str, ranks: Sequence[int], rank: int) -> None:
+        """Tell them that it holds no more, or never will."""
+        self._tell(family, ranks, self.area(rank) + self.regions[family].said + 8, 1)
+
+    def said(self, family: str, rank: int) -> str | None:
+        """What a member told, which may be anything; empty if it holds no more, None if it told nothing yet."""
+        at = self.area(rank) + self.regions[family].said
+        length, is_over = self.words[at // 8], self.words[at // 8 + 1]
+        self._fence()
+        if is_over:
+            return ""
+        end = at + 16 + min(length - 1, Region.SAID - 16)
+        return str(self.bytes[at + 16 : end], errors="replace") if length else None
+
+    def hear(self, family: str, rank: int, heard: int, seconds: float) -> int:
+        """Sleep until another member of this one's group tells something, or so long.
+
+        Args:
+            heard: what this returned before what was said was looked at; 0 at first.
+        """
+        bell = self.area(rank) + self.regions[family].bell
+        if self.words[bell // 8] == heard:
+            futex.sleep(self.address + bell, heard, seconds)
+        return self.words[bell // 8]
+
+    def _tell(self, family: str, ranks: Sequence[int], at: int, value: int) -> None:
+        self._fence()
+        self.words[at // 8] = value
+        self._fence()
+        for rank in ranks:
+            bell = self.area(rank) + self.regions[family].bell
+            self.words[bell // 8] = secrets.randbits(63)  # nobody counts here: several may write at once
+            futex.wake(self.address + bell)
 
     def close(self) -> None:
         """Nobody can find it any more; it stays mapped until nothing refers to it, as a thread may still be in it."""

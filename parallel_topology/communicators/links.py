@@ -17,6 +17,7 @@ from parallel_topology import torch_private
 from parallel_topology.communicators.communicator import Communicator, Work
 from parallel_topology.communicators.connections import Connections
 from parallel_topology.communicators.contacts import Contacts
+from parallel_topology.communicators.late import Gloo, Late
 from parallel_topology.communicators.mail import Letter, Mail
 from parallel_topology.communicators.waiting import Interrupts
 
@@ -74,8 +75,6 @@ class Links:
     """The process groups and communicators of one set of ranks.
 
     Attributes:
-        device_group: for tensors on the manager's device; None in a group of one rank, which needs none.
-        cpu_group: gloo, for CPU tensors and control; the same object as `device_group` when that is gloo.
         communicators: asked in this order who carries a call out; the last one is torch's.
         connections: the sockets of the gloo group; None where they cannot be found.
         contacts: how its members come to them; None where all are connected from the beginning.
@@ -93,10 +92,9 @@ class Links:
         channels: messages between members, `communicators.channels`; made when first asked for.
         making: held while they are made.
         lent: the process groups were given to other code, so what is under way in them is not known.
+        late: makes the gloo group when it is first asked for; None where it is there, or none is needed.
     """
 
-    device_group: dist.ProcessGroup | None = None
-    cpu_group: dist.ProcessGroup | None = None
     communicators: tuple[Communicator, ...] = ()
     connections: Connections | None = None
     contacts: Contacts | None = None
@@ -114,9 +112,50 @@ class Links:
     channels: Any = None
     making: threading.Lock = field(default_factory=threading.Lock)
     lent: bool = False
+    late: Late | None = None
+    _device_group: dist.ProcessGroup | None = None
+    _cpu_group: dist.ProcessGroup | None = None
     _collectives: int = 0
     _counting: threading.Lock = field(default_factory=threading.Lock)
     _closed: list[Communicator] = field(default_factory=list[Communicator])
+
+    @property
+    def device_group(self) -> dist.ProcessGroup | None:
+        """For tensors on the manager's device; None in a group of one rank, which needs none, and after the end."""
+        if self._device_group is None:
+            self._open()
+        return self._device_group
+
+    @property
+    def cpu_group(self) -> dist.ProcessGroup | None:
+        """gloo, for CPU tensors and control; the same object as `device_group` when that is gloo."""
+        if self._cpu_group is None:
+            self._open()
+        return self._cpu_group
+
+    def _open(self) -> None:
+        late = self.late
+        if late is not None:
+            late.open()
+
+    def bind(self, gloo: Gloo, *, for_device: bool) -> None:
+        """This is the gloo group. `for_device`: it is for the manager's device, too."""
+        self.contacts, self.connections = gloo.contacts, gloo.connections
+        self._cpu_group = gloo.group
+        if for_device:
+            self._device_group = gloo.group
+
+    def bind_device(self, group: dist.ProcessGroup) -> None:
+        """This is the group of the manager's device."""
+        self._device_group = group
+
+    def made_for_device(self) -> dist.ProcessGroup | None:
+        """The device's group, if it was made."""
+        return self._device_group
+
+    def holding(self) -> tuple[object, ...]:
+        """What keeps the process groups, also one that is made from now on, as long as it is held."""
+        return self._device_group, self._cpu_group, self.late
 
     def live_graphs(self) -> int:
         """How many of the CUDA graphs are alive, and were not reset."""
@@ -124,6 +163,8 @@ class Links:
 
     def cut(self) -> None:
         """End gloo's connections: all that is under way on them fails at once, here and at the peers."""
+        if self.late is not None:
+            self.late.cut()
         if self.contacts is not None:
             self.contacts.end(waited_for=self.lent or self._collectives > 0)
         if self.connections is not None:
@@ -148,9 +189,10 @@ class Links:
         return errors
 
     def end_groups(self, end: Callable[[dist.ProcessGroup], object]) -> tuple[int, list[Exception]]:
-        """End the process groups that have not ended yet; how many did now, and what was raised."""
+        """End the process groups that have not ended yet; how many did now, made or not, and what was raised."""
         errors: list[Exception] = []
-        ended = 0
+        ended = int(self.late is not None and self.late.end())
+        self.late = None
         for group in self._distinct():
             try:
                 end(group)
@@ -165,12 +207,12 @@ class Links:
     @property
     def has_ended(self) -> bool:
         """Whether nothing is left to be closed."""
-        return not self._distinct() and not self._unclosed()
+        return self.late is None and not self._distinct() and not self._unclosed()
 
     def keep_while_captured(self) -> None:
         """NCCL waits for graphs that captured its groups, also in an abort: the groups live as long as the graphs."""
         for graph in self._alive():
-            weakref.finalize(graph, _let_go, self.device_group, self.communicators).atexit = False
+            weakref.finalize(graph, _let_go, self._device_group, self.communicators).atexit = False
 
     def refusal(self) -> str:
         """Why these cannot be used any more."""
@@ -183,7 +225,7 @@ class Links:
 
     def held(self) -> Iterator[object]:
         """What a forked child must leave alone."""
-        yield from (self.device_group, self.cpu_group, *self.communicators)
+        yield from (self._device_group, self._cpu_group, *self.communicators)
 
     def forked(self) -> None:
         """This is a child: these are of no use here."""
@@ -191,6 +233,8 @@ class Links:
 
     def has_met(self, peer: int) -> bool:
         """Whether gloo has a connection to the member at a position for sure."""
+        if self._cpu_group is None:
+            self._open()
         return self.contacts is None or peer in self.contacts.met
 
     def post(self, peer: int, begin: Callable[[], Work]) -> Work:
@@ -248,16 +292,16 @@ class Links:
 
     def _drop(self, group: dist.ProcessGroup) -> bool:
         """Whether it still was there: another thread may have been faster."""
-        was_there = self.device_group is group or self.cpu_group is group
-        if self.device_group is group:
-            self.device_group = None
-        if self.cpu_group is group:
-            self.cpu_group = None
+        was_there = self._device_group is group or self._cpu_group is group
+        if self._device_group is group:
+            self._device_group = None
+        if self._cpu_group is group:
+            self._cpu_group = None
         return was_there
 
     def _distinct(self) -> list[dist.ProcessGroup]:
-        """The process groups, each once: with gloo, device and CPU group are the same object."""
-        groups = {id(group): group for group in (self.device_group, self.cpu_group) if group is not None}
+        """The process groups that were made, each once: with gloo, device and CPU group are the same object."""
+        groups = {id(group): group for group in (self._device_group, self._cpu_group) if group is not None}
         return list(groups.values())
 
 

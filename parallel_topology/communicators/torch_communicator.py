@@ -60,7 +60,10 @@ class TorchCommunicator(Communicator):
         return InSlices(work, self._links) if is_gloos else work
 
     def _group(self, tensor: Tensor) -> Any:
-        return self._links.device_group if tensor.device.type == self._kind else self._links.cpu_group
+        group = self._links.device_group if tensor.device.type == self._kind else self._links.cpu_group
+        if group is None:
+            raise RuntimeError("its manager was closed")
+        return group
 
     def _is_gloo(self, tensor: Tensor) -> bool:
         return tensor.is_cpu

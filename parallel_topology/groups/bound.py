@@ -207,7 +207,7 @@ class BoundGroup(RankGroup):
         try:
             if async_op is not False and self._flag(operation, "async_op", async_op):
                 work = self._start(operation, tensor, async_op, arguments)
-                return Handle(self, call, work, finish, (self.links.device_group, self.links.cpu_group))
+                return Handle(self, call, work, finish, self.links.holding())
             self._carry_out(call, tensor, arguments)
         except ParallelTopologyError:
             raise
@@ -245,7 +245,7 @@ class BoundGroup(RankGroup):
         # Held while this waits: whoever drops the last reference to a gloo group waits for what is under way in it, and
         # that would be close() in another thread, which is to end this wait.
         links = self.links
-        held = (links.device_group, links.cpu_group)
+        held = links.holding()
         witness = links.witness
         if witness is not None:
             witness.vigil.begins(self.label, call, links.timeout, time.monotonic())

@@ -23,7 +23,14 @@ from parallel_topology.errors import (
 from parallel_topology.meeting.control import Control, Patience, delete, read
 from parallel_topology.meeting.deadline import LAST, Deadline, Overtaken
 from parallel_topology.meeting.lobby import LAST_WORDS, Call, Lobby, agreed, answer
-from parallel_topology.meeting.operations import Operations, committed_key, key_of, meeting_place, say_ready
+from parallel_topology.meeting.operations import (
+    Operations,
+    committed_key,
+    key_of,
+    meeting_place,
+    say_ready,
+    withdraw_if_over,
+)
 from parallel_topology.meeting.options import Options
 from parallel_topology.topology.topology import ParallelTopology
 from parallel_topology.torch_errors import STORE_ERRORS
@@ -201,11 +208,15 @@ class Newcomer:
             said = [json.loads(found) for key in steps if (found := read(store, key)) is not None]
             if any(one["why"] for one in said) or (not said and built.passed()):
                 return False
+            if read(store, key_of(call.keys, call.number, "asked")) is None and read(store, committed) is None:
+                return False  # long ago: its keys were taken away, which is after all have been told
             if told is None and len(said) == len(steps):
                 told = Deadline(LAST_WORDS)  # who committed it is about to say so, unless it has died
             if told is None and self._deadline.passed():
                 no = json.dumps({"why": f"rank {call.place}: its time is up", "kind": "", "until": 0})
-                if store.compare_set(steps[1], "", no).decode(errors="replace") == no:
+                found = store.compare_set(steps[1], "", no).decode(errors="replace")
+                withdraw_if_over(store, call.keys, call.number, "outcome")
+                if found == no:
                     return False
             looks.pause(Deadline(1))
         delete(store, committed)

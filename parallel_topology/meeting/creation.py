@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from parallel_topology.communicators.contacts import refusing
 from parallel_topology.communicators.factories import find_factory
 from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
+from parallel_topology.communicators.late import Gloo, Late
 from parallel_topology.communicators.links import Call, Links
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.presence import is_gone
@@ -28,9 +30,11 @@ from parallel_topology.communicators.two_levels import why_not
 from parallel_topology.communicators.waiting import Interrupts
 from parallel_topology.errors import BackendError, CreationError, GroupTimeoutError
 from parallel_topology.meeting.completion import BUILT, DONE, complete
+from parallel_topology.meeting.control import delete, read_all
+from parallel_topology.meeting.control import wait_for as wait_for_keys
 from parallel_topology.meeting.deadline import Deadline, Overtaken
 from parallel_topology.meeting.greeting import greet
-from parallel_topology.meeting.opening import Opening
+from parallel_topology.meeting.opening import Opened, Opening
 from parallel_topology.meeting.options import Options
 from parallel_topology.meeting.witness import Witness
 from parallel_topology.topology.layout import Ranks
@@ -229,7 +233,7 @@ class Creator:
         for links, _ in self._made:
             over_gloo = TorchCommunicator(links, torch.device("cpu"), len(links.ranks), 0)
             first = next(one for one in links.communicators if one.handles("all_reduce", tensor))
-            for communicator in (over_gloo, first):
+            for communicator in (first,) if links.late is not None else (over_gloo, first):
                 wait_for(communicator.issue("all_reduce", tensor, op=dist.ReduceOp.SUM, async_op=False))
 
     def _makes_more(self) -> bool:
@@ -259,21 +263,46 @@ class Creator:
         return kind(f"{what} at rank {rank}: {reason}; {said}")
 
     def _connect(self, links: Links, ranks: Ranks, rank: int, family: str, options: GroupOptions) -> None:
-        size, label = len(ranks), links.label
-        opened = self._opening.take(family, ranks)
-        links.contacts, links.connections = opened.contacts, opened.connections
-        store = dist.PrefixStore(f"{label}/gloo", self._store)
-        links.device_group = links.cpu_group = torch_private.new_process_group(
-            store, rank, size, description=label, key=f"{label}/gloo", kind="gloo", backends={"cpu": opened.backend}
-        )
-        torch_private.set_timeout(links.cpu_group, links.timeout)
+        def make() -> Gloo:
+            return self._group_of(self._opening.open(family, ranks), links, rank)
+
+        def bind(gloo: Gloo) -> None:
+            links.bind(gloo, for_device=self._backend == "gloo")
+
+        if self._memory is not None and self._opening.is_late(family, ranks):
+            links.late = Late(make, bind, self._memory, family, ranks, rank)
+        else:
+            exchange = partial(self._exchanged, links.label, rank, len(ranks))
+            bind(self._group_of(self._opening.take(family, ranks, exchange), links, rank))
         if self._backend == "nccl":
-            store = dist.PrefixStore(f"{label}/nccl", self._store)
-            nccl = torch_private.nccl_backend(store, rank, size, _nccl_options(links, options), self._device)
-            links.device_group = torch_private.new_process_group(
-                store, rank, size, description=label, key=f"{label}/nccl", kind="nccl",
+            store = dist.PrefixStore(f"{links.label}/nccl", self._store)
+            nccl = torch_private.nccl_backend(store, rank, len(ranks), _nccl_options(links, options), self._device)
+            made = torch_private.new_process_group(
+                store, rank, len(ranks), description=links.label, key=f"{links.label}/nccl", kind="nccl",
                 backends={"cuda": nccl}, device=self._device,
             )  # fmt: skip
+            links.bind_device(made)
+
+    def _group_of(self, opened: Opened, links: Links, rank: int) -> Gloo:
+        label = links.label
+        store = dist.PrefixStore(f"{label}/gloo", self._store)
+        group = torch_private.new_process_group(
+            store, rank, len(links.ranks), description=label, key=f"{label}/gloo", kind="gloo",
+            backends={"cpu": opened.backend},
+        )  # fmt: skip
+        torch_private.set_timeout(group, links.timeout)
+        return Gloo(group, opened.contacts, opened.connections)
+
+    def _exchanged(self, label: str, rank: int, size: int, said: str) -> list[str]:
+        """What the members of a group say, by position."""
+        keys = [f"{label}/at/{position}" for position in range(size)]
+        self._store.set(keys[rank], said)
+        if not wait_for_keys(self._store, keys, self._deadline):
+            raise Overtaken
+        told = [value.decode(errors="replace") for value in read_all(self._store, keys)]
+        if self._store.add(f"{label}/at", 1) == size:
+            delete(self._store, *keys, f"{label}/at")
+        return told
 
     def release(self, *, abort: bool) -> Released:
         """Take down what is left, the last one made first. Whatever raises, the rest ends all the same.
@@ -296,7 +325,7 @@ class Creator:
         for links in remaining:
             released.errors += links.close_communicators(abort=abort)
         _cut(cut)
-        device_groups = [links.device_group for links in remaining if links.device_group is not None]
+        device_groups = [group for links in remaining if (group := links.made_for_device()) is not None]
         with torch_private.ended_together(device_groups) if abort else nullcontext():
             for links in remaining:
                 ended, errors = links.end_groups(lambda group: self._end(group, abort))
@@ -353,13 +382,10 @@ class WorldCreator(Creator):
         label = links.label
         if self._backend == "nccl":
             nccl_options = _nccl_options(links, options)
-            links.device_group = self._registered("nccl", links, ranks, rank, label, nccl_options)
+            links.bind_device(self._registered("nccl", links, ranks, rank, label, nccl_options))
         # torch makes a gloo device for each of these; they are made while other threads may make others
-        links.cpu_group, links.connections = new_connections(
-            lambda: self._registered("gloo", links, ranks, rank, label)
-        )
-        if self._backend == "gloo":
-            links.device_group = links.cpu_group
+        group, connections = new_connections(lambda: self._registered("gloo", links, ranks, rank, label))
+        links.bind(Gloo(group, None, connections), for_device=self._backend == "gloo")
 
     def _registered(
         self, backend: str, links: Links, ranks: Ranks, rank: int, label: str, options: Any = None

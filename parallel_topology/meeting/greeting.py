@@ -54,6 +54,6 @@ def _connects(links: Links, peer: int) -> bool:
 
 
 def _gloo(links: Links) -> Any:
-    if links.cpu_group is None:
+    if (group := links.cpu_group) is None:
         raise Overtaken  # it was taken down meanwhile
-    return links.cpu_group
+    return group

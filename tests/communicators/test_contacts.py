@@ -168,14 +168,14 @@ class TestAddresses:
     def test_members_of_different_kinds_are_refused(self):
         _, contacts = self.opened()
         with pytest.raises(CreationError, match=r"member 1 listens at ::1, this one at 127.0.0.1: expected as many"):
-            contacts.introduce([contacts.mine, [("::1", 5)]])
+            contacts.introduce({0: contacts.mine, 1: [("::1", 5)]})
         with pytest.raises(CreationError, match="member 1 listens at no address"):
-            contacts.introduce([contacts.mine, []])
+            contacts.introduce({0: contacts.mine, 1: []})
 
     def test_who_listens_is_not_gone(self):
         backend, contacts = self.opened()
         other, theirs = self.opened(rank=1)
-        contacts.introduce([contacts.mine, theirs.mine])
+        contacts.introduce({0: contacts.mine, 1: theirs.mine})
         assert contacts.gone() == []
         theirs.end()
         del other
@@ -188,6 +188,6 @@ class TestAddresses:
     def test_one_of_the_two_connects(self):
         _, mine = self.opened()
         _, theirs = self.opened(rank=1)
-        mine.introduce([mine.mine, theirs.mine])
-        theirs.introduce([mine.mine, theirs.mine])
+        mine.introduce({0: mine.mine, 1: theirs.mine})
+        theirs.introduce({0: mine.mine, 1: theirs.mine})
         assert mine.connects(1) is not theirs.connects(0)
