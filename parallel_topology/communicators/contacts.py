@@ -184,10 +184,9 @@ def open_gloo(devices: Sequence[Any], rank: int, size: int, timeout: timedelta) 
     Args:
         devices: for this group alone.
         rank: this member's position.
-        timeout: of its operations.
+        timeout: how long it waits for one to be introduced, and, five times as long, for its connection.
     """
     store = dist.HashStore()
-    store.set_timeout(timeout)
     backend = torch_private.gloo_backend(store, rank, size, timeout, *devices)
     return backend, Contacts(store, len(devices), rank, size)
 

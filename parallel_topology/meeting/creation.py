@@ -264,7 +264,7 @@ class Creator:
 
     def _connect(self, links: Links, ranks: Ranks, rank: int, family: str, options: GroupOptions) -> None:
         def make() -> Gloo:
-            return self._group_of(self._opening.open(family, ranks), links, rank)
+            return self._group_of(self._opening.open(family, ranks, links.timeout), links, rank)
 
         def bind(gloo: Gloo) -> None:
             links.bind(gloo, for_device=self._backend == "gloo")

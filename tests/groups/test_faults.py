@@ -138,6 +138,14 @@ def killed_between_operations(rank: int, port: int) -> Outcome:
     return _then_aborts(groups, lambda: groups.world.barrier())
 
 
+def killed_before_gloo_was_needed(rank: int, port: int) -> Outcome:
+    groups = manager(rank, port)
+    groups.world.all_reduce(torch.ones(1))  # through memory
+    if rank == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _then_aborts(groups, lambda: groups.world.all_reduce(torch.ones(2**22), async_op=True).wait())
+
+
 def killed_at_close(rank: int, port: int) -> Outcome:
     groups = manager(rank, port)
     if rank == 3:
@@ -344,6 +352,11 @@ TABLE: dict[Callable[[int, int], Outcome], tuple[tuple[int, ...], type[Exception
         SURVIVORS,
         CollectiveError,
         "barrier on engine/world .*ranks? [0-9, ]*3 did not report: dead",
+    ),
+    killed_before_gloo_was_needed: (
+        SURVIVORS,
+        CollectiveError,
+        "all_reduce on engine/world .*ranks? [0-9, ]*3 did not report: dead",
     ),
     killed_at_close: ((), Exception, ""),
     does_not_take_part: (
