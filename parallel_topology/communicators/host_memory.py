@@ -118,7 +118,7 @@ class Region:
 
     @property
     def bell(self) -> int:
-        """Where the word is that changes when another member says something."""
+        """Where the word is that changes when another member tells something; 0 while this one does not listen."""
         return self.start + self.WORDS // 2
 
     @property
@@ -250,11 +250,17 @@ class HostMemory:
         end = at + 16 + min(length - 1, Region.SAID - 16)
         return str(self.bytes[at + 16 : end], errors="replace") if length else None
 
+    def listen(self, family: str, rank: int) -> int:
+        """From now on this member is woken when another one of its group tells something; what to pass to `hear`."""
+        self.words[(self.area(rank) + self.regions[family].bell) // 8] = 1
+        self._fence()
+        return 1
+
     def hear(self, family: str, rank: int, heard: int, seconds: float) -> int:
         """Sleep until another member of this one's group tells something, or so long.
 
         Args:
-            heard: what this returned before what was said was looked at; 0 at first.
+            heard: what this or `listen` returned before what was said was looked at.
         """
         bell = self.area(rank) + self.regions[family].bell
         if self.words[bell // 8] == heard:
@@ -267,8 +273,9 @@ class HostMemory:
         self._fence()
         for rank in ranks:
             bell = self.area(rank) + self.regions[family].bell
-            self.words[bell // 8] = secrets.randbits(63)  # nobody counts here: several may write at once
-            futex.wake(self.address + bell)
+            if self.words[bell // 8]:
+                self.words[bell // 8] = secrets.randbits(63) | 1  # nobody counts here: several may write at once
+                futex.wake(self.address + bell)
 
     def close(self) -> None:
         """Nobody can find it any more; it stays mapped until nothing refers to it, as a thread may still be in it."""

@@ -107,7 +107,8 @@ class Late:
     def _introduce(self, contacts: Contacts) -> None:
         """Tell gloo where the others listen, as they tell it, until all did, or will not."""
         missing = {position: rank for position, rank in enumerate(self._ranks) if position != self._rank}
-        heard, mine = 0, self._ranks[self._rank]
+        mine = self._ranks[self._rank]
+        heard = self._memory.listen(self._family, mine)
         while not self._is_over:
             for position, rank in list(missing.items()):
                 said = self._memory.said(self._family, rank)

@@ -150,9 +150,12 @@ class Opening:
         """
         families, lacking = self._families, set[int]()
         known: dict[str, str] = {}
+        read: dict[str, tuple[bool, dict[str, list[Address]]]] = {}  # ranks that listen nowhere say the same
         for rank, text in built.items():
-            has_memory, listening = read_said(rank, text, len(families), known)
-            self._told[rank] = dict(zip(families, listening, strict=True))
+            if text not in read:
+                has_memory, listening = read_said(rank, text, len(families), known)
+                read[text] = has_memory, dict(zip(families, listening, strict=True))
+            has_memory, self._told[rank] = read[text]
             if not has_memory:
                 lacking.add(self.hosts[rank])
         self.sharing = frozenset(rank for rank, host in self.hosts.items() if host not in lacking)
