@@ -6,7 +6,7 @@ group_options       the options of one group
 forked              what a forked child must never touch
 connections         gloo's sockets, to be ended whoever still holds the groups
 contacts            how a gloo group's members come to connections when they first use each other
-late                gloo groups within a host, made when they are first needed
+late                gloo groups within a host, made when one of the members first needs them
 waiting             for gloo's work, so that Ctrl-C is obeyed
 links               what one set of ranks communicates over, shared by the groups that have these ranks
 refusal             what is wrong, to be said under the name of the group that was called

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import socket
 import stat
 import threading
@@ -50,6 +51,19 @@ class Device:
             if inode != self.listener:
                 _shut_down(descriptor, inode)
 
+    def forget(self) -> None:
+        """Let gloo watch no connection any more.
+
+        One that came for a member after gloo had given that up it never closes: it looks at it without pause, and who
+        drops the group's last reference waits for that to end, for ever, with Python's lock (torch 2.13).
+        """
+        left = [(descriptor, inode) for descriptor, inode in self._registered() if inode != self.listener]
+        with suppress(OSError), select.epoll.fromfd(os.dup(self.poll)) as poll:
+            for descriptor, inode in left:
+                if _is_connected(descriptor, inode):
+                    with suppress(OSError):  # closed meanwhile
+                        poll.unregister(descriptor)
+
     def is_connected(self) -> bool:
         """Whether there are any."""
         return any(_is_connected(descriptor, inode) for descriptor, inode in self._registered())
@@ -87,6 +101,8 @@ class Connections:
         while any(device.is_connected() for device in self._found()) and time.monotonic() < deadline:
             self.cut()
             time.sleep(0.0002)
+        for device in self._found():
+            device.forget()
 
     def _found(self) -> list[Device]:
         for polls in (filter(_is_poll, self._among), _polls()):

@@ -45,12 +45,14 @@ class Contacts:
     """Where the members of one gloo group listen, and with whom of them this one has had to do.
 
     Attributes:
+        patience: seconds for which gloo waits for a member to connect.
         mine: where this member listens, on each of its devices.
         met: positions of the members to which there is a connection for sure.
     """
 
-    def __init__(self, store: dist.Store, devices: int, rank: int, size: int) -> None:
-        """`store`: what gloo reads; nobody else does. `rank`: this member's position."""
+    def __init__(self, store: dist.Store, devices: int, rank: int, size: int, timeout: timedelta) -> None:
+        """`store`: what gloo reads; nobody else does. `rank`: this member's position. `timeout`: as gloo was told."""
+        self.patience = 5 * timeout.total_seconds()
         self._store = store
         self._rank = rank
         self._size = size
@@ -59,6 +61,7 @@ class Contacts:
         self._theirs: dict[int, Address] = {}  # on the first device
         self.met: set[int] = set()
         self._lock = threading.Lock()
+        self._telling = threading.Lock()  # held while gloo is told something, never while it is called
         self._pending: dict[int, deque[Later]] = {}
         self._meeting: set[threading.Thread] = set()
         self._ended = False
@@ -81,33 +84,40 @@ class Contacts:
         for index, mine in enumerate(self._told):
             blobs = torch_private.gloo_blobs(mine, (addresses[position][index] for position in others))
             told |= {self._key(index, position): blob for position, blob in zip(others, blobs, strict=True)}
-        with self._lock:
+        with self._telling:
             if not self._ended:
                 torch_private.multi_set(self._store, told)
                 self._theirs |= {position: addresses[position][0] for position in others}
 
     def give_up(self, positions: Iterable[int]) -> None:
-        """These members will not come: what waits in gloo for one of them fails."""
+        """These members will not come: what gloo begins to or from one of them fails, and so do messages that wait."""
+        gone = list(positions)
+        with self._telling:
+            self._lead_nowhere(gone)
         with self._lock:
-            self._lead_nowhere(positions)
+            waits = set(gone).intersection(self._pending)
+        for peer in filter(self._is_stranger, waits):
+            self._free(peer)
 
     def post(self, peer: int, begin: Callable[[], Work]) -> Work:
         """Begin a message to or from a member, which must not wait for anything once they are connected."""
         if peer in self.met:
             return begin()
         with self._lock:
-            if peer in self.met:
-                return begin()
-            later = Later(begin, lambda: self._free_if_gone(peer))
-            pending = self._pending.get(peer)
-            if pending is not None:
-                pending.append(later)
+            if peer not in self.met:
+                later = Later(begin, lambda: self._free_if_gone(peer))
+                pending = self._pending.get(peer)
+                if pending is not None:
+                    pending.append(later)
+                    return later
+                self._pending[peer] = deque([later])
+                thread = threading.Thread(
+                    target=self._meet, args=(peer,), name="parallel_topology contact", daemon=True
+                )
+                self._meeting.add(thread)
+                thread.start()
                 return later
-            self._pending[peer] = deque([later])
-            thread = threading.Thread(target=self._meet, args=(peer,), name="parallel_topology contact", daemon=True)
-            self._meeting.add(thread)
-            thread.start()
-        return later
+        return begin()
 
     def connects(self, peer: int) -> bool:
         """Whether it is this member of the two that connects, and so waits for nobody but the system in doing it."""
@@ -115,15 +125,18 @@ class Contacts:
 
     def _meet(self, peer: int) -> None:
         pending = self._pending[peer]
-        connected = pending[0].run()  # returns when there is a connection
-        with self._lock:
-            pending.popleft()
-            while pending:
-                connected = pending.popleft().run() and connected
-            del self._pending[peer]
-            if connected:
-                self.met.add(peer)
-            self._meeting.discard(threading.current_thread())
+        connected = True
+        while True:
+            connected = pending[0].run() and connected  # the first one returns when there is a connection
+            with self._lock:
+                pending.popleft()
+                if pending:  # begun meanwhile
+                    continue
+                del self._pending[peer]
+                if connected:
+                    self.met.add(peer)
+                self._meeting.discard(threading.current_thread())
+                return
 
     def wait_until_gone(self, seconds: float) -> None:
         """Once it has ended: wait until no thread is in gloo any more, where an interpreter that ends would abort."""
@@ -150,13 +163,15 @@ class Contacts:
         """From now on nobody waits for a connection in this group, and nobody makes one.
 
         Args:
-            waited_for: somebody besides messages may be waiting for a connection: any of them.
+            waited_for: somebody besides messages may be waiting for a connection: any of them. Not where gloo has given
+                that up: it ends the process if one comes then (torch 2.13: `ex_ == nullptr`).
         """
         with self._lock:
             if self._ended:
                 return
             self._ended = True
             pending = set(self._pending)
+        with self._telling:
             self._lead_nowhere(position for position in range(self._size) if position != self._rank)
         for peer in filter(self._is_stranger, range(self._size) if waited_for else pending):
             self._free(peer)
@@ -188,7 +203,7 @@ def open_gloo(devices: Sequence[Any], rank: int, size: int, timeout: timedelta) 
     """
     store = dist.HashStore()
     backend = torch_private.gloo_backend(store, rank, size, timeout, *devices)
-    return backend, Contacts(store, len(devices), rank, size)
+    return backend, Contacts(store, len(devices), rank, size, timeout)
 
 
 class Later:

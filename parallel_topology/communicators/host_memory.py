@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -115,11 +115,6 @@ class Region:
     """Bytes of what the member says to the others, with its length before it."""
     HEADER = 256
     """Bytes of a slot's header."""
-
-    @property
-    def bell(self) -> int:
-        """Where the word is that changes when another member tells something; 0 while this one does not listen."""
-        return self.start + self.WORDS // 2
 
     @property
     def said(self) -> int:
@@ -224,8 +219,8 @@ class HostMemory:
         at = self.area(rank) // 8
         return self.words[at + 1], self.words[at + 2]
 
-    def say(self, family: str, ranks: Sequence[int], rank: int, text: str) -> None:
-        """Tell the members of a group something, which is told once.
+    def say(self, family: str, rank: int, text: str) -> None:
+        """Let the members of a rank's group read something, which is written once; `ring` tells them.
 
         Raises:
             ValueError: it is longer than there is room for.
@@ -234,48 +229,44 @@ class HostMemory:
         if len(encoded) > Region.SAID - 16:
             raise ValueError(f"{len(encoded)} bytes are to be told, expected at most {Region.SAID - 16}")
         self.bytes[at + 16 : at + 16 + len(encoded)] = encoded
-        self._tell(family, ranks, at, len(encoded) + 1)
+        self._fence()
+        self.words[at // 8] = len(encoded) + 1
+        self._fence()
 
-    def unsay(self, family: str, ranks: Sequence[int], rank: int) -> None:
-        """Tell them that it holds no more, or never will."""
-        self._tell(family, ranks, self.area(rank) + self.regions[family].said + 8, 1)
+    def unsay(self, family: str, rank: int) -> None:
+        """Let them read that it holds no more, or never will."""
+        self.words[(self.area(rank) + self.regions[family].said) // 8 + 1] = 1
+        self._fence()
 
     def said(self, family: str, rank: int) -> str | None:
-        """What a member told, which may be anything; empty if it holds no more, None if it told nothing yet."""
+        """What a member said, which may be anything; empty if it holds no more, None if it said nothing yet."""
         at = self.area(rank) + self.regions[family].said
         length, is_over = self.words[at // 8], self.words[at // 8 + 1]
+        if is_over or not length:
+            return "" if is_over else None
         self._fence()
-        if is_over:
-            return ""
-        end = at + 16 + min(length - 1, Region.SAID - 16)
-        return str(self.bytes[at + 16 : end], errors="replace") if length else None
+        return str(self.bytes[at + 16 : at + 16 + min(length - 1, Region.SAID - 16)], errors="replace")
 
-    def listen(self, family: str, rank: int) -> int:
-        """From now on this member is woken when another one of its group tells something; what to pass to `hear`."""
-        self.words[(self.area(rank) + self.regions[family].bell) // 8] = 1
-        self._fence()
-        return 1
+    def ring(self, ranks: Iterable[int]) -> None:
+        """Wake these, if they sleep in `hear`."""
+        for rank in ranks:
+            bell = self._bell(rank)
+            self.words[bell // 8] = secrets.randbits(63)  # nobody counts here: several may write at once
+            futex.wake(self.address + bell)
 
-    def hear(self, family: str, rank: int, heard: int, seconds: float) -> int:
-        """Sleep until another member of this one's group tells something, or so long.
+    def hear(self, rank: int, heard: int, seconds: float) -> int:
+        """Sleep until another rank rings for this one, or so long.
 
         Args:
-            heard: what this or `listen` returned before what was said was looked at.
+            heard: what this returned before what others said was looked at; 0 at first.
         """
-        bell = self.area(rank) + self.regions[family].bell
+        bell = self._bell(rank)
         if self.words[bell // 8] == heard:
             futex.sleep(self.address + bell, heard, seconds)
         return self.words[bell // 8]
 
-    def _tell(self, family: str, ranks: Sequence[int], at: int, value: int) -> None:
-        self._fence()
-        self.words[at // 8] = value
-        self._fence()
-        for rank in ranks:
-            bell = self.area(rank) + self.regions[family].bell
-            if self.words[bell // 8]:
-                self.words[bell // 8] = secrets.randbits(63) | 1  # nobody counts here: several may write at once
-                futex.wake(self.address + bell)
+    def _bell(self, rank: int) -> int:
+        return self.area(rank) + 24
 
     def close(self) -> None:
         """Nobody can find it any more; it stays mapped until nothing refers to it, as a thread may still be in it."""

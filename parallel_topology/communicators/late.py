@@ -1,15 +1,16 @@
-"""Late: a gloo group within a host that is made when it is first needed.
+"""Late: a gloo group within a host that is made when a member first needs it.
 
 Each gloo group has a listening socket, and a thread that wakes a hundred times a second, whether it is used or not, and
 two more that do not (torch 2.8, 2.14). Within a host memory carries what is small, so most groups never need one. Who
-does tells the others, in that memory, where it listens; a thread tells gloo what the others say. What is called
-meanwhile waits inside gloo, and so do messages, each on its own.
+does says in that memory where it listens, and rings for the others, whose doorkeepers make theirs, wherever their
+program is: gloo waits for an address with a lock held that all its messages need.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,14 @@ from parallel_topology.communicators.presence import is_gone
 from parallel_topology.errors import CreationError
 
 _log = logging.getLogger("parallel_topology")
+ANSWER = 0.1
+"""Seconds that who makes a group waits for the others to say where they listen; then gloo has to."""
 LOOK = 0.25
-"""Seconds after which a member that told nothing is looked for: it may have died."""
+"""Seconds after which a member that says nothing is looked for: it may have died."""
+_REST = 5.0
+"""Seconds after which it is looked whether anybody still has these groups."""
 _SOON = 0.05
-"""Seconds that the end waits for the thread, which ends at once."""
+"""Seconds that the end waits for a thread which ends at once."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,13 @@ class Late:
         self._made: Callable[[Gloo], object] | None = made
         self._memory = memory
         self._family = family
-        self._ranks = ranks
-        self._rank = rank
+        self._rank = ranks[rank]
+        self._others = {other: position for position, other in enumerate(ranks) if position != rank}
+        self._missing = set(self._others)  # of whom nothing is known yet
+        self._there = set[int]()  # who were introduced, and have not ended
         self._lock = threading.Lock()
         self._gloo: Gloo | None = None  # held as long as somebody who uses it holds this
-        self._thread: threading.Thread | None = None
+        self._answered = threading.Event()
         self._is_cut = self._is_over = False
 
     def open(self) -> None:
@@ -70,29 +77,40 @@ class Late:
             CreationError: where it listens cannot be told.
         """
         with self._lock:
-            if self._is_over or self._gloo is not None or self._make is None or self._made is None:
-                return
-            gloo = self._make()
-            contacts = gloo.contacts
-            if contacts is not None:
-                try:
-                    self._memory.say(self._family, self._ranks, self._ranks[self._rank], words_for(contacts.mine))
-                except ValueError as error:
-                    raise CreationError(f"GLOO_SOCKET_IFNAME names too many interfaces: {error}") from None
-                self._thread = threading.Thread(
-                    target=self._introduce, args=(contacts,), name="parallel_topology contacts", daemon=True
-                )
-                self._thread.start()
-                if self._is_cut:
-                    contacts.end()
-            self._gloo = gloo
-            self._made(gloo)
+            is_first = self._open()
+        if is_first:
+            self._answered.wait(ANSWER)
+
+    def attend(self) -> bool:
+        """Make it if another member has; tell gloo where members listen, and who has ended. Whether some have not said
+        anything yet."""
+        with self._lock:
+            if self._gloo is None and any(self._memory.said(self._family, other) for other in self._others):
+                self._open()
+            contacts = self._gloo.contacts if self._gloo is not None and not self._is_over else None
+        if contacts is None:
+            return False
+        over = {rank for rank in self._there if self._memory.said(self._family, rank) == ""}
+        self._there -= over
+        for rank in sorted(self._missing):
+            said = self._memory.said(self._family, rank)
+            if said:
+                self._introduce(contacts, rank, said)
+            elif said is not None or is_gone(*self._memory.process(rank)):
+                self._missing.discard(rank)
+                over.add(rank)
+        if over:
+            contacts.give_up(self._others[rank] for rank in over)
+        if not self._missing:
+            self._answered.set()
+        return bool(self._missing)
 
     def cut(self) -> None:
         """From now on nobody waits for this member here, nor it for others."""
         if not self._is_cut:
             self._is_cut = True
-            self._memory.unsay(self._family, self._ranks, self._ranks[self._rank])
+            self._memory.unsay(self._family, self._rank)
+            self._memory.ring(other for other in self._others if self._memory.said(self._family, other))
 
     def end(self) -> bool:
         """It is not made any more; whether it never was, as is said once."""
@@ -100,27 +118,77 @@ class Late:
             was_open, self._is_over = not self._is_over, True
             self._make = self._made = None
         self.cut()
-        if self._thread is not None:
-            self._thread.join(_SOON)
+        self._answered.set()
         return was_open and self._gloo is None
 
-    def _introduce(self, contacts: Contacts) -> None:
-        """Tell gloo where the others listen, as they tell it, until all did, or will not."""
-        missing = {position: rank for position, rank in enumerate(self._ranks) if position != self._rank}
-        mine = self._ranks[self._rank]
-        heard = self._memory.listen(self._family, mine)
+    def _open(self) -> bool:
+        """Whether it was made now."""
+        if self._is_over or self._gloo is not None or self._make is None or self._made is None:
+            return False
+        gloo = self._make()
+        contacts = gloo.contacts
+        if contacts is not None:
+            try:
+                self._memory.say(self._family, self._rank, words_for(contacts.mine))
+            except ValueError as error:
+                raise CreationError(f"GLOO_SOCKET_IFNAME names too many interfaces: {error}") from None
+            if self._is_cut:
+                contacts.end()
+        self._gloo = gloo
+        self._made(gloo)
+        self._memory.ring([*self._others, self._rank])
+        return True
+
+    def _introduce(self, contacts: Contacts, rank: int, said: str) -> None:
+        self._missing.discard(rank)
+        try:
+            contacts.introduce({self._others[rank]: addresses_in(said)})
+            self._there.add(rank)
+        except (CreationError, ValueError, OSError) as error:
+            contacts.give_up([self._others[rank]])
+            _log.warning("where rank %d listens is of no use here: %s", rank, error)
+
+
+class Doorkeeper:
+    """A manager's thread that attends to its late groups whenever somebody rings. It keeps none of them alive."""
+
+    def __init__(self, memory: HostMemory, rank: int) -> None:
+        """`rank`: this one's, among those that share `memory`."""
+        self._memory = memory
+        self._rank = rank
+        self._late: list[weakref.ref[Late]] = []
+        self._is_over = False
+        self._thread = threading.Thread(target=self._run, name="parallel_topology door", daemon=True)
+        self._thread.start()
+
+    def attend_to(self, late: Late) -> None:
+        """From now on to this one, too."""
+        self._late.append(weakref.ref(late))
+        self._memory.ring([self._rank])  # another member may have made it
+
+    def end(self) -> None:
+        """All of them have ended."""
+        self._is_over = True
+        self._memory.ring([self._rank])
+        if self._thread is not threading.current_thread():
+            self._thread.join(_SOON)
+
+    def _run(self) -> None:
+        heard = 0
         while not self._is_over:
-            for position, rank in list(missing.items()):
-                said = self._memory.said(self._family, rank)
-                if said is None and not is_gone(*self._memory.process(rank)):
-                    continue
-                del missing[position]
-                try:
-                    contacts.introduce({position: addresses_in(said or "")})
-                except (CreationError, ValueError, OSError) as error:
-                    contacts.give_up([position])
-                    if said:
-                        _log.warning("where rank %d listens is of no use to rank %d: %s", rank, mine, error)
-            if not missing:
+            waits = [self._attend(known) for known in list(self._late)]
+            if waits and waits.count(None) == len(waits):
                 return
-            heard = self._memory.hear(self._family, mine, heard, LOOK)
+            heard = self._memory.hear(self._rank, heard, LOOK if any(waits) else _REST)
+
+    def _attend(self, known: weakref.ref[Late]) -> bool | None:
+        """Whether it waits for members; None where nobody has it any more."""
+        late = known()
+        if late is None:
+            return None
+        try:
+            return late.attend()
+        except Exception as error:
+            _log.warning("rank %d could not make a gloo group that others need: %s", self._rank, error)
+            late.cut()
+            return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,7 @@ class Links:
     _device_group: dist.ProcessGroup | None = None
     _cpu_group: dist.ProcessGroup | None = None
     _collectives: int = 0
+    _last_use: float = 0.0
     _counting: threading.Lock = field(default_factory=threading.Lock)
     _closed: list[Communicator] = field(default_factory=list[Communicator])
 
@@ -153,6 +155,11 @@ class Links:
         """The device's group, if it was made."""
         return self._device_group
 
+    def lend(self) -> None:
+        """Other code gets the process groups."""
+        self.lent = True
+        self._last_use = time.monotonic()
+
     def holding(self) -> tuple[object, ...]:
         """What keeps the process groups, also one that is made from now on, as long as it is held."""
         return self._device_group, self._cpu_group, self.late
@@ -166,7 +173,8 @@ class Links:
         if self.late is not None:
             self.late.cut()
         if self.contacts is not None:
-            self.contacts.end(waited_for=self.lent or self._collectives > 0)
+            is_used, since = self.lent or self._collectives > 0, time.monotonic() - self._last_use
+            self.contacts.end(waited_for=is_used and since < self.contacts.patience)
         if self.connections is not None:
             self.connections.cut()
 
@@ -245,6 +253,7 @@ class Links:
         """A collective of gloo's is under way."""
         with self._counting:
             self._collectives += 1
+            self._last_use = time.monotonic()
 
     def ended(self) -> None:
         """A collective of gloo's is over."""

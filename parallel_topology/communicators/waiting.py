@@ -23,8 +23,14 @@ _GRACE = 0.1
 """Seconds that a message has to arrive after SIGINT, before its connections are cut."""
 
 
+_LATER = 0.25
+"""Seconds after the deadline that gloo has to say itself that time is up."""
+
+
 class Watch(Protocol):
     """Told of a group's collectives."""
+
+    timeout: timedelta
 
     def begun(self) -> None: ...
     def ended(self) -> None: ...
@@ -45,22 +51,22 @@ class InSlices:
         watch.begun()
 
     def wait(self, timeout: timedelta | None = None) -> object:
-        if timeout is None:
-            return self._within(None)
-        return self._within(time.monotonic() + timeout.total_seconds())
+        # gloo itself waits five times as long where there is no connection yet
+        seconds = self._watch.timeout.total_seconds() + _LATER if timeout is None else timeout.total_seconds()
+        return self._within(time.monotonic() + seconds)
 
     def is_completed(self) -> bool:
         return self._work.is_completed()
 
-    def _within(self, end: float | None) -> object:
+    def _within(self, end: float) -> object:
         slices = 0
         while True:
             slices += 1
-            left = _SLICE if end is None else min(_SLICE, timedelta(seconds=max(end - time.monotonic(), 0.001)))
+            left = min(_SLICE, timedelta(seconds=max(end - time.monotonic(), 0.001)))
             try:
                 result = self._work.wait(left)
             except RuntimeError:
-                if end is not None and time.monotonic() >= end and not self._work.is_completed():
+                if time.monotonic() >= end and not self._work.is_completed():
                     raise
             else:
                 self._end()

@@ -65,14 +65,14 @@ class BoundGroup(RankGroup):
     def device_group(self) -> dist.ProcessGroup | None:
         """torch's process group for this group's device; None in a group of one rank."""
         self._require_open("device_group")
-        self.links.lent = True
+        self.links.lend()
         return self.links.device_group
 
     @property
     def cpu_group(self) -> dist.ProcessGroup | None:
         """torch's gloo process group for CPU tensors; None in a group of one rank."""
         self._require_open("cpu_group")
-        self.links.lent = True
+        self.links.lend()
         return self.links.cpu_group
 
     @overload

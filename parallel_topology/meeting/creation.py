@@ -20,7 +20,7 @@ from parallel_topology.communicators.contacts import refusing
 from parallel_topology.communicators.factories import find_factory
 from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
-from parallel_topology.communicators.late import Gloo, Late
+from parallel_topology.communicators.late import Doorkeeper, Gloo, Late
 from parallel_topology.communicators.links import Call, Links
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.presence import is_gone
@@ -132,6 +132,7 @@ class Creator:
         self._interrupts = Interrupts()
         self._made: list[tuple[Links, Ranks]] = []
         self._families: list[str] = []
+        self._door: Doorkeeper | None = None
         self._doing = ("the groups could not be created", "creation")
         leave_to_parent(self)
 
@@ -264,13 +265,15 @@ class Creator:
 
     def _connect(self, links: Links, ranks: Ranks, rank: int, family: str, options: GroupOptions) -> None:
         def make() -> Gloo:
-            return self._group_of(self._opening.open(family, ranks, links.timeout), links, rank)
+            return self._group_of(self._opening.open(family, ranks), links, rank)
 
         def bind(gloo: Gloo) -> None:
             links.bind(gloo, for_device=self._backend == "gloo")
 
         if self._memory is not None and self._opening.is_late(family, ranks):
             links.late = Late(make, bind, self._memory, family, ranks, rank)
+            self._door = self._door or Doorkeeper(self._memory, ranks[rank])
+            self._door.attend_to(links.late)
         else:
             exchange = partial(self._exchanged, links.label, rank, len(ranks))
             bind(self._group_of(self._opening.take(family, ranks, exchange), links, rank))
@@ -337,6 +340,8 @@ class Creator:
         for one in (ends for links in cut for ends in (links.contacts, links.connections) if ends is not None):
             one.wait_until_gone(_GONE_WITHIN)
         if not self._made:
+            if self._door is not None:
+                self._door.end()
             self._opening.end()
             self._interrupts.close()
         return released

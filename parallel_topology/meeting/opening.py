@@ -84,9 +84,7 @@ class Opening:
             self._drop()
             self._devices = gloo_devices(self._store, others, address)
             far = [group for group in self._plan.of_rank(self._rank) if not self._is_near(*group)]
-            # gloo never waits longer for a connection than five times what it is told now, whatever is set later.
-            longest = max(map(self._options.operations_wait, self._plan.families))
-            self._opened = self._listening(far, timedelta(seconds=longest))
+            self._opened = self._listening(far)
             if self._over:  # nobody waits for these any more
                 self._drop()
         here = [rank for rank in self._plan.topology.world if self.hosts[rank] == host]
@@ -103,18 +101,21 @@ class Opening:
     def _listens_at(self, family: str) -> Sequence[Address]:
         return self._opened[family].contacts.mine if family in self._opened else ()
 
-    def open(self, family: str, ranks: Sequence[int], timeout: timedelta) -> Opened:
-        """One of the groups, opened now. `timeout`: as of `open_gloo`.
+    def open(self, family: str, ranks: Sequence[int]) -> Opened:
+        """One of the groups, opened now.
 
         Raises:
             BackendError, RuntimeError: it cannot be.
         """
-        return self._listening([(family, ranks)], timeout)[family]
+        return self._listening([(family, ranks)])[family]
 
-    def _listening(self, groups: Sequence[tuple[str, Sequence[int]]], timeout: timedelta) -> dict[str, Opened]:
+    def _listening(self, groups: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Opened]:
         devices = self._devices
         if devices is None:
             raise RuntimeError("its manager was closed")
+        # gloo waits for a connection five times as long as it is told now, also if that is set to something else later.
+        # Where it gives that up, and the peer then comes, it ends the process: it must be the last to do so.
+        timeout = timedelta(seconds=max(map(self._options.operations_wait, self._plan.families)))
         made, descriptors = made_at(lambda: [devices() for _ in groups], len(groups))
         opened: dict[str, Opened] = {}
         for (family, ranks), own in zip(groups, made, strict=True):
@@ -183,7 +184,7 @@ class Opening:
             CreationError: a rank listens at addresses of another kind, or says none.
         """
         if self._is_near(family, ranks):
-            opened = self.open(family, ranks, timedelta(seconds=self._options.operations_wait(family)))
+            opened = self.open(family, ranks)
             try:
                 told = list(map(addresses_in, exchange(words_for(opened.contacts.mine))))
             except (ValueError, OSError) as error:
