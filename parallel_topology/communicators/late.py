@@ -21,6 +21,8 @@ from parallel_topology.communicators.contacts import Contacts, addresses_in, wor
 from parallel_topology.communicators.host_memory import HostMemory
 from parallel_topology.communicators.presence import is_gone
 from parallel_topology.errors import CreationError
+from parallel_topology.topology.wording import shown_ranks
+from parallel_topology.torch_errors import first_line
 
 _log = logging.getLogger("parallel_topology")
 ANSWER = 0.1
@@ -73,8 +75,7 @@ class Late:
         """Make it, unless it is made, or this is over.
 
         Raises:
-            RuntimeError: gloo cannot.
-            CreationError: where it listens cannot be told.
+            CreationError: gloo cannot, or where it listens cannot be told.
         """
         with self._lock:
             is_first = self._open()
@@ -125,7 +126,13 @@ class Late:
         """Whether it was made now."""
         if self._is_over or self._gloo is not None or self._make is None or self._made is None:
             return False
-        gloo = self._make()
+        try:
+            gloo = self._make()
+        except RuntimeError as error:
+            who = [self._rank, *self._others]
+            raise CreationError(
+                f"gloo cannot make the group of {shown_ranks(sorted(who))}: {first_line(error)}"
+            ) from error
         contacts = gloo.contacts
         if contacts is not None:
             try:

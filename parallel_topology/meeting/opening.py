@@ -88,7 +88,7 @@ class Opening:
             if self._over:  # nobody waits for these any more
                 self._drop()
         here = [rank for rank in self._plan.topology.world if self.hosts[rank] == host]
-        if near and called.memories[host]:
+        if near:
             self.memory = HostMemory(here, self._rank, regions(near), self.offer, called.memories[host])
         has_memory = self.memory is not None and self.memory.is_mapped
         return said_of(has_memory, [self._listens_at(family) for family in self._families])

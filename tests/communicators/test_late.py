@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology, torch_private
 from parallel_topology.communicators import host_memory
-from parallel_topology.errors import ClosedError, CollectiveError, GroupTimeoutError
+from parallel_topology.errors import ClosedError, CollectiveError, CreationError, GroupTimeoutError
 from parallel_topology.testing.threads import run_threads
 from tests.waiting import FAR, LATE, eventually, soon
 
@@ -181,6 +181,15 @@ def test_after_the_end_there_is_none(pair: list[GroupManager]):
     assert links.device_group is links.cpu_group is None
     assert devices() <= before
     with pytest.raises(ClosedError):
+        _ = pair[0].tp.device_group
+
+
+def test_where_gloo_cannot_make_one_the_error_is_ours(pair: list[GroupManager], monkeypatch: pytest.MonkeyPatch):
+    def full(**_: object) -> object:
+        raise RuntimeError("Too many open files")
+
+    monkeypatch.setattr(torch_private, "gloo_device", full)
+    with pytest.raises(CreationError, match="gloo cannot make the group of ranks 0, 1: Too many open files"):
         _ = pair[0].tp.device_group
 
 
