@@ -171,7 +171,7 @@ class Opening:
 
     def is_late(self, family: str, ranks: Sequence[int]) -> bool:
         """Whether a group is made when it is first needed; the same on all members."""
-        return self._is_near(family, ranks) and self.sharing.issuperset(ranks)
+        return self._is_near(family, ranks) and set(ranks) <= set(self.known())
 
     def take(self, family: str, ranks: Sequence[int], exchange: Callable[[str], Sequence[str]]) -> Opened:
         """One of the groups, which is the caller's from now on; gloo knows where its members `ranks` are.
