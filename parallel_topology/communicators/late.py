@@ -169,9 +169,12 @@ class Doorkeeper:
         self._thread.start()
 
     def attend_to(self, late: Late) -> None:
-        """From now on to this one, too."""
+        """From now on to this one, too; `look` comes when all are known."""
         self._late.append(weakref.ref(late))
-        self._memory.ring([self._rank])  # another member may have made it
+
+    def look(self) -> None:
+        """See which ones other members have made already."""
+        self._memory.ring([self._rank])
 
     def end(self) -> None:
         """All of them have ended."""

@@ -117,7 +117,7 @@ class Links:
     _device_group: dist.ProcessGroup | None = None
     _cpu_group: dist.ProcessGroup | None = None
     _collectives: int = 0
-    _last_use: float = 0.0
+    _last_begun: float = 0.0
     _counting: threading.Lock = field(default_factory=threading.Lock)
     _closed: list[Communicator] = field(default_factory=list[Communicator])
 
@@ -155,11 +155,6 @@ class Links:
         """The device's group, if it was made."""
         return self._device_group
 
-    def lend(self) -> None:
-        """Other code gets the process groups."""
-        self.lent = True
-        self._last_use = time.monotonic()
-
     def holding(self) -> tuple[object, ...]:
         """What keeps the process groups, also one that is made from now on, as long as it is held."""
         return self._device_group, self._cpu_group, self.late
@@ -173,8 +168,8 @@ class Links:
         if self.late is not None:
             self.late.cut()
         if self.contacts is not None:
-            is_used, since = self.lent or self._collectives > 0, time.monotonic() - self._last_use
-            self.contacts.end(waited_for=is_used and since < self.contacts.patience)
+            waits = self._collectives > 0 and time.monotonic() - self._last_begun < self.contacts.patience
+            self.contacts.end(waited_for=self.lent or waits)
         if self.connections is not None:
             self.connections.cut()
 
@@ -253,7 +248,7 @@ class Links:
         """A collective of gloo's is under way."""
         with self._counting:
             self._collectives += 1
-            self._last_use = time.monotonic()
+            self._last_begun = time.monotonic()
 
     def ended(self) -> None:
         """A collective of gloo's is over."""

@@ -64,16 +64,20 @@ class BoundGroup(RankGroup):
     @property
     def device_group(self) -> dist.ProcessGroup | None:
         """torch's process group for this group's device; None in a group of one rank."""
-        self._require_open("device_group")
-        self.links.lend()
-        return self.links.device_group
+        links = self.links
+        if links.closed:
+            self._require_open("device_group")
+        links.lent = True
+        return links.device_group
 
     @property
     def cpu_group(self) -> dist.ProcessGroup | None:
         """torch's gloo process group for CPU tensors; None in a group of one rank."""
-        self._require_open("cpu_group")
-        self.links.lend()
-        return self.links.cpu_group
+        links = self.links
+        if links.closed:
+            self._require_open("cpu_group")
+        links.lent = True
+        return links.cpu_group
 
     @overload
     def barrier(self, *, async_op: Literal[False] = ...) -> None: ...

@@ -219,6 +219,8 @@ class Creator:
             CreationError: a group has other members, or these in another order.
         """
         self._doing = ("the new groups failed", "verification")
+        if self._door is not None:
+            self._door.look()
         ranks = len(self._made[0][1])
         if self._makes_more():  # before they use each other: who could not build says so here
             complete(self._store, BUILT, ranks, self._deadline, wait=True)

@@ -474,4 +474,10 @@ def test_a_served_getter_takes_less_than_two_microseconds(manager: Made):
     with serving(manager(1), "library"):
         for call in (alias, library.get_group, lambda: library.get_group(wide=True)):
             call()
-            assert min(timeit.repeat(call, number=1000, repeat=50, timer=time.thread_time)) / 1000 < 2e-6
+            # Where the machine is busy, what takes 60 ns when it is idle takes longer, too.
+            slower = max(1.0, _microseconds(lambda: len("a")) / 0.06)
+            assert _microseconds(call) < 2 * slower
+
+
+def _microseconds(call: Callable[[], object]) -> float:
+    return min(timeit.repeat(call, number=1000, repeat=50, timer=time.thread_time)) * 1000
