@@ -58,7 +58,7 @@ class Late:
         ranks: Sequence[int], rank: int,
     ) -> None:  # fmt: skip
         """`made` is told what `make` made. `memory` is what the members `ranks` share, `rank` this one's position."""
-        self._make: Callable[[], Gloo] | None = make
+        self._make: Callable[[], Gloo] | None = make  # None once it is over
         self._made: Callable[[Gloo], object] | None = made
         self._memory = memory
         self._family = family
@@ -69,7 +69,7 @@ class Late:
         self._lock = threading.Lock()
         self._gloo: Gloo | None = None  # held as long as somebody who uses it holds this
         self._answered = threading.Event()
-        self._is_cut = self._is_over = False
+        self._is_cut = False
 
     def open(self) -> None:
         """Make it, unless it is made, or this is over.
@@ -88,7 +88,7 @@ class Late:
         with self._lock:
             if self._gloo is None and any(self._memory.said(self._family, other) for other in self._others):
                 self._open()
-            contacts = self._gloo.contacts if self._gloo is not None and not self._is_over else None
+            contacts = self._gloo.contacts if self._gloo is not None and self._make is not None else None
         if contacts is None:
             return False
         over = {rank for rank in self._there if self._memory.said(self._family, rank) == ""}
@@ -116,7 +116,7 @@ class Late:
     def end(self) -> bool:
         """It is not made any more; whether it never was, as is said once."""
         with self._lock:
-            was_open, self._is_over = not self._is_over, True
+            was_open = self._make is not None
             self._make = self._made = None
         self.cut()
         self._answered.set()
@@ -124,7 +124,7 @@ class Late:
 
     def _open(self) -> bool:
         """Whether it was made now."""
-        if self._is_over or self._gloo is not None or self._make is None or self._made is None:
+        if self._gloo is not None or self._make is None or self._made is None:
             return False
         try:
             gloo = self._make()

@@ -21,8 +21,6 @@ from parallel_topology.communicators.communicator import Work
 _SLICE = timedelta(seconds=0.5)
 _GRACE = 0.1
 """Seconds that a message has to arrive after SIGINT, before its connections are cut."""
-
-
 _LATER = 0.25
 """Seconds after the deadline that gloo has to say itself that time is up."""
 

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ import torch
 import torch.distributed as dist
 
 from parallel_topology import GroupManager, ParallelTopology, torch_private
-from parallel_topology.communicators import host_memory
 from parallel_topology.errors import ClosedError, CollectiveError, CreationError, GroupTimeoutError
 from parallel_topology.testing.threads import run_threads
+from tests.communicators.hidden import hidden_from
 from tests.waiting import FAR, LATE, eventually, soon
 
 TWO = ParallelTopology(tp=2)
@@ -222,18 +221,11 @@ def test_an_end_while_others_ask_leaves_nothing():
 
 
 def test_ranks_that_cannot_share_memory_after_all_meet_at_the_store(monkeypatch: pytest.MonkeyPatch):
-    opened, here = host_memory._opened, ContextVar[int]("here")
-
-    def found(text: str) -> int:
-        if here.get() == 1:
-            raise PermissionError("another namespace")
-        return opened(text)
-
-    monkeypatch.setattr(host_memory, "_opened", found)
+    is_rank = hidden_from(1, monkeypatch)
     store = dist.HashStore()
 
     def body(rank: int) -> None:
-        here.set(rank)
+        is_rank(rank)
         topology = ParallelTopology(tp=2, dp=2)
         with GroupManager(topology, rank=rank, store=store, timeout=FAR) as groups:
             assert groups.tp.all_reduce(torch.ones(LARGE))[0] == 2

@@ -43,6 +43,7 @@ from parallel_topology.groups import joining
 from parallel_topology.testing import WorkerPool, run_ranks
 from parallel_topology.testing.ranks import World
 from parallel_topology.testing.threads import run_threads
+from tests.communicators.hidden import hidden_from
 from tests.shm import in_shm
 from tests.waiting import FAR, SOON, soon
 
@@ -404,15 +405,7 @@ def _over_gloo(groups: GroupManager) -> list[str]:
 
 
 def test_where_one_rank_cannot_find_the_memory_all_do_without(monkeypatch: pytest.MonkeyPatch):
-    opened, here = host_memory._opened, ContextVar[int]("here")
-
-    def found(text: str) -> int:
-        if here.get() == 1:
-            raise PermissionError("another namespace")
-        return opened(text)
-
-    monkeypatch.setattr(host_memory, "_opened", found)
-    assert _each(3, here.set, _over_gloo) == [["torch"]] * 3
+    assert _each(3, hidden_from(1, monkeypatch), _over_gloo) == [["torch"]] * 3
 
 
 def test_ranks_of_several_hosts_do_not_share(monkeypatch: pytest.MonkeyPatch):
