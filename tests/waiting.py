@@ -2,12 +2,15 @@
 
 A machine that is busy, or slow, may stand still for seconds. So no bound here is near what a right program takes: what
 comes soon is given a deadline far away, and has to come long before it; and what waits for its own deadline may be late
-by more than machines ever are. Promises that are closer are kept by tests that are marked `slow`, which run alone.
+by more than machines ever are. What is compared with something else is measured in turns with it. Promises that are
+closer are kept by tests that are marked `slow`, which run alone.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
+import timeit
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -27,6 +30,16 @@ def eventually(holds: Callable[[], bool], *, within: float = SOON) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def times_slower(call: Callable[[], object], than: Callable[[], object], *, rounds: int = 15, number: int = 1) -> float:
+    """How many times the processor time of another call this one takes, with `number` calls a round.
+
+    The median over rounds of one beside the other, as machines slow down and recover.
+    """
+    timers = [timeit.Timer(one, timer=time.thread_time) for one in (call, than)]
+    pairs = [[timer.timeit(number) for timer in timers] for _ in range(rounds)]
+    return statistics.median(mine / other for mine, other in pairs)
 
 
 @contextmanager

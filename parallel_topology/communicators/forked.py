@@ -23,6 +23,20 @@ class Holder(Protocol):
         ...
 
 
+class _Process:
+    """This process, without the system call that `os.getpid` is: what asks, asks in each operation.
+
+    Attributes:
+        id: its number; a forked child's own.
+    """
+
+    __slots__ = ("id",)
+
+    def __init__(self) -> None:
+        self.id = os.getpid()
+
+
+this_process = _Process()
 _holders: weakref.WeakSet[Holder] = weakref.WeakSet()
 
 
@@ -32,6 +46,7 @@ def leave_to_parent(holder: Holder) -> None:
 
 
 def _in_child() -> None:
+    this_process.id = os.getpid()
     for holder in list(_holders):
         for thing in holder.held():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from parallel_topology.communicators.communicator import Work, remaining, wait_for, within
+from parallel_topology.communicators.forked import this_process
 from parallel_topology.communicators.links import Call, Links
 from parallel_topology.communicators.refusal import Refusal
 from parallel_topology.errors import (
@@ -141,7 +141,7 @@ class Handle(Generic[T]):
         raise error
 
     def _require_here(self) -> None:
-        if self._group.links.process != os.getpid():
+        if self._group.links.process != this_process.id:
             raise ClosedError(f"{self._where()}: {self._group.links.refusal()}")
 
     def is_done(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -18,6 +17,7 @@ from parallel_topology import torch_private
 from parallel_topology.communicators.communicator import Communicator, Work
 from parallel_topology.communicators.connections import Connections
 from parallel_topology.communicators.contacts import Contacts
+from parallel_topology.communicators.forked import this_process
 from parallel_topology.communicators.late import Gloo, Late
 from parallel_topology.communicators.mail import Letter, Mail
 from parallel_topology.communicators.waiting import Interrupts
@@ -106,7 +106,7 @@ class Links:
     interrupts: Interrupts | None = None
     order: torch.Tensor = field(default_factory=_order)
     graphs: list[weakref.ref[Any]] = field(default_factory=list[weakref.ref[Any]])
-    process: int = field(default_factory=os.getpid)
+    process: int = field(default_factory=lambda: this_process.id)
     closed: bool = False
     suspended: bool = False
     mail: Mail | None = None
@@ -219,7 +219,7 @@ class Links:
 
     def refusal(self) -> str:
         """Why these cannot be used any more."""
-        if self.process != os.getpid():
+        if self.process != this_process.id:
             return (
                 f"its manager belongs to process {self.process}, of which this one was forked; make a manager of its "
                 "own here"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from parallel_topology.communicators import compiled
 from parallel_topology.communicators.communicator import Communicator, Work
+from parallel_topology.communicators.forked import this_process
 from parallel_topology.communicators.handle import Handle
 from parallel_topology.communicators.links import Call, Links
 from parallel_topology.communicators.refusal import Refusal
@@ -205,7 +205,7 @@ class BoundGroup(RankGroup):
             tensor: contiguous, what the operation is about.
             arguments: the method's.
         """
-        if self.links.process != os.getpid():
+        if self.links.process != this_process.id:
             raise ClosedError(f"{operation} on {self.label}: {self.links.refusal()}")
         call = self._next(operation)
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Literal
+
+from parallel_topology.communicators.forked import this_process
 
 State = Literal["open", "closing", "closed", "poisoned"]
 
@@ -21,18 +22,18 @@ class Life:
 
     def __init__(self) -> None:
         self.state: State = "open"
-        self.process = os.getpid()
+        self.process = this_process.id
         self._lock = threading.Lock()
 
     @property
     def is_ours(self) -> bool:
         """Whether this process made it; asked before anything is locked, as a child inherits locks that are held."""
-        return self.process == os.getpid()
+        return self.process == this_process.id
 
     @property
     def is_open(self) -> bool:
         """Whether it may be used."""
-        return self.state == "open" and self.is_ours
+        return self.state == "open" and self.process == this_process.id
 
     def begin_to_end(self, *, overtaking: bool) -> bool:
         """Whether the caller is to end it: not if that is done, or if another thread is at it and not overtaken."""

@@ -464,7 +464,8 @@ class GroupManager(DeclaredView[ParallelGroup]):
     @property
     def closed(self) -> bool:
         """Whether it cannot be used any more: after `close()` or `abort()`, and in a forked child."""
-        return self._held is None or self._held.life is None or not self._held.life.is_open
+        held = self._held
+        return held is None or held.life is None or not held.life.is_open
 
     def require(self, topology: ParallelTopology) -> None:
         """Check that this manager was built for `topology`.

@@ -7,7 +7,7 @@ import pickle
 from collections import Counter
 from itertools import product
 from math import prod
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -272,9 +272,9 @@ def test_planning_costs_a_rank_milliseconds_whatever_the_world():
     plan = RefitPlan(weights, source, ParallelTopology(tp=8, dp=16, first_rank=128))
     seconds: list[float] = []
     for rank in (0, 77, 128, 200):
-        begun = perf_counter()
+        begun = process_time()
         moves = plan.moves(rank)
-        seconds.append(perf_counter() - begun)
+        seconds.append(process_time() - begun)
         assert 2000 < len(moves) < 5000
     assert min(seconds) < 2  # an enumeration of all ranks' moves takes 28
     assert plan.bytes_moved == plan.lower_bound == sum(plan.lower_bound_on(rank) for rank in range(128, 256))
