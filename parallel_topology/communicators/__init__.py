@@ -7,6 +7,7 @@ forked              what a forked child must never touch
 connections         gloo's sockets, to be ended whoever still holds the groups
 contacts            how a gloo group's members come to connections when they first use each other
 late                gloo groups within a host, made when one of the members first needs them
+doorkeeper          does what others need of this member, wherever its program is
 waiting             for gloo's work, so that Ctrl-C is obeyed
 links               what one set of ranks communicates over, shared by the groups that have these ranks
 refusal             what is wrong, to be said under the name of the group that was called
@@ -20,6 +21,7 @@ torch_communicator  torch's process groups, the end of every chain
 shared_memory       small collectives within a host
 attendance          who of a group's members is there, and waiting for one
 mail                small messages between two members, through memory
+parcels             what is too large for these, left in memory until it is taken
 two_levels          small collectives across hosts: through memory inside each, over gloo between them
 rounds              a group's calls in one order, through memory that its members share
 host_memory         that memory, which has no name

@@ -21,7 +21,7 @@ from parallel_topology.errors import (
     ParallelTopologyError,
     WireError,
 )
-from parallel_topology.wire.frames import Frame, Header, Kind, first_tag, unpack_transfer
+from parallel_topology.wire.frames import INLINE, Frame, Header, Kind, first_tag, inline, unpack_transfer
 from parallel_topology.wire.structure import name_of
 
 
@@ -102,10 +102,36 @@ class Channel:
             self._header = Header(self.frame(Kind.TENSOR, number, tensor))
         return self._header.numbered(number)
 
-    def send_first(self, memory: Tensor) -> Once:
-        """Begin to send a first piece."""
+    def is_near(self, nbytes: int) -> bool:
+        """Whether what goes behind the first piece of such a message is left in memory, if there is room."""
+        return nbytes > INLINE and self.links.mail is not None and nbytes <= self.links.mail.parcels.most
+
+    def put(self, tensor: Tensor) -> int:
+        """Leave what goes behind the first piece in memory; its place, or 0 if it must go in chunks."""
+        nbytes = tensor.nbytes
+        if self.links.mail is None or not self.is_near(nbytes):
+            return 0
+        return self.links.mail.parcels.put(tensor.data_ptr(), nbytes - inline(nbytes))
+
+    def take(self, frame: Frame, into: Tensor | None) -> None:
+        """Copy what was left in memory, or forget it.
+
+        Raises:
+            Refusal: a WireError, it is nowhere.
+        """
+        try:
+            if self.links.mail is None:
+                raise WireError("a peer announces what is in memory, which it does not share")
+            nbytes = frame.nbytes - inline(frame.nbytes)
+            self.links.mail.parcels.take(self.peer, frame.place, nbytes, None if into is None else into.data_ptr())
+        except WireError as error:
+            self.break_off(str(error))
+            raise self.refusal(WireError, f": {error}") from None
+
+    def send_first(self, memory: Tensor, *, rings: bool = False) -> Once:
+        """Begin to send a first piece. `rings`: whoever receives it must do more for this one to go on."""
         if self.links.mail is not None:
-            return self.links.mail.send(memory, self.peer, self.first_tag)
+            return self.links.mail.send(memory, self.peer, self.first_tag, rings=rings)
         return self.send_chunk(memory, self.first_tag)
 
     def send_chunk(self, memory: Tensor, wire_tag: int) -> Once:

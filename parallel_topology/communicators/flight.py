@@ -94,7 +94,7 @@ class Flight:
 
     def send_chunks(self, frame: Frame) -> None:
         """Begin to send what goes after the first piece."""
-        if frame.nbytes <= INLINE or self._tensor is None:
+        if frame.nbytes <= INLINE or frame.place or self._tensor is None:
             return
         flat, channel = flat_bytes(self._tensor), self._channel
         for wire_tag, start, size in chunks(frame.nbytes, channel.tag, frame.sequence):
@@ -183,6 +183,19 @@ class Receipt(Flight):
             memory = flat[start : start + size]
             self._posted.setdefault(wire_tag, deque()).append((self._channel.recv_chunk(memory, wire_tag), memory))
 
+    def go_on(self) -> None:
+        """The first piece is there: if more comes in chunks, whoever sends them waits for memory, where it is."""
+        if self._waiting.acquire(blocking=False):  # else who waits for it comes to this, too
+            try:
+                if self._piece is not None and self._theirs is None and not self._posted:
+                    theirs = Frame.unpack(self._piece.memory)
+                    if not theirs.place and theirs.sequence == self.number and theirs.fits(self._ours, shapes=False):
+                        self.post_chunks(theirs)
+            except (WireError, Refusal):
+                pass  # who waits for it is told
+            finally:
+                self._waiting.release()
+
     def _finish(self, deadline: float) -> None:
         piece = self._piece
         if piece is None:
@@ -252,7 +265,9 @@ class Receipt(Flight):
             self._tensor = torch.frombuffer(data or bytearray(1), dtype=torch.uint8)[: theirs.nbytes]
         if self._tensor is None:
             return
-        if not self._posted:
+        if theirs.place:
+            self._channel.take(theirs, self._tensor)
+        elif not self._posted:
             self.post_chunks(theirs)
         piece.copy_into(self._tensor, theirs.nbytes)
 
@@ -260,6 +275,22 @@ class Receipt(Flight):
         """Receive what was announced and is refused, so that what comes after it is understood."""
         is_lost = theirs.kind == Kind.TRANSFER and self._ours.kind != Kind.TRANSFER
         kept = bytearray(theirs.nbytes if is_lost and theirs.nbytes <= MAX_DESCRIPTION else 0)
+        if theirs.place:
+            self._channel.take(theirs, torch.frombuffer(kept, dtype=torch.uint8) if kept else None)
+        else:
+            self._forget_chunks(theirs, kept, deadline)
+        for wire_tag, posted in self._posted.items():
+            if posted:
+                self._channel.leave(wire_tag, list(posted))
+        self._posted = {}
+        if kept:
+            behind = inline(len(kept))
+            kept[len(kept) - behind :] = piece.memory[HEADER : HEADER + behind]
+        if is_lost:
+            self._lose(theirs, kept)
+
+    def _forget_chunks(self, theirs: Frame, kept: bytearray, deadline: float) -> None:
+        """`kept`: where they go, if it is as large."""
         try:
             for wire_tag, start, size in chunks(theirs.nbytes, self._channel.tag, theirs.sequence):
                 if posted := self._posted.get(wire_tag):
@@ -273,15 +304,6 @@ class Receipt(Flight):
         except BaseException:
             self._channel.break_off(f"{theirs}, which was refused, did not come to its end")
             raise
-        for wire_tag, posted in self._posted.items():
-            if posted:
-                self._channel.leave(wire_tag, list(posted))
-        self._posted = {}
-        if kept:
-            behind = inline(len(kept))
-            kept[len(kept) - behind :] = piece.memory[HEADER : HEADER + behind]
-        if is_lost:
-            self._lose(theirs, kept)
 
     def _lose(self, theirs: Frame, description: bytearray) -> None:
         """A transfer came where it was not expected: its tensors are no use, its description may be."""
@@ -297,9 +319,11 @@ class Receipt(Flight):
 def sent(channel: Channel, kind: Kind, tensor: Tensor, said: dict[str, Any] | None = None) -> Flight:
     """Begin to send a contiguous CPU tensor; `said`: more fields of its frame."""
     piece = channel.pieces.take()
+    place = 0 if kind == Kind.CHECK else channel.put(tensor)
     with channel.lock:
-        frame = channel.frame(kind, channel.next(), tensor, said)
-        first = channel.send_first(piece.filled(frame.packed(), tensor, frame.nbytes))
+        frame = channel.frame(kind, channel.next(), tensor, {**(said or {}), "place": place})
+        rings = not place and channel.is_near(frame.nbytes)  # there was no room: it is not expected in chunks yet
+        first = channel.send_first(piece.filled(frame.packed(), tensor, frame.nbytes), rings=rings)
         flight = Flight(channel, frame, tensor, piece, first)
         flight.send_chunks(frame)
         channel.under_way.append(flight)
@@ -320,6 +344,9 @@ def received(
         ours = channel.frame(kind, channel.next(), into)
         first = None if arrived else channel.recv_first(piece.whole)
         receipt = Receipt(channel, ours, piece, first, into=into, incoming=incoming)
-        receipt.post_chunks(ours)
+        if not channel.is_near(ours.nbytes):
+            receipt.post_chunks(ours)
+        elif first is not None:
+            first.tell(receipt.go_on)
         channel.under_way.append(receipt)
     return receipt

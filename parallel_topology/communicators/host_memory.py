@@ -27,13 +27,16 @@ from parallel_topology.wire.frames import PIECE as FIRST_PIECE
 PAGE = 4096
 _NAME = "parallel_topology"
 _NONCE = 16
+_NOT_DUMPED = 16
+"""Of Linux's `MADV_DONTDUMP`, which Python's `mmap` does not name everywhere."""
 _NOT_MAPPED = 2 ** (8 * ctypes.sizeof(ctypes.c_void_p)) - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_map, _unmap = _libc.mmap, _libc.munmap
+_map, _unmap, _advise = _libc.mmap, _libc.munmap, _libc.madvise
 _map.restype = ctypes.c_void_p
 _map.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _unmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 LETTERS = 8
 """Messages from one member to another that there is room for."""
@@ -115,6 +118,10 @@ class Region:
     """Bytes of what the member says to the others, with its length before it."""
     HEADER = 256
     """Bytes of a slot's header."""
+    PARCELS = 2**24
+    """Bytes of what the member has sent and nobody has taken yet, at most."""
+    BLOCKS = 256
+    """Into which these are cut."""
 
     @property
     def said(self) -> int:
@@ -142,9 +149,19 @@ class Region:
         return _up(self.data + self.slots * self.slot_bytes)
 
     @property
+    def used(self) -> int:
+        """Where a byte for each block of parcels is, which says whether it is in use."""
+        return self.boxes + self.members * Box.BYTES
+
+    @property
+    def parcels(self) -> int:
+        """Where these blocks begin."""
+        return _up(self.used + self.BLOCKS)
+
+    @property
     def end(self) -> int:
         """Where the next region begins."""
-        return self.boxes + self.members * Box.BYTES
+        return self.parcels + self.PARCELS
 
     def box(self, area: int, receiver: int) -> Box:
         """That of a member whose area begins there, for messages to another one."""
@@ -303,6 +320,7 @@ def mapped(text: str, size: int) -> ctypes.Array[ctypes.c_char]:
         os.close(file)
     if address in (None, _NOT_MAPPED):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    _advise(address, size, _NOT_DUMPED)  # a core dump would touch, and so take, what was never used
     found = (ctypes.c_char * size).from_address(address)
     weakref.finalize(found, _unmap, address, size).atexit = False
     return found

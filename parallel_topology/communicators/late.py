@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,12 +26,6 @@ from parallel_topology.torch_errors import first_line
 _log = logging.getLogger("parallel_topology")
 ANSWER = 0.1
 """Seconds that who makes a group waits for the others to say where they listen; then gloo has to."""
-LOOK = 0.25
-"""Seconds after which a member that says nothing is looked for: it may have died."""
-_REST = 5.0
-"""Seconds after which it is looked whether anybody still has these groups."""
-_SOON = 0.05
-"""Seconds that the end waits for a thread which ends at once."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class Late:
 
     def attend(self) -> bool:
         """Make it if another member has; tell gloo where members listen, and who has ended. Whether some have not said
-        anything yet."""
+        anything yet, and are to be looked for."""
         with self._lock:
             if self._gloo is None and any(self._memory.said(self._family, other) for other in self._others):
                 self._open()
@@ -154,51 +147,3 @@ class Late:
         except (CreationError, ValueError, OSError) as error:
             contacts.give_up([self._others[rank]])
             _log.warning("where rank %d listens is of no use here: %s", rank, error)
-
-
-class Doorkeeper:
-    """A manager's thread that attends to its late groups whenever somebody rings. It keeps none of them alive."""
-
-    def __init__(self, memory: HostMemory, rank: int) -> None:
-        """`rank`: this one's, among those that share `memory`."""
-        self._memory = memory
-        self._rank = rank
-        self._late: list[weakref.ref[Late]] = []
-        self._is_over = False
-        self._thread = threading.Thread(target=self._run, name="parallel_topology door", daemon=True)
-        self._thread.start()
-
-    def attend_to(self, late: Late) -> None:
-        """From now on to this one, too; `look` comes when all are known."""
-        self._late.append(weakref.ref(late))
-
-    def look(self) -> None:
-        """See which ones other members have made already."""
-        self._memory.ring([self._rank])
-
-    def end(self) -> None:
-        """All of them have ended."""
-        self._is_over = True
-        self._memory.ring([self._rank])
-        if self._thread is not threading.current_thread():
-            self._thread.join(_SOON)
-
-    def _run(self) -> None:
-        heard = 0
-        while not self._is_over:
-            waits = [self._attend(known) for known in list(self._late)]
-            if waits and waits.count(None) == len(waits):
-                return
-            heard = self._memory.hear(self._rank, heard, LOOK if any(waits) else _REST)
-
-    def _attend(self, known: weakref.ref[Late]) -> bool | None:
-        """Whether it waits for members; None where nobody has it any more."""
-        late = known()
-        if late is None:
-            return None
-        try:
-            return late.attend()
-        except Exception as error:
-            _log.warning("rank %d could not make a gloo group that others need: %s", self._rank, error)
-            late.cut()
-            return False

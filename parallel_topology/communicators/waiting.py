@@ -100,6 +100,9 @@ class Once:
             self._came.extend(map(self.work.wait, (timeout,)))
         return self._came[0]
 
+    def tell(self, then: Callable[[], object]) -> None:
+        """gloo tells nobody, and needs nothing to be done."""
+
     def is_completed(self) -> bool:
         """Whether it was waited for, with whatever result."""
         return bool(self._came)

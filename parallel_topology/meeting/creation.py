@@ -17,10 +17,12 @@ from parallel_topology.communicators.checked import CheckedCommunicator
 from parallel_topology.communicators.communicator import Communicator, wait_for
 from parallel_topology.communicators.connections import new_connections
 from parallel_topology.communicators.contacts import refusing
+from parallel_topology.communicators.doorkeeper import Attended, Doorkeeper
 from parallel_topology.communicators.factories import find_factory
 from parallel_topology.communicators.forked import leave_to_parent
 from parallel_topology.communicators.group_options import GroupOptions
-from parallel_topology.communicators.late import Doorkeeper, Gloo, Late
+from parallel_topology.communicators.host_memory import HostMemory
+from parallel_topology.communicators.late import Gloo, Late
 from parallel_topology.communicators.links import Call, Links
 from parallel_topology.communicators.membership import Membership
 from parallel_topology.communicators.presence import is_gone
@@ -165,7 +167,13 @@ class Creator:
             self._opening.sharing,
         )  # fmt: skip
         links.communicators = self._chain(member)
+        if links.mail is not None and self._memory is not None:
+            self._attend_to(links.mail, self._memory, ranks[rank])
         return links
+
+    def _attend_to(self, one: Attended, memory: HostMemory, rank: int) -> None:
+        self._door = self._door or Doorkeeper(memory, rank)
+        self._door.attend_to(one)
 
     def _require_meaning(self, options: GroupOptions, family: str) -> None:
         only_nccl = options.nccl_config | ({"high_priority_stream": True} if options.high_priority_stream else {})
@@ -274,8 +282,7 @@ class Creator:
 
         if self._memory is not None and self._opening.is_late(family, ranks):
             links.late = Late(make, bind, self._memory, family, ranks, rank)
-            self._door = self._door or Doorkeeper(self._memory, ranks[rank])
-            self._door.attend_to(links.late)
+            self._attend_to(links.late, self._memory, ranks[rank])
         else:
             exchange = partial(self._exchanged, links.label, rank, len(ranks))
             bind(self._group_of(self._opening.take(family, ranks, exchange), links, rank))

@@ -36,7 +36,7 @@ _TURNS = 1 << 13
 _MAGIC = b"ptf1"
 _DIMS = 8
 _NO_DIMS = (0,) * _DIMS
-_HEADER = struct.Struct(f"<4s4B24sQQ2q{_DIMS}q")
+_HEADER = struct.Struct(f"<4s4B24sQQ3q{_DIMS}q")
 _SEQUENCE_AT = struct.calcsize("<4s4B24s")
 HEADER = _HEADER.size
 INLINE = PIECE - HEADER
@@ -70,6 +70,7 @@ class Frame(NamedTuple):
         nbytes: of what follows, behind the header and in chunks.
         failed: the sender could not make what it was to send; nothing follows.
         parts, split: of a transfer: how many messages belong to it, and over how many members its tensors are cut.
+        place: where in the sender's memory is what would go in chunks; 0 if it does.
     """
 
     kind: int
@@ -80,13 +81,14 @@ class Frame(NamedTuple):
     failed: bool = False
     parts: int = 0
     split: int = 0
+    place: int = 0
 
     def packed(self) -> bytes:
         """The bytes of the header."""
         dims = folded(self.shape)
         return _HEADER.pack(
             _MAGIC, self.kind, len(self.shape), self.failed, 0, self.dtype.encode(), self.sequence, self.nbytes,
-            self.parts, self.split, *dims, *_NO_DIMS[len(dims) :],
+            self.parts, self.split, self.place, *dims, *_NO_DIMS[len(dims) :],
         )  # fmt: skip
 
     @classmethod
@@ -96,12 +98,12 @@ class Frame(NamedTuple):
         Raises:
             WireError: there is none.
         """
-        magic, kind, ndim, failed, _, dtype, sequence, nbytes, parts, split, *dims = _HEADER.unpack_from(message)
+        magic, kind, ndim, failed, _, dtype, sequence, nbytes, parts, split, place, *dims = _HEADER.unpack_from(message)
         if magic != _MAGIC:
             raise WireError(f"a peer sent {bytes(message[:16])!r}, which is not the header of a message")
         shape = tuple(dims[: min(ndim, _DIMS)])
         name = dtype.rstrip(b"\0").decode("ascii", "replace")
-        return cls(kind, sequence, nbytes, name, shape, bool(failed), parts, split)
+        return cls(kind, sequence, nbytes, name, shape, bool(failed), parts, split, place)
 
     def fits(self, other: Frame, *, shapes: bool) -> bool:
         """Whether one of these can be received as the other: kind, dtype and size, and `shapes` if they matter."""

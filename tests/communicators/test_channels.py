@@ -21,17 +21,21 @@ from parallel_topology import CollectiveError, GroupArgumentError, GroupManager,
 from parallel_topology.communicators.channels import Channels, channels_of
 from parallel_topology.communicators.host_memory import HostMemory
 from parallel_topology.communicators.links import Links
+from parallel_topology.communicators.parcels import Parcels
 from parallel_topology.testing import run_ranks
 from parallel_topology.wire.frames import CHUNK, INLINE, UNIT, Frame, Header, Kind, chunks, first_tag, inline
 
-over_both = pytest.mark.usefixtures("carrier")
+over_all = pytest.mark.usefixtures("carrier")
 
 
-@pytest.fixture(params=["shared memory", "gloo"])
+@pytest.fixture(params=["shared memory", "gloo", "both"])
 def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What carries first pieces between ranks that are threads."""
+    """What carries messages between ranks that are threads; `both`: half of the large ones find no room in memory."""
     if request.param == "gloo":
         monkeypatch.setattr(HostMemory, "settle", lambda self, *, shared: self.close())
+    if request.param == "both":
+        put, turns = Parcels.put, itertools.count()
+        monkeypatch.setattr(Parcels, "put", lambda self, *given: 0 if next(turns) % 2 else put(self, *given))
 
 
 LARGE = 3 * 2**20 + 5
@@ -73,6 +77,7 @@ def test_equal_tags_mean_equal_sizes(one: int, other: int, tags: tuple[int, int]
         Frame, st.sampled_from(Kind), st.integers(0, 2**64 - 1), st.integers(0, 2**40),
         st.sampled_from(["", "float8_e4m3fn"]),
         st.lists(st.integers(0, 9), max_size=8).map(tuple), st.booleans(), st.integers(0, 9), st.integers(0, 9),
+        st.integers(0, 2**40),
     )
 )  # fmt: skip
 def test_a_header_is_read_as_it_was_written(frame: Frame):
@@ -144,12 +149,12 @@ def _refused(groups: GroupManager, *names: str) -> None:
 
 
 @pytest.mark.parametrize("name", WAYS)
-@over_both
+@over_all
 def test_what_does_not_match_is_named_and_the_next_receive_is_right(name: str):
     run_ranks("tp2", _refused, name, check=False, timeout=20)
 
 
-@over_both
+@over_all
 def test_an_error_names_the_group_that_was_called_of_those_that_share_connections():
     def body(groups: GroupManager) -> None:
         for group in (groups.tp, groups.world):
@@ -173,7 +178,7 @@ def test_in_processes():
     run_ranks("tp2", _refused, *WAYS, check=False, world="processes", timeout=60)
 
 
-@over_both
+@over_all
 def test_a_small_tensor_is_not_touched_by_what_does_not_match():
     def body(groups: GroupManager) -> None:
         if groups.tp.is_first:
@@ -187,7 +192,7 @@ def test_a_small_tensor_is_not_touched_by_what_does_not_match():
     run_ranks("tp2", body, check=False)
 
 
-@over_both
+@over_all
 def test_reverse_waits_and_receives_begun_on_both_sides():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -203,7 +208,7 @@ def test_reverse_waits_and_receives_begun_on_both_sides():
     run_ranks("tp2", body, check_calls=True)
 
 
-@over_both
+@over_all
 def test_tags_are_received_in_any_order_and_from_anybody():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -226,7 +231,7 @@ def test_tags_are_received_in_any_order_and_from_anybody():
     run_ranks("tp3", body, check_calls=True)
 
 
-@over_both
+@over_all
 def test_from_anybody_everybody():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -242,7 +247,34 @@ def test_from_anybody_everybody():
     run_ranks("tp4", body)
 
 
-@over_both
+@pytest.mark.parametrize("anybody", [False, True])
+@over_all
+def test_what_is_expected_comes_wherever_the_program_is(anybody: bool):
+    """More than there is room for, which the receiver only waits for after what the sender does next."""
+    counts = [*[4] * 30, *[9000] * 30, *[2**20] * 10, *[3 * 2**20] * 2]
+
+    def body(groups: GroupManager) -> None:
+        tp = groups.tp
+        if tp.is_first:
+            begun = [tp.irecv(torch.empty(count)) for count in counts]
+            into = torch.empty(1)
+            if anybody:
+                tp.barrier()
+                assert tp.recv_any(into, tag=1) == 1
+            tp.barrier()
+            assert [one.wait().unique().item() for one in begun] == [*range(len(counts))]
+        else:
+            for number, count in enumerate(counts):
+                tp.send(torch.full((count,), float(number)))
+            if anybody:
+                tp.barrier()
+                tp.send(torch.ones(1), tag=1)
+            tp.barrier()
+
+    run_ranks("tp2", body)
+
+
+@over_all
 def test_a_dropped_handle_loses_nothing():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -266,7 +298,7 @@ def test_a_dropped_handle_loses_nothing():
     run_ranks("tp2", body)
 
 
-@over_both
+@over_all
 def test_what_is_held_for_dropped_handles_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("parallel_topology.communicators.channels.MAX_DROPPED", 8)
 
@@ -287,7 +319,7 @@ def test_what_is_held_for_dropped_handles_is_bounded(monkeypatch: pytest.MonkeyP
     run_ranks("tp2", body)
 
 
-@over_both
+@over_all
 def test_a_dropped_receive_takes_its_message():
     def body(groups: GroupManager) -> None:
         tp = groups.tp
@@ -318,13 +350,18 @@ def _framed(frame: Frame) -> bytearray:
         (bytearray(b"hello" * 30), WireError, "which is not the header of a message"),
         (_framed(Frame(Kind.OBJECT, 0, 2**60)), WireError, "rank 0: it announces 1152921504606846976 bytes"),
         (
+            _framed(Frame(Kind.OBJECT, 0, 10**4, place=2**40)),
+            WireError,
+            "rank 0: a peer announces",
+        ),
+        (
             _framed(Frame(Kind.OBJECT, 7, 10)),
             MismatchError,
             "out of step: message 7, an object of 10 bytes, came in place",
         ),
     ],
 )
-@over_both
+@over_all
 def test_a_channel_that_cannot_go_on_says_why_at_every_call(message: bytearray, error: type[Exception], said: str):
     def body(groups: GroupManager) -> None:
         if groups.tp.is_first:
@@ -360,7 +397,7 @@ def test_threads_that_use_a_group_for_the_first_time_count_the_same_messages(mon
     assert found == [links.channels] * 2
 
 
-@over_both
+@over_all
 def test_two_threads_share_a_channel():
     def body(groups: GroupManager) -> None:
         tp, found = groups.tp, list[float]()
@@ -391,7 +428,7 @@ def test_two_threads_share_a_channel():
     ),
     st.randoms(use_true_random=False),
 )  # fmt: skip
-@over_both
+@over_all
 def test_any_messages_in_any_order_of_waits(messages: list[tuple[int, int, torch.dtype]], random: Any):
     order = list(range(len(messages)))
     random.shuffle(order)
