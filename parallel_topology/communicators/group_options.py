@@ -35,9 +35,9 @@ class GroupOptions(BaseModel):
         communicators: names of those that are asked, in this order, who carries out a call; torch's is always the last.
             Without any, "shared_memory" in groups within a host, "two_levels" where several hosts have members.
         shared_memory_bytes: what a member reads of the others in an all-reduce, broadcast, all-gather or all-to-all
-            through shared memory at most, or of a message, if that is below 8 MiB; where more is to be read it goes
-            over gloo, as other collectives do to which a member gives more than 256 KiB. A group takes up to 18 MiB of
-            memory for each member, as far as it is used.
+            through shared memory at most; where more is to be read it goes over gloo, as other collectives do to which
+            a member gives more than 256 KiB. Messages may have twice as much, up to 16 MiB. A group takes up to 34 MiB
+            of memory for each member, as far as it is used.
         high_priority_stream: NCCL: kernels go before those of other streams.
         min_ctas, max_ctas: NCCL: thread blocks that a collective takes
             (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/types.html#ncclconfig-t).

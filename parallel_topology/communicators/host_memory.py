@@ -118,7 +118,7 @@ class Region:
     """Bytes of what the member says to the others, with its length before it."""
     HEADER = 256
     """Bytes of a slot's header."""
-    PARCELS = 2**24
+    PARCELS = 2**25
     """Bytes of what the member has sent and nobody has taken yet, at most."""
     BLOCKS = 256
     """Into which these are cut."""

@@ -92,7 +92,7 @@ class SharedMemoryCommunicator(Communicator):
         self._family = membership.family
         self._slot_bytes = memory.regions[membership.family].slot_bytes
         if memory.is_shared and membership.size == len(membership.links.ranks):  # as all know: messages, too
-            membership.links.mail = Mail(self._attendance, membership.family, self._limit)
+            membership.links.mail = Mail(self._attendance, membership.family, 2 * self._limit)
         self._torch = TorchCommunicator(membership.links, membership.device, membership.size, membership.rank)
         self._turns = Turns()
         self._calls: dict[Any, Call] = {}

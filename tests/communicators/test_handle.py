@@ -176,7 +176,7 @@ WAITS: dict[str, Callable[[Any, torch.Tensor], object]] = {
     "handle": lambda tp, x: tp.all_reduce(x, async_op=True).wait(),
     "handle with a timeout": lambda tp, x: tp.all_reduce(x, async_op=True).wait(FAR),
     "recv": lambda tp, x: tp.recv(x, src=1),
-    "send": lambda tp, _: tp.send(torch.ones(2**22), dst=1),
+    "send": lambda tp, _: tp.send(torch.ones(2**22 + 1024), dst=1),
     "irecv": lambda tp, x: tp.irecv(x, src=1).wait(),
     "send_recv": lambda tp, x: tp.send_recv(x.clone(), x, dst=1, src=1),
     "recv_object": lambda tp, _: tp.recv_object(src=1),

@@ -21,7 +21,7 @@ from tests.communicators.hidden import hidden_from
 from tests.waiting import FAR, LATE, eventually, soon
 
 TWO = ParallelTopology(tp=2)
-LARGE = 2**22
+LARGE = 2**22 + 1024
 """Floats of a tensor that gloo carries."""
 
 
@@ -242,7 +242,7 @@ from parallel_topology.errors import ParallelTopologyError
 from parallel_topology.testing import run_ranks
 
 def body(groups):
-    groups.tp.send_recv(torch.ones(2**21))
+    groups.tp.send_recv(torch.ones(2**22 + 1024))
     groups.tp.device_group.allreduce([torch.ones(9)]).wait()
     groups.world.barrier()
     if groups.rank == 0:

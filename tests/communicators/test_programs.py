@@ -21,7 +21,7 @@ from parallel_topology.testing import WorkerPool, run_ranks
 from tests.waiting import FAR, SOON
 
 RANKS, EVENTS = 3, 30
-BYTES = (0, 1, 8000, 8192, 10_000, 2**16, 2**18 + 1, 2**20, 2**22 + 5, 2**23, 2**23 + 4096, 2**24)
+BYTES = (0, 1, 8000, 8192, 10_000, 2**16, 2**18 + 1, 2**20, 2**22 + 5, 2**23, 2**24, 2**24 + 4096)
 """Around all that makes a difference: letters, parcels, slots, what memory takes at most."""
 COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "reduce_scatter", "all_to_all", "broadcast_object", "torch")
 
