@@ -335,6 +335,8 @@ class Objects(Collectives, PointToPoint):
         Raises:
             GroupArgumentError: they are none; nothing has been sent or received.
         """
+        if models == () and max_bytes is MAX_BYTES and unsafe_pickle is False:
+            return ()  # most often
         self._flag(operation, "unsafe_pickle", unsafe_pickle)
         if whole(max_bytes) is None:
             raise GroupArgumentError(

@@ -12,6 +12,7 @@ import sys
 import time
 import tracemalloc
 import warnings
+from array import array
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
@@ -29,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from parallel_topology import GroupArgumentError, ParallelTopology, WireError
 from parallel_topology.wire.structure import TensorSpec
-from parallel_topology.wire.wire import decode, decode_pickled, encode, encode_pickled
+from parallel_topology.wire.wire import _hold_ints, decode, decode_pickled, encode, encode_pickled
 from tests.examples import examples
 from tests.waiting import SOON
 
@@ -652,3 +653,21 @@ def test_a_message_that_was_changed_gives_a_value_or_an_error_in_bounded_memory(
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 20 * len(message) + 8 * 2**20
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.integers(-(2**31), 2**31 - 1)
+            | st.one_of(
+                st.integers(), st.booleans(), st.none(), st.floats(), st.text(max_size=4), st.binary(max_size=4),
+                st.sampled_from([Level.LOW, (), [], [1], (1,), {}, "", "i", b"i", array("b", b"iiii"), 1j]),
+            ),
+            max_size=5,
+        ),
+        max_size=5,
+    )
+)  # fmt: skip
+def test_lists_that_hold_ints_are_told_from_all_others(lists: list[list[Any]]):
+    small = all(type(one) is int and -(2**31) <= one < 2**31 for values in lists for one in values)
+    assert _hold_ints(lists) == small
