@@ -94,7 +94,7 @@ class Flight:
 
     def send_chunks(self, frame: Frame) -> None:
         """Begin to send what goes after the first piece."""
-        if frame.nbytes <= INLINE or frame.place or self._tensor is None:
+        if frame.nbytes <= INLINE or self._tensor is None:
             return
         flat, channel = flat_bytes(self._tensor), self._channel
         for wire_tag, start, size in chunks(frame.nbytes, channel.tag, frame.sequence):
@@ -188,13 +188,23 @@ class Receipt(Flight):
         if self._waiting.acquire(blocking=False):  # else who waits for it comes to this, too
             try:
                 if self._piece is not None and self._theirs is None and not self._posted:
-                    theirs = Frame.unpack(self._piece.memory)
-                    if not theirs.place and theirs.sequence == self.number and theirs.fits(self._ours, shapes=False):
-                        self.post_chunks(theirs)
-            except (WireError, Refusal):
-                pass  # who waits for it is told
+                    self._post_what_is_announced(self._piece)
             finally:
                 self._waiting.release()
+
+    def _post_what_is_announced(self, piece: Piece) -> None:
+        try:
+            theirs = Frame.unpack(piece.memory)
+        except WireError:  # who waits for it is told
+            return
+        if theirs.place or theirs.sequence != self.number or not theirs.fits(self._ours, shapes=False):
+            return
+        try:
+            self.post_chunks(theirs)
+        except (RuntimeError, Refusal) as error:
+            self._channel.break_off(f"{theirs} could not be received")
+            self._error = error if isinstance(error, Refusal) else RuntimeError(*error.args)
+            self.let_go()
 
     def _finish(self, deadline: float) -> None:
         piece = self._piece
@@ -324,7 +334,7 @@ def sent(channel: Channel, kind: Kind, tensor: Tensor, said: dict[str, Any] | No
         frame = channel.frame(kind, channel.next(), tensor, {**(said or {}), "place": place})
         rings = not place and channel.is_near(frame.nbytes)  # there was no room: it is not expected in chunks yet
         first = channel.send_first(piece.filled(frame.packed(), tensor, frame.nbytes), rings=rings)
-        flight = Flight(channel, frame, tensor, piece, first)
+        flight = Flight(channel, frame, None if place else tensor, piece, first)
         flight.send_chunks(frame)
         channel.under_way.append(flight)
     return flight

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from parallel_topology import CollectiveError, GroupArgumentError, GroupManager, MismatchError, WireError
+from parallel_topology.communicators.channel import Channel
 from parallel_topology.communicators.channels import Channels, channels_of
 from parallel_topology.communicators.host_memory import HostMemory
 from parallel_topology.communicators.links import Links
 from parallel_topology.communicators.parcels import Parcels
 from parallel_topology.testing import run_ranks
 from parallel_topology.wire.frames import CHUNK, INLINE, UNIT, Frame, Header, Kind, chunks, first_tag, inline
+from tests.waiting import eventually
 
 over_all = pytest.mark.usefixtures("carrier")
 
@@ -272,6 +274,28 @@ def test_what_is_expected_comes_wherever_the_program_is(anybody: bool):
             tp.barrier()
 
     run_ranks("tp2", body)
+
+
+def test_what_cannot_be_received_before_it_is_waited_for_is_an_error_then(monkeypatch: pytest.MonkeyPatch):
+    """gloo's connection may have failed; memory that nothing came into is no message."""
+    monkeypatch.setattr(Parcels, "put", lambda *_: 0)
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("connection reset")
+
+    def body(groups: GroupManager) -> None:
+        if groups.tp.is_first:
+            groups.tp.isend(torch.ones(9000))
+            groups.tp.barrier()
+        else:
+            begun = groups.tp.irecv(torch.zeros(9000))
+            groups.tp.barrier()
+            assert eventually(lambda: channels_of(groups.tp.links).by(0)._broken != "")
+            with pytest.raises(CollectiveError, match=r"recv on .* failed at rank 1: connection reset"):
+                begun.wait()
+
+    monkeypatch.setattr(Channel, "recv_chunk", refuses)
+    run_ranks("tp2", body, check=False)
 
 
 @over_all
