@@ -28,25 +28,24 @@ class Parcels:
 
     def __init__(self, memory: HostMemory, family: str, ranks: Sequence[int], rank: int, most: int) -> None:
         """`rank`: this one's position among `ranks`, the members' global ranks."""
-        region = memory.regions[family]
         self.most = min(most, Region.PARCELS // 2)
-        self._bytes = memory.bytes
-        self._used = [memory.area(one) + region.used for one in ranks]
-        self._blocks = [memory.address + memory.area(one) + region.parcels for one in ranks]
+        self._memory = memory
+        self._region = memory.regions[family]
+        self._ranks = ranks
         self._rank = rank
         self._fence = futex.Fence()
         self._lock = threading.Lock()
 
     def put(self, address: int, nbytes: int) -> int:
         """Copy so many bytes to where others find them; the place, from 1, or 0 if there is no room."""
-        count, used = -(-nbytes // BLOCK), self._used[self._rank]
+        count, shared, (used, blocks) = -(-nbytes // BLOCK), self._memory.bytes, self._area(self._rank)
         with self._lock:
-            first = bytes(self._bytes[used : used + Region.BLOCKS]).find(bytes(count))
+            first = bytes(shared[used : used + Region.BLOCKS]).find(bytes(count))
             if first < 0:
                 return 0
-            self._bytes[used + first : used + first + count] = b"\1" * count
+            shared[used + first : used + first + count] = b"\1" * count
         self._fence()  # who had them before has read all of it
-        memmove(self._blocks[self._rank] + first * BLOCK, address, nbytes)
+        memmove(blocks + first * BLOCK, address, nbytes)
         return first + 1
 
     def take(self, sender: int, place: int, nbytes: int, address: int | None) -> None:
@@ -55,10 +54,15 @@ class Parcels:
         Raises:
             WireError: there is no such place.
         """
-        count, used = -(-nbytes // BLOCK), self._used[sender]
+        count, (used, blocks) = -(-nbytes // BLOCK), self._area(sender)
         if not (0 < nbytes <= self.most and 0 < place <= Region.BLOCKS - count + 1):
             raise WireError(f"a peer announces {nbytes} bytes at place {place} of {Region.BLOCKS}")
         if address is not None:
-            memmove(address, self._blocks[sender] + (place - 1) * BLOCK, nbytes)
+            memmove(address, blocks + (place - 1) * BLOCK, nbytes)
         self._fence()
-        self._bytes[used + place - 1 : used + place - 1 + count] = bytes(count)
+        self._memory.bytes[used + place - 1 : used + place - 1 + count] = bytes(count)
+
+    def _area(self, position: int) -> tuple[int, int]:
+        """Where a member's bytes for blocks are in the memory, and the address of its first block."""
+        start = self._memory.area(self._ranks[position])
+        return start + self._region.used, self._memory.address + start + self._region.parcels
