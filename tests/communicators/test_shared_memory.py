@@ -36,7 +36,16 @@ from parallel_topology import (
 )
 from parallel_topology.communicators import futex, host_memory
 from parallel_topology.communicators.futex import Fence
-from parallel_topology.communicators.host_memory import LETTERS, SLOT_BYTES, SLOTS, HostMemory, Offer, Region, regions
+from parallel_topology.communicators.host_memory import (
+    LETTERS,
+    SLOT_BYTES,
+    SLOTS,
+    Box,
+    HostMemory,
+    Offer,
+    Region,
+    regions,
+)
 from parallel_topology.communicators.presence import is_gone, started
 from parallel_topology.communicators.shared_memory import SharedMemoryCommunicator
 from parallel_topology.groups import joining
@@ -471,7 +480,10 @@ def test_regions_do_not_overlap(families: dict[str, tuple[int, int]]):
         assert region.start + region.WORDS <= region.sleepers
         assert region.sleepers + members <= region.headers
         assert region.headers + region.slots * region.HEADER <= region.data
-        assert region.data + region.slots * region.slot_bytes <= region.end
+        assert region.data + region.slots * region.slot_bytes <= region.boxes
+        assert region.boxes + members * Box.BYTES <= region.used
+        assert region.used + region.BLOCKS <= region.parcels
+        assert region.parcels + region.PARCELS <= region.end
         assert region.start % 64 == region.headers % 64 == region.data % 4096 == 0
     for one, following in pairwise(found):
         assert one.end <= following.start
