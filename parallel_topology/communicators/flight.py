@@ -119,8 +119,7 @@ class Flight:
             try:
                 self._finish(deadline)
             except (RuntimeError, ParallelTopologyError) as error:  # after any other it can be taken up again
-                is_ours = isinstance(error, (Refusal, ParallelTopologyError))
-                self._error = error if is_ours else RuntimeError(*error.args)
+                self._keep(error)
                 self._end()
                 raise
             if self._piece is not None:
@@ -139,6 +138,11 @@ class Flight:
         self._done = True
         self._ticket = self._tensor = self._piece = None
         self._works.clear()
+
+    def _keep(self, error: Exception) -> None:
+        """Raise this to whoever waits from now on; torch's without its traceback, whose frames hold process groups."""
+        is_ours = isinstance(error, (Refusal, ParallelTopologyError))
+        self._error = error if is_ours else RuntimeError(*error.args)
 
     def _end(self) -> None:
         self.let_go()
@@ -203,7 +207,7 @@ class Receipt(Flight):
             self.post_chunks(theirs)
         except (RuntimeError, Refusal) as error:
             self._channel.break_off(f"{theirs} could not be received")
-            self._error = error if isinstance(error, Refusal) else RuntimeError(*error.args)
+            self._keep(error)
             self.let_go()
 
     def _finish(self, deadline: float) -> None:

@@ -385,7 +385,7 @@ def _written(value: Any) -> tuple[_Writer, bytes]:
 
 
 def _read(header: bytes, build: Callable[[dict[str, Any]], Any]) -> Any:
-    """What a header says, of which pydantic's reader, which knows no hook for what is tagged, could not make it."""
+    """What a header says, with what is tagged in it built: for that pydantic's reader, which is faster, has no hook."""
     text = header.decode("utf-8", "surrogatepass")
     return json.JSONDecoder(object_hook=build, parse_constant=float).decode(text)
 
